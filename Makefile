@@ -1,0 +1,58 @@
+# For Debian or Ubuntu with Python 3.10-3.12, a C++ compiler and make; see README.md.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+SAMPLE := data/sample
+DEMO := configs/mask2former_revcol_nano_sample.py
+WORK := work_dirs/demo
+
+.PHONY: install demo test lint
+install: .venv/installed
+
+.venv/installed: requirements.txt setup.py
+	@fail() { echo "error: $$1"; exit 1; }
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
+	    || fail "$(PYTHON) is none of Python 3.10 to 3.12; try: make PYTHON=python3.11"
+	$(PYTHON) -c 'import ensurepip' || fail "no venv for $(PYTHON); try: apt-get install python3-venv"
+	test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
+	    || fail "no headers for $(PYTHON); try: apt-get install python3-dev"
+	command -v c++ > /dev/null || fail "no C++ compiler; try: apt-get install g++"
+	echo "[1/5] virtual environment with $$($(PYTHON) --version)"
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	$(PIP) install -q -c requirements.txt pip setuptools wheel ninja psutil
+	echo "[2/5] torch, the largest download"
+	$(PIP) install -c requirements.txt torch torchvision opencv-python
+	# opencv-python wants libGL, which servers lack
+	$(BIN)/python -c 'import cv2' 2> /dev/null || $(PIP) install -q --force-reinstall --no-deps \
+	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)
+	echo "[3/5] mmcv, whose ops are compiled against this torch: 10 to 20 minutes on 2 cores"
+	compile() { $(PIP) install -v --no-build-isolation -c requirements.txt "$$@" mmcv 2>&1 | tee .venv/mmcv.log \
+	    | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\]\) .*/\1/p' || { tail -n 40 .venv/mmcv.log; exit 1; }; }
+	compiled() { $(BIN)/python -c 'import mmcv.ops' 2> /dev/null; }
+	compiled || compile
+	compiled || compile --no-cache-dir --force-reinstall --no-deps  # pip had cached it for another torch
+	echo "[4/5] the rest of requirements.txt"
+	$(PIP) install -q --no-build-isolation -r requirements.txt
+	echo "[5/5] revcol_mm"
+	$(PIP) install -q --no-build-isolation --no-deps -e .
+	$(BIN)/python -m revcol_mm.check_env
+	touch $@
+
+$(SAMPLE): tools/prepare_sample_data.py | install
+	$(BIN)/python tools/prepare_sample_data.py $@
+
+demo: install $(SAMPLE)
+	@$(BIN)/python tools/train.py $(DEMO) --work-dir $(WORK) --seed 0
+	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
+	    --show-dir $(WORK)/pictures
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	$(BIN)/ruff format --check .

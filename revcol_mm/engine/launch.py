@@ -1,0 +1,73 @@
+"""What ``tools/train.py`` and ``tools/test.py`` have in common: from a command line to a checked config."""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.distributed
+from mmengine.config import Config, DictAction
+from mmengine.logging import print_log
+
+from revcol_mm.check_env import SCOPES, require
+
+from .preflight import check_files, check_scope, merge_options
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share."""
+    parser.add_argument('config', help='config file, such as configs/mask2former_revcol_b_ade20k.py')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints [work_dirs/CONFIG]')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started [none]',
+    )
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='override values of the config, such as train_cfg.max_iters=1000',
+    )
+
+
+def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
+    """Read the config that a command line names, apply its options and check all that can fail late.
+
+    Args:
+        args: Parsed :func:`add_common_arguments`.
+        loaders: Names of the dataloaders that the run will use.
+
+    Raises:
+        FileNotFoundError: If the config, data or a pretrained checkpoint is missing.
+        ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong.
+        SystemExit: If the environment lacks what the config's task needs.
+    """
+    if not Path(args.config).is_file():
+        raise FileNotFoundError(f'no config {args.config}')
+    cfg = Config.fromfile(args.config)
+    check_scope(cfg)
+    require(SCOPES[cfg.default_scope])
+    merge_options(cfg, args.cfg_options)
+    check_files(cfg, loaders)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    if not torch.cuda.is_available():
+        _adapt_to_cpu(cfg)
+    return cfg
+
+
+def _adapt_to_cpu(cfg: Config) -> None:
+    """Change what MMEngine cannot do without a GPU: mixed precision, and processes over NCCL."""
+    optim_wrapper = cfg.get('optim_wrapper', {})
+    if optim_wrapper.get('type') == 'AmpOptimWrapper':
+        print_log('no GPU: training without mixed precision', logger='current', level=30)
+        optim_wrapper.type = 'OptimWrapper'
+        for key in ('dtype', 'loss_scale', 'use_fsdp'):
+            optim_wrapper.pop(key, None)
+    if cfg.launcher == 'pytorch':
+        torch.distributed.init_process_group('gloo')  # MMEngine would pick a GPU first
+        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+

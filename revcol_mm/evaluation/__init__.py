@@ -1,0 +1,3 @@
+from .commonest_class_iou import CommonestClassIoU
+
+__all__ = ['CommonestClassIoU']

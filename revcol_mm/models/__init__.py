@@ -1,0 +1,3 @@
+from .backbones import RevCol
+
+__all__ = ['RevCol']

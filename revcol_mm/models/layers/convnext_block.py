@@ -1,0 +1,48 @@
+"""The ConvNeXt block (arXiv 2201.03545, section 2) that RevCol's levels are made of."""
+
+import torch
+from torch import Tensor, nn
+
+
+class ConvNeXtBlock(nn.Module):
+    """``x + drop_path(gamma * MLP(LayerNorm(depthwise_conv(x))))``.
+
+    Layout and parameter names are those of RevCol's official code (`models/modules.py`).
+
+    Args:
+        channels: Channels C of the input and of the output.
+        kernel_size: Size of the depthwise convolution, odd.
+        expansion: Width of the MLP's hidden layer in units of C. RevCol official code: 4.
+        drop_path_rate: Probability of skipping the residual branch of a sample in training.
+        layer_scale_init_value: Initial value of ``gamma``.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int = 3,
+        expansion: int = 4,
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(
+            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
+        )
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.pwconv1 = nn.Linear(channels, expansion * channels)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(expansion * channels, channels)
+        self.gamma = nn.Parameter(torch.full((channels,), layer_scale_init_value))
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W), channels-last if the input is."""
+        branch = self.dwconv(x).permute(0, 2, 3, 1)  # (B, H, W, C), a view of channels-last memory
+        branch = self.pwconv2(self.act(self.pwconv1(self.norm(branch)))).permute(0, 3, 1, 2)
+        scale = self.gamma.view(1, -1, 1, 1)
+        if self.training and self.drop_path_rate > 0:
+            # Scaling the small gamma instead of the branch spares two passes over the feature map.
+            keep_rate = 1 - self.drop_path_rate
+            scale = scale * scale.new_empty(len(x), 1, 1, 1).bernoulli_(keep_rate).div_(keep_rate)
+        return torch.addcmul(x, branch, scale)

@@ -1,0 +1,77 @@
+"""The multi-level reversible unit (RevCol, arXiv 2212.11696, equations 2 and 3).
+
+A chain of couplings updates a list of features, one level at a time::
+
+    forward:  c[l] <- F(inputs) + alpha * c[l]
+    inverse:  c[l] <- (c[l] - F(inputs)) / alpha
+
+The inputs of ``F`` are the chain's constant input ``x`` and the *current* value of levels other than
+``l``. So every update can be undone, last one first, whatever ``F`` computes. With ``L`` levels this is
+the paper's ``x_t = F_t(x_{t-1}, ..., x_{t-L+1}) + gamma x_{t-L}`` where ``t = column * L + level``.
+"""
+
+from typing import Callable, NamedTuple, Sequence
+
+import torch
+from torch import Tensor
+
+MIN_ABS_ALPHA = 1e-3  # RevCol official code, `SubNet.forward`: the inverse divides by alpha
+
+
+class Coupling(NamedTuple):
+    """One update ``c[level] <- function(*inputs) + alpha * c[level]``.
+
+    Args:
+        level: Index of the feature that is updated.
+        reads: Indices of the features passed to ``function``, in order; ``None`` stands for ``x``.
+            ``level`` itself must not be among them, or the update could not be undone.
+        function: ``F``; its result has the shape of ``c[level]``.
+        alpha: Non-zero scale of the shortcut, broadcastable to ``c[level]``.
+    """
+
+    level: int
+    reads: tuple[int | None, ...]
+    function: Callable[..., Tensor]
+    alpha: Tensor
+
+    def residual(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
+        """Compute ``F`` on its inputs, without the shortcut."""
+        return self.function(*(x if i is None else features[i] for i in self.reads))
+
+
+def couple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """Run a chain of couplings.
+
+    Args:
+        couplings: The updates, first one first.
+        x: Constant input of the chain.
+        features: One tensor for each level. Where a level has no value yet, a zero of any shape that
+            broadcasts will do.
+
+    Returns:
+        The updated features; ``features`` itself is left as it is.
+    """
+    features = list(features)
+    for coupling in couplings:
+        features[coupling.level] = torch.addcmul(
+            coupling.residual(x, features), coupling.alpha, features[coupling.level]
+        )
+    return features
+
+
+def uncouple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+    """Undo :func:`couple`: from its result back to the features it was given.
+
+    Note:
+        Exact in exact arithmetic. In floating point each update loses about ``log2(1 / |alpha|)`` bits.
+    """
+    features = list(features)
+    for coupling in reversed(couplings):
+        residual = coupling.residual(x, features)
+        features[coupling.level] = (features[coupling.level] - residual) / coupling.alpha
+    return features
+
+
+def bound_alpha(alpha: Tensor) -> Tensor:
+    """Move ``alpha`` to the nearest value with ``|alpha| >= 1e-3``; zero becomes ``+1e-3``."""
+    return torch.where(alpha < 0, alpha.clamp(max=-MIN_ABS_ALPHA), alpha.clamp(min=MIN_ABS_ALPHA))

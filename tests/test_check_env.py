@@ -1,0 +1,102 @@
+"""check_env tells what is installed and prints the exact line that mends what is not."""
+
+import re
+from importlib import metadata
+
+import pytest
+
+from revcol_mm import check_env
+
+from .conftest import REPO
+from .subprocesses import run
+
+
+@pytest.fixture
+def distributions(monkeypatch):
+    """Pretend that certain distributions are installed."""
+
+    def pretend(**versions):
+        versions = {name.replace('_', '-'): version for name, version in versions.items()}
+
+        def version(name):
+            if name not in versions:
+                raise metadata.PackageNotFoundError(name)
+            return versions[name]
+
+        monkeypatch.setattr(check_env.metadata, 'version', version)
+
+    return pretend
+
+
+def test_the_installed_set_is_whole_and_everything_can_run():
+    printed = run('-m', 'revcol_mm.check_env')
+    assert re.search(r'OpenMMLab set: (upstream|onedl)\n', printed)
+    for task in ('segmentation', 'detection', 'classification'):
+        assert re.search(rf'{task} +can run', printed)
+    assert 'To mend' not in printed and 'Warning' not in printed
+
+
+def test_the_pins_are_those_of_requirements_txt():
+    lines = (REPO / 'requirements.txt').read_text().splitlines()
+    pins = dict(line.split(' ')[0].split('==') for line in lines if '==' in line)
+    for distribution, version in check_env.UPSTREAM.values():
+        assert pins[distribution] == version
+    assert pins['torch'] == check_env.TORCH[1]
+
+
+@pytest.mark.parametrize(
+    'versions, expected',
+    [
+        ({}, None),
+        ({'mmengine': '0.10.7', 'mmcv': '2.1.0'}, 'upstream'),
+        ({'onedl_mmengine': '0.10.12'}, 'onedl'),
+    ],
+)
+def test_the_set_is_told_from_the_distributions(distributions, versions, expected):
+    distributions(**versions)
+    assert check_env.installed_set() == expected
+
+
+def test_a_mixed_set_is_mended_by_replacing_the_stranger(distributions):
+    distributions(onedl_mmengine='0.10.12', mmdet='3.3.0')
+    part = check_env.examine('mmdet')
+    assert part.fix == 'pip uninstall -y mmdet && pip install onedl-mmdetection==3.5.1'
+
+
+def test_two_distributions_of_one_name_are_mended_by_keeping_one(distributions):
+    distributions(mmengine='0.10.7', mmseg='1', mmsegmentation='1.2.2', onedl_mmsegmentation='1.4.2')
+    part = check_env.examine('mmseg')
+    assert part.fix == (
+        'pip uninstall -y mmsegmentation onedl-mmsegmentation && pip install mmsegmentation==1.2.2'
+    )
+
+
+HIDE = """
+import sys
+sys.modules[{module!r}] = None
+from revcol_mm.check_env import {call}
+{call_line}
+"""
+
+
+@pytest.mark.parametrize(
+    'module, fix',
+    [
+        ('torch', 'pip install torch==2.9.1 torchvision'),
+        ('mmseg', 'pip install (onedl-)?mmsegmentation==.*'),
+        ('ftfy', 'pip install ftfy'),
+        ('mmcv._ext', 'pip install --no-build-isolation .*mmcv==.*'),
+    ],
+)
+def test_what_is_missing_is_named_with_the_line_that_mends_it(module, fix):
+    code = HIDE.format(module=module, call='main', call_line='sys.exit(main())')
+    printed = run('-c', code, expect=1)
+    assert re.search(r'segmentation +cannot run', printed)
+    assert re.search(rf'\n  .*{fix}\n', printed)
+
+
+def test_a_tool_fails_with_the_line_that_mends_it():
+    code = HIDE.format(module='mmseg', call='require', call_line="require('segmentation')")
+    printed = run('-c', code, expect=1)
+    assert 'Traceback' not in printed
+    assert re.search(r'^Fix: pip install \S*mmsegmentation==', printed, re.M)

@@ -1,0 +1,89 @@
+"""What importing needs and gives: few packages in, everything registered for every OpenMMLab scope."""
+
+import ast
+
+import pytest
+
+from .conftest import REPO
+from .subprocesses import run
+
+BARE = """
+import sys
+for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
+    sys.modules[name] = None  # importing it fails
+import torch
+from mmengine.registry import MODELS
+import revcol_mm
+model = MODELS.build(dict(type='RevCol', arch='nano'))
+model.init_weights()
+optimizer = torch.optim.AdamW(model.parameters())
+losses = []
+image = torch.rand(1, 3, 64, 64)
+for _ in range(3):
+    loss = sum((f - 1).square().mean() for f in model(image))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    losses.append(loss.item())
+assert losses[2] < losses[0], losses
+"""
+
+SCOPE = """
+import importlib
+from mmengine.config import ConfigDict
+from mmengine.registry import init_default_scope
+from mmengine.utils import import_modules_from_strings
+import_modules_from_strings(['revcol_mm'])  # what custom_imports does
+init_default_scope({scope!r})
+registry = importlib.import_module('{scope}.registry')
+model = registry.MODELS.build(ConfigDict(type='RevCol', arch='nano', out_indices=(-1,)))
+assert type(model).__module__ == 'revcol_mm.models.backbones.revcol'
+assert registry.OPTIM_WRAPPER_CONSTRUCTORS.get('LayerDecayOptimWrapperConstructor').__module__ == (
+    'revcol_mm.engine.layer_decay')
+"""
+
+NO_TORCH = """
+import sys
+sys.modules['torch'] = None
+import revcol_mm
+revcol_mm.RevCol
+"""
+
+
+def test_the_bare_backbone_trains_with_torch_and_mmengine_alone():
+    run('-c', BARE)
+
+
+@pytest.mark.parametrize('scope', ['mmengine', 'mmdet', 'mmseg', 'mmpretrain'])
+def test_revcol_is_found_from_every_scope(scope):
+    run('-c', SCOPE.format(scope=scope))
+
+
+def test_without_torch_the_error_names_the_check():
+    printed = run('-c', NO_TORCH, expect=1)
+    assert 'torch' in printed and 'python -m revcol_mm.check_env' in printed.splitlines()[-1]
+
+
+LAYERS = ['check_env', 'ops', 'models', 'evaluation', 'engine']
+
+
+@pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)
+def test_imports_go_one_way(path):
+    """ops -> models -> evaluation -> engine; ops know torch only."""
+    own = path.relative_to(REPO / 'revcol_mm').parts[0].removesuffix('.py')
+    if own == '__init__':
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules = [node.module]
+        else:
+            continue
+        for module in modules:
+            parts = module.split('.')
+            if parts[0] == 'revcol_mm':
+                imported = parts[1]
+                assert LAYERS.index(imported) <= LAYERS.index(own), f'{path} imports {module}'
+            if own == 'ops':
+                assert not parts[0].startswith('mm'), f'{path} imports {module}'

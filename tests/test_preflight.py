@@ -1,0 +1,184 @@
+"""What would fail late fails early, with a message that names the path, key or number."""
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+from torch import nn
+
+from revcol_mm.engine.preflight import PreflightHook, check_files, check_scope, merge_options
+
+from .conftest import REPO
+
+LOADERS = ('train_dataloader', 'val_dataloader')
+
+
+@pytest.fixture
+def cfg():
+    return Config.fromfile(REPO / 'configs/mask2former_revcol_b_ade20k.py')
+
+
+@pytest.fixture
+def ade(cfg, tmp_path):
+    """The config on a data set with one image and mask in each split."""
+    for split in ('training', 'validation'):
+        for kind, suffix in (('images', 'jpg'), ('annotations', 'png')):
+            folder = tmp_path / kind / split
+            folder.mkdir(parents=True)
+            Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / f'a.{suffix}')
+    cfg.train_dataloader.dataset.data_root = cfg.val_dataloader.dataset.data_root = str(tmp_path)
+    cfg.model.backbone.init_cfg = None
+    return cfg
+
+
+def test_a_missing_data_root_is_named_once(cfg):
+    with pytest.raises(FileNotFoundError) as error:
+        check_files(cfg, LOADERS)
+    assert str(error.value) == (
+        'no data folder data/ade/ADEChallengeData2016 '
+        '(train_dataloader.dataset, val_dataloader.dataset)'
+    )
+
+
+def test_whole_data_pass(ade):
+    check_files(ade, LOADERS)
+
+
+def test_a_missing_and_an_empty_folder_are_named(ade, tmp_path):
+    (tmp_path / 'images/training/a.jpg').unlink()
+    (tmp_path / 'annotations/validation').rename(tmp_path / 'annotations/valid')
+    with pytest.raises(FileNotFoundError) as error:
+        check_files(ade, LOADERS)
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith(f'data folder {tmp_path}/images/training is empty')
+    assert lines[1].startswith(f'no data folder {tmp_path}/annotations/validation')
+    assert len(lines) == 2
+
+
+def test_data_inside_of_a_wrapper_are_found(ade):
+    inner = ade.train_dataloader.dataset
+    inner.data_root = 'nowhere'
+    ade.train_dataloader.dataset = dict(type='RepeatDataset', times=2, dataset=inner)
+    with pytest.raises(FileNotFoundError, match=r'nowhere \(train_dataloader\.dataset\.dataset\)'):
+        check_files(ade, LOADERS)
+
+
+@pytest.mark.parametrize('content', [None, ''])
+def test_a_missing_or_empty_annotation_file_is_named(ade, tmp_path, content):
+    ade.train_dataloader.dataset.ann_file = 'instances.json'
+    if content is not None:
+        (tmp_path / 'instances.json').write_text(content)
+    with pytest.raises(FileNotFoundError, match=r'instances\.json'):
+        check_files(ade, LOADERS)
+
+
+def test_a_missing_pretrained_file_names_the_file_the_url_and_the_way_without(ade):
+    ade.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='pretrained/revcol_b.pth')
+    with pytest.raises(FileNotFoundError, match=r'pretrained/revcol_b\.pth.*https://.*init_cfg=None'):
+        check_files(ade, LOADERS)
+    check_files(ade, ('val_dataloader',))  # testing loads the checkpoint over it
+
+
+def test_a_missing_default_scope_is_named(cfg):
+    check_scope(cfg)
+    del cfg.default_scope
+    with pytest.raises(ValueError, match='default_scope is None.*mmseg'):
+        check_scope(cfg)
+
+
+@pytest.mark.parametrize(
+    'key, message',
+    [
+        ('train_confg.max_iters', "no 'train_confg'.*train_cfg"),
+        ('train_cfg.max_iter', "train_cfg has no 'max_iter'.*max_iters"),
+        ('model.backbone.drop_path', "no 'drop_path'.*drop_path_rate"),
+        ('train_dataloader.dataset.data_rot', "no 'data_rot'.*data_root"),
+        ('train_pipeline.9.prob', '9'),
+        ('num_classes.x', 'num_classes is 150, not a dict'),
+    ],
+)
+def test_an_unknown_option_is_named_with_what_is_near(cfg, key, message):
+    with pytest.raises(ValueError, match=message):
+        merge_options(cfg, {key: 1})
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'train_cfg.max_iters',
+        'model.backbone.save_memory',  # not in the config, but an argument of RevCol
+        'train_dataloader.dataset.indices',  # an argument that ADE20KDataset passes on to its base
+        'train_dataloader.dataset.pipeline.2.max_size',
+        'randomness',
+        'work_dir',
+    ],
+)
+def test_options_of_the_config_or_of_what_it_builds_pass(cfg, key):
+    merge_options(cfg, {key: 7})
+    node = cfg
+    for part in key.split('.'):
+        node = node[int(part)] if part.isdigit() else node[part]
+    assert node == 7
+
+
+class Dataset:
+    """As much of a data set as the hook looks at."""
+
+    data_root = 'somewhere'
+    reduce_zero_label = True
+    label_map = None
+
+    def __init__(self, paths, num_classes=3, **attributes):
+        self.paths = paths
+        self.metainfo = dict(classes=('x',) * num_classes)
+        vars(self).update(attributes)
+
+    def __len__(self):
+        return len(self.paths)
+
+    def get_data_info(self, index):
+        return dict(seg_map_path=self.paths[index])
+
+
+class Runner:
+    """As much of a runner as the hook looks at."""
+
+    _val_loop = _test_loop = None
+
+    def __init__(self, dataset, num_classes=3):
+        self.model = nn.ModuleDict(dict(decode_head=nn.Identity()))
+        self.model.decode_head.num_classes = num_classes
+        self._train_loop = type('Loop', (), {})()
+        self._train_loop.dataloader = type('Loader', (), dict(dataset=dataset))()
+
+
+def mask(path, *labels):
+    Image.fromarray(np.array([labels], np.uint8)).save(path)
+    return str(path)
+
+
+def test_labels_within_the_classes_pass(tmp_path):
+    PreflightHook().before_run(Runner(Dataset([mask(tmp_path / 'a.png', 0, 1, 3, 255)])))
+
+
+def test_a_label_beyond_the_classes_names_the_file(tmp_path):
+    dataset = Dataset([mask(tmp_path / 'a.png', 1), mask(tmp_path / 'b.png', 4)])
+    with pytest.raises(ValueError, match=r'b\.png has label 3 .*3 classes'):
+        PreflightHook().before_run(Runner(dataset))
+
+
+def test_another_number_of_classes_than_the_head_has_is_an_error(tmp_path):
+    dataset = Dataset([mask(tmp_path / 'a.png', 1)])
+    with pytest.raises(ValueError, match=r'decode_head.*num_classes=150.*3 classes'):
+        PreflightHook().before_run(Runner(dataset, num_classes=150))
+
+
+def test_an_empty_data_set_is_an_error():
+    with pytest.raises(ValueError, match='somewhere has no images'):
+        PreflightHook().before_run(Runner(Dataset([])))
+
+
+def test_classes_without_a_category_are_an_error(tmp_path):
+    dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[])
+    with pytest.raises(ValueError, match='of 3 classes only 0'):
+        PreflightHook().before_run(Runner(dataset))

@@ -1,0 +1,172 @@
+"""tools/ end to end, each in a process of its own, on the sample data."""
+
+import json
+import re
+
+import pytest
+
+from .conftest import REPO
+from .subprocesses import run
+
+DEMO = 'configs/mask2former_revcol_nano_sample.py'
+RETINANET = 'tests/configs/retinanet_revcol_nano_sample.py'
+CLASSIFIER = 'tests/configs/classifier_revcol_nano_sample.py'
+
+
+def on(data, layout, *options):
+    """Options that move a config to the sample data and to a schedule of 4 iterations."""
+    root = data / layout
+    return (
+        '--cfg-options',
+        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')),
+        'train_cfg.max_iters=4',
+        'train_cfg.val_interval=4',
+        'default_hooks.checkpoint.interval=2',
+        'default_hooks.logger.interval=1',
+        *options,
+    )
+
+
+def test_sample_data_are_three_layouts_of_the_same_scenes(sample_data):
+    for split, kind in (('training', 'train'), ('validation', 'val')):
+        names = {p.stem for p in (sample_data / 'ade20k/images' / split).iterdir()}
+        assert names == {p.stem for p in (sample_data / 'ade20k/annotations' / split).iterdir()}
+        coco = json.loads((sample_data / f'coco/annotations/instances_{kind}2017.json').read_text())
+        assert names == {image['file_name'].split('.')[0] for image in coco['images']}
+        assert len(coco['categories']) == 10
+        assert any((sample_data / 'imagenet' / kind).iterdir())
+    assert (sample_data / 'preview.png').stat().st_size > 10_000
+
+
+def test_sample_data_are_deterministic(sample_data, tmp_path):
+    run('tools/prepare_sample_data.py', tmp_path / 'again', '--num-train', 12, '--num-val', 4)
+    for path in sample_data.rglob('*'):
+        if path.is_file():
+            again = tmp_path / 'again' / path.relative_to(sample_data)
+            assert path.read_bytes() == again.read_bytes(), path
+
+
+@pytest.fixture(scope='module')
+def trained(sample_data, tmp_path_factory):
+    """The demo's config, trained for 4 iterations."""
+    work_dir = tmp_path_factory.mktemp('trained')
+    options = on(sample_data, 'ade20k')
+    printed = run('tools/train.py', DEMO, '--work-dir', work_dir, '--seed', 0, *options)
+    assert 'Iter(val)' in printed and 'mIoU' in printed
+    assert 'parameter groups' in printed
+    return work_dir
+
+
+def test_training_writes_checkpoints_and_tensorboard_events(trained):
+    assert (trained / 'iter_2.pth').exists() and (trained / 'iter_4.pth').exists()
+    assert any(path.name.startswith('events') for path in trained.rglob('*'))
+
+
+def test_training_resumes_and_equals_the_unbroken_run(trained, sample_data, tmp_path):
+    (tmp_path / 'last_checkpoint').write_text(str(trained / 'iter_2.pth'))
+    options = on(sample_data, 'ade20k')
+    common = ('tools/train.py', DEMO, '--seed', 0, '--work-dir')
+    printed = run(*common, tmp_path, '--resume', *options)
+    assert f'resumed epoch: 0, iter: 2' in printed
+    assert (tmp_path / 'iter_4.pth').exists()
+
+
+def test_testing_prints_metrics_and_writes_predictions_and_pictures(trained, sample_data, tmp_path):
+    printed = run(
+        'tools/test.py',
+        DEMO,
+        trained / 'iter_4.pth',
+        '--work-dir',
+        tmp_path / 'work',
+        '--out',
+        tmp_path / 'out',
+        '--show-dir',
+        tmp_path / 'pictures',
+        *on(sample_data, 'ade20k'),
+    )
+    assert re.search(r'^mIoU +\d', printed, re.M)
+    assert re.search(r'^commonest_class/mIoU +\d', printed, re.M)
+    scenes = {p.stem for p in (sample_data / 'ade20k/images/validation').iterdir()}
+    assert {p.stem for p in (tmp_path / 'out').glob('*.png')} == scenes
+    assert len(list((tmp_path / 'pictures').rglob('*.png'))) == len(scenes)
+
+
+def test_testing_with_augmentation(trained, sample_data, tmp_path):
+    printed = run(
+        'tools/test.py',
+        DEMO,
+        trained / 'iter_4.pth',
+        '--work-dir',
+        tmp_path,
+        '--tta',
+        *on(sample_data, 'ade20k'),
+    )
+    assert re.search(r'^mIoU +\d', printed, re.M)
+
+
+@pytest.mark.parametrize('config, layout, metric', [
+    (RETINANET, 'coco', 'coco/bbox_mAP'),
+    (CLASSIFIER, 'imagenet', 'accuracy/top1'),
+])
+def test_detection_and_classification_train_and_test(config, layout, metric, sample_data, tmp_path):
+    options = on(sample_data, layout)
+    if layout == 'coco':
+        ann_file = sample_data / 'coco/annotations/instances_val2017.json'
+        options += (f'val_evaluator.ann_file={ann_file}', f'test_evaluator.ann_file={ann_file}')
+    run('tools/train.py', config, '--work-dir', tmp_path, '--seed', 0, *options)
+    out = tmp_path / 'out'
+    printed = run(
+        'tools/test.py', config, tmp_path / 'iter_4.pth', '--work-dir', tmp_path,
+        '--out', out, '--show-dir', tmp_path / 'pictures', *options,
+    )
+    assert re.search(rf'^{metric} +-?\d', printed, re.M)
+    assert any(out.iterdir())
+    assert any(p.suffix in ('.png', '.jpg') for p in (tmp_path / 'pictures').rglob('*'))
+
+
+def test_the_real_config_runs_on_the_sample_data_with_options_for_data_and_schedule(
+    sample_data, tmp_path
+):
+    options = on(sample_data, 'ade20k', 'model.backbone.init_cfg=None', 'train_cfg.max_iters=1')
+    printed = run(
+        'tools/train.py', 'configs/mask2former_revcol_b_ade20k.py', '--work-dir', tmp_path, *options,
+        'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1',
+    )
+    assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', printed)
+    assert 'mIoU' in printed
+
+
+def test_without_data_training_says_so_in_one_line():
+    printed = run('tools/train.py', 'configs/mask2former_revcol_b_ade20k.py', expect=1)
+    (line,) = [line for line in printed.splitlines() if 'error' in line]
+    assert line.startswith('error: no data folder data/ade/ADEChallengeData2016')
+    assert 'Traceback' not in printed
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['tools/train.py', 'configs/nothing.py'], 'error: no config configs/nothing.py'),
+        (['tools/train.py', DEMO, '--resume', 'nothing.pth'], 'error: no checkpoint nothing.pth'),
+        (['tools/test.py', DEMO, 'nothing.pth'], 'error: no checkpoint nothing.pth'),
+        (
+            ['tools/train.py', DEMO, '--cfg-options', 'train_cfg.max_iter=3'],
+            "error: --cfg-options train_cfg.max_iter: train_cfg has no 'max_iter'",
+        ),
+    ],
+)
+def test_a_bad_command_line_is_an_error_without_a_stack_trace(arguments, message):
+    printed = run(*arguments, expect=1)
+    assert message in printed and 'Traceback' not in printed
+
+
+@pytest.mark.parametrize('tool', sorted(p.name for p in (REPO / 'tools').glob('*.py')))
+def test_every_tool_has_help(tool):
+    assert 'usage' in run(f'tools/{tool}', '--help')
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
+def test_scripts_parse(script):
+    import subprocess
+
+    subprocess.run(['bash', '-n', REPO / 'tools' / script], check=True)

@@ -1,0 +1,401 @@
+"""Write a small data set of real pictures for trying out training and testing on a CPU.
+
+Handwritten digits (scikit-learn) are pasted on crops of photographs (scikit-image, scikit-learn).
+The same scenes are written in the layouts of ADE20K (semantic segmentation) and COCO (detection
+and instance segmentation), and crops of their digits in the layout of ImageNet (classification).
+
+Everything comes out of the installed packages: nothing is downloaded. The same arguments give the
+same files, byte for byte.
+"""
+import argparse
+import colorsys
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+from rich.progress import track
+from sklearn.datasets import load_digits
+
+DIGITS_SOURCE = 'scikit-learn, a copy of the UCI ML hand-written digits (E. Alpaydin, C. Kaynak)'
+PHOTO_LICENCES = {
+    'skimage.data/astronaut.png': 'NASA, public domain',
+    'skimage.data/brick.png': 'CC0Textures, CC0',
+    'skimage.data/chelsea.png': 'Stefan van der Walt, CC0',
+    'skimage.data/coffee.png': 'Rachel Michetti, CC0',
+    'skimage.data/grass.png': 'linolafett, CC0',
+    'skimage.data/gravel.png': 'CC0Textures, CC0',
+    'skimage.data/rocket.jpg': 'SpaceX, public domain',
+    'sklearn.datasets.images/china.jpg': 'danielbuechele, CC BY 2.0',
+    'sklearn.datasets.images/flower.jpg': 'vultilion, CC BY 2.0',
+}
+
+
+@dataclass(frozen=True)
+class Split:
+    """What one split is made of. Splits share neither photographs nor handwritten digits."""
+    name: str
+    ade20k_name: str
+    photos: tuple[str, ...]
+    digits: slice
+
+    @property
+    def coco_name(self) -> str:
+        return f'{self.name}2017'
+
+
+SPLITS = (
+    Split('train', 'training', digits=slice(0, 1400), photos=(
+        'skimage.data/astronaut.png', 'skimage.data/brick.png', 'skimage.data/coffee.png',
+        'skimage.data/gravel.png', 'sklearn.datasets.images/china.jpg',
+        'sklearn.datasets.images/flower.jpg')),
+    Split('val', 'validation', digits=slice(1400, None), photos=(
+        'skimage.data/chelsea.png', 'skimage.data/grass.png', 'skimage.data/rocket.jpg')),
+)
+
+SIDES = (128, 224)  # of a scene, in pixels
+DIGIT_SIZES = (24, 110)  # height of an upright digit, in pixels
+NUM_DIGITS = (2, 6)  # in a scene that is not empty; fewer where there is no room
+MAX_ROTATION = 25  # degrees, so that 6 and 9 stay distinct
+EMPTY_SHARE = 0.1  # of scenes without digits
+ALIGNED_SHARE = 0.1  # of scenes with sides divisible by 32, the stride of most backbones
+PLACEMENT_ATTEMPTS = 10
+MIN_VISIBLE_SHARE = 0.75  # a digit must stay readable under the ones pasted over it
+MIN_VISIBLE_PIXELS = 60
+INK_LEVEL = 6  # of the 0..16 of load_digits: below half makes strokes thick
+SUPERSAMPLING = 4
+CROP_MARGIN = 1.3  # side of a classification crop over the longer side of the digit's box
+
+# Labels of the ADE20K layout. As there, 0 is ignored: the data sets use `reduce_zero_label`.
+UNLABELLED, BACKGROUND, FIRST_DIGIT = 0, 1, 2
+
+CHECKSUMS = 'SHA256SUMS'
+
+
+@dataclass
+class Scene:
+    image: np.ndarray  # (H, W, 3), uint8
+    labels: np.ndarray  # (H, W), uint8, as in the ADE20K layout
+    digits: list[int]
+    masks: list[np.ndarray]  # (H, W), bool: the visible pixels of each digit
+
+
+def load_photo(name: str) -> Image.Image:
+    package, file_name = name.split('/')
+    # Not through `skimage.data.astronaut()` and the like, which download what is missing.
+    path = files(package) / file_name
+    if not path.is_file():
+        raise SystemExit(f'{path} does not exist: the installed version of {package.split(".")[0]} '
+                         'does not ship this photograph. Please install another version.')
+    with path.open('rb') as file:
+        return Image.open(file).convert('RGB')
+
+
+def draw_digits(split: Split, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield digits and their 8x8 pixels, all ten in each round to keep small sets balanced."""
+    pixels, digits = load_digits().images[split.digits], load_digits().target[split.digits]
+    while True:
+        for digit in rng.permutation(10).tolist():
+            yield digit, rng.choice(pixels[digits == digit])
+
+
+def render_digit(pixels: np.ndarray, size: float, angle: float) -> np.ndarray:
+    """Return the share (0 to 1) of each pixel that the rotated digit covers, without margins."""
+    padded = np.pad(pixels, 1).astype(np.float32)  # lets strokes on the border be round
+    side = round(size * SUPERSAMPLING * len(padded) / len(pixels))
+    ink = Image.fromarray(padded).resize((side, side), Image.Resampling.BICUBIC)
+    ink = ink.rotate(angle, Image.Resampling.BICUBIC, expand=True)
+    coverage = Image.fromarray(np.asarray(ink) > INK_LEVEL).convert('L').reduce(SUPERSAMPLING)
+    return np.asarray(coverage.crop(coverage.getbbox())) / np.float32(255)
+
+
+def crop_photo(photo: Image.Image, width: int, height: int, rng: np.random.Generator) -> np.ndarray:
+    zoom = rng.uniform(0.7, min(1.5, photo.width / width, photo.height / height))
+    crop_width, crop_height = int(zoom * width), int(zoom * height)
+    left = int(rng.integers(photo.width - crop_width + 1))
+    top = int(rng.integers(photo.height - crop_height + 1))
+    box = (left, top, left + crop_width, top + crop_height)
+    crop = photo.resize((width, height), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(crop, dtype=np.float32)
+
+
+def contrasting_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the one of a few random saturated colours that stands out best from the pixels."""
+    hues, saturations, values = rng.uniform((0, 0.7, 0.6), 1, size=(6, 3)).T
+    colours = 255 * np.array(list(map(colorsys.hsv_to_rgb, hues, saturations, values)))
+    distances = np.linalg.norm(colours[:, None] - background, axis=2)
+    # Not the mean: a colour has to stand out from nearly all of what the digit covers.
+    return colours[np.quantile(distances, 0.1, axis=1).argmax()].astype(np.float32)
+
+
+def place_digit(inside: np.ndarray, owners: np.ndarray, areas: list[int],
+                rng: np.random.Generator) -> tuple[slice, slice] | None:
+    """Find a window for a digit where no digit is hidden too much, or None."""
+    for _ in range(PLACEMENT_ATTEMPTS):
+        top, left = rng.integers(np.subtract(owners.shape, inside.shape), endpoint=True)
+        window = np.s_[top:top + inside.shape[0], left:left + inside.shape[1]]
+        candidate = owners.copy()
+        candidate[window][inside] = len(areas) + 1
+        visible = np.bincount(candidate.flat)[1:]
+        full = np.array([*areas, inside.sum()])
+        if (visible >= np.maximum(MIN_VISIBLE_PIXELS, MIN_VISIBLE_SHARE * full)).all():
+            return window
+    return None
+
+
+def make_scene(photos: list[Image.Image], digit_source: Iterator[tuple[int, np.ndarray]],
+               rng: np.random.Generator) -> Scene:
+    sides = rng.integers(*SIDES, size=2, endpoint=True)
+    if rng.random() < ALIGNED_SHARE:
+        sides = sides // 32 * 32
+    width, height = sides.tolist()
+    image = crop_photo(photos[rng.integers(len(photos))], width, height, rng)
+    labels = np.full((height, width), BACKGROUND, np.uint8)
+    owners = np.zeros((height, width), np.uint8)  # i where the i-th digit is visible, from 1
+    digits, areas = [], []
+
+    num_digits = 0 if rng.random() < EMPTY_SHARE else rng.integers(*NUM_DIGITS, endpoint=True)
+    # Up to 0.7 of the shorter side, a digit fits in the scene at any allowed rotation.
+    max_size = min(DIGIT_SIZES[1], 0.7 * min(width, height))
+    for digit, pixels in itertools.islice(digit_source, int(num_digits)):
+        size = rng.uniform(DIGIT_SIZES[0]**2, max_size**2)**0.5  # uniform in area
+        coverage = render_digit(pixels, size, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
+        inside = coverage >= 0.5
+        window = place_digit(inside, owners, areas, rng)
+        if window is None:
+            continue
+        digits.append(digit)
+        areas.append(inside.sum())
+        owners[window][inside] = len(digits)
+        # Pixels on the edge are a mixture of the digit and what it covers: no label fits them.
+        labels[window][coverage > 0] = UNLABELLED
+        labels[window][coverage == 1] = FIRST_DIGIT + digit
+        colour = contrasting_colour(image[window][inside], rng)
+        opacity = rng.uniform(0.85, 1) * coverage[..., None]
+        image[window] += opacity * (colour - image[window])
+
+    masks = [owners == i for i in range(1, len(digits) + 1)]
+    return Scene(image.round().astype(np.uint8), labels, digits, masks)
+
+
+def save_jpeg(image: np.ndarray, path: Path) -> None:
+    # Without chroma subsampling, which would blur the thin coloured strokes.
+    Image.fromarray(image).save(path, quality=92, subsampling=0)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has hard links
+        shutil.copyfile(source, target)
+
+
+def crop_square(image: np.ndarray, box: list[float]) -> np.ndarray:
+    """Crop a square round the box with a margin; at the image's border, what there is of it."""
+    x, y, width, height = box
+    half = CROP_MARGIN * max(width, height) / 2
+    left, top = round(x + width / 2 - half), round(y + height / 2 - half)
+    right, bottom = round(x + width / 2 + half), round(y + height / 2 + half)
+    return image[max(top, 0):bottom, max(left, 0):right]
+
+
+def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
+    """Write a split in the three layouts and return a summary of it."""
+    ade_images = out / 'ade20k/images' / split.ade20k_name
+    ade_annotations = out / 'ade20k/annotations' / split.ade20k_name
+    coco_images = out / 'coco' / split.coco_name
+    class_folders = [out / 'imagenet' / split.name / str(digit) for digit in range(10)]
+    for folder in (ade_images, ade_annotations, coco_images, *class_folders):
+        folder.mkdir(parents=True)
+
+    # A generator of its own makes a split independent of the other's number of scenes.
+    rng = np.random.default_rng((seed, SPLITS.index(split)))
+    photos = [load_photo(name) for name in split.photos]
+    digit_source = draw_digits(split, rng)
+    images, annotations = [], []
+    for image_id in track(range(1, num_scenes + 1), description=f'{split.name} scenes'):
+        scene = make_scene(photos, digit_source, rng)
+        name = f'scene_{image_id - 1:05d}'
+        save_jpeg(scene.image, ade_images / f'{name}.jpg')
+        Image.fromarray(scene.labels).save(ade_annotations / f'{name}.png')
+        link_or_copy(ade_images / f'{name}.jpg', coco_images / f'{name}.jpg')
+        height, width = scene.labels.shape
+        images.append(dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
+
+        for digit, mask in zip(scene.digits, scene.masks):
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            box = coco_mask.toBbox(rle).tolist()
+            annotation_id = len(annotations) + 1
+            annotations.append(
+                dict(
+                    id=annotation_id,
+                    image_id=image_id,
+                    category_id=digit + 1,
+                    segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+                    area=int(coco_mask.area(rle)),
+                    bbox=box,
+                    iscrowd=0))
+            save_jpeg(
+                crop_square(scene.image, box),
+                class_folders[digit] / f'{name}_{annotation_id:05d}.jpg')
+
+    categories = [dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)]
+    annotation_file = out / f'coco/annotations/instances_{split.coco_name}.json'
+    annotation_file.parent.mkdir(exist_ok=True)
+    annotation_file.write_text(
+        json.dumps(
+            dict(
+                info=dict(description=f'Digits on photographs, {split.name} split, seed {seed}'),
+                licenses=[],
+                images=images,
+                annotations=annotations,
+                categories=categories)))
+
+    num_empty = num_scenes - len({annotation['image_id'] for annotation in annotations})
+    return (f'{split.name}: {num_scenes} scenes in ade20k and coco ({num_empty} without digits), '
+            f'{len(annotations)} digits in coco and imagenet')
+
+
+def draw_annotations(image: Image.Image, labels: np.ndarray,
+                     annotations: list[dict]) -> Image.Image:
+    """Colour the labels and draw the boxes and names."""
+    palette = np.zeros((FIRST_DIGIT + 10, 3), np.uint8)
+    palette[UNLABELLED] = 255
+    for digit in range(10):
+        palette[FIRST_DIGIT + digit] = np.multiply(colorsys.hsv_to_rgb(digit / 10, 0.8, 1), 255)
+    grey = image.convert('L').convert('RGB').point(lambda value: value // 2)
+    drawn = Image.fromarray(
+        np.where((labels == BACKGROUND)[..., None], np.asarray(grey), palette[labels]))
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(16)
+    for annotation in annotations:
+        x, y, width, height = annotation['bbox']
+        digit = annotation['category_id'] - 1
+        colour = tuple(palette[FIRST_DIGIT + digit].tolist())
+        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=colour)
+        tag_top = max(y - 16, 0)  # above the box where there is room
+        draw.rectangle((x, tag_top, x + 12, tag_top + 16), fill=colour)
+        draw.text((x + 6, tag_top + 8), str(digit), fill='black', font=font, anchor='mm')
+    return drawn
+
+
+def write_preview(out: Path, scenes_per_split: int = 4) -> None:
+    """Draw some scenes beside their annotations, as they are in the files just written."""
+    cell = SIDES[1] + 10
+    preview = Image.new('RGB', (2 * len(SPLITS) * cell, scenes_per_split * cell), 'white')
+    for column, split in enumerate(SPLITS):
+        coco = json.loads((out / f'coco/annotations/instances_{split.coco_name}.json').read_text())
+        annotations = defaultdict(list)
+        for annotation in coco['annotations']:
+            annotations[annotation['image_id']].append(annotation)
+        for row, info in enumerate(coco['images'][:scenes_per_split]):
+            image = Image.open(out / 'coco' / split.coco_name / info['file_name'])
+            label_file = (out / 'ade20k/annotations' / split.ade20k_name /
+                          info['file_name']).with_suffix('.png')
+            labels = np.asarray(Image.open(label_file))
+            left, top = 2 * column * cell + 5, row * cell + 5
+            preview.paste(image, (left, top))
+            preview.paste(
+                draw_annotations(image, labels, annotations[info['id']]), (left + cell, top))
+    preview.save(out / 'preview.png')
+
+
+def write_readme(out: Path, seed: int, summaries: list[str]) -> None:
+    photos = '\n'.join(f'  {name} ({licence})' for name, licence in PHOTO_LICENCES.items())
+    counts = '\n'.join(f'  {summary}' for summary in summaries)
+    (out / 'README.txt').write_text(f"""\
+Handwritten digits pasted on photographs: the same scenes as semantic segmentation (ade20k), as
+detection and instance segmentation (coco), and crops of their digits as classification
+(imagenet). Written by prepare_sample_data.py with seed {seed}.
+
+{counts}
+
+Digits: {DIGITS_SOURCE}.
+Photographs:
+{photos}
+""")
+
+
+def checksums(folder: Path) -> str:
+    """Return the SHA-256 of each file in the folder, in the format of `sha256sum`."""
+    lines = []
+    for path in sorted(folder.rglob('*')):
+        if path != folder / CHECKSUMS and (path.is_symlink() or not path.is_dir()):
+            content = path.read_bytes() if path.is_file() else b''
+            name = path.relative_to(folder).as_posix()
+            lines.append(f'{hashlib.sha256(content).hexdigest()}  {name}\n')
+    return ''.join(lines)
+
+
+def check_replaceable(out: Path) -> None:
+    """Exit unless everything at `out` was made by this script and is unchanged since."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    record = out / CHECKSUMS
+    if not record.is_file() or record.read_text() != checksums(out):
+        raise SystemExit(f'{out} is or holds something that this script did not make, or that was '
+                         'changed since. Please move it away or choose another folder.')
+
+
+def positive_int(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, but is {text!r}')
+    return int(text)
+
+
+def seed_int(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'must be an integer of at least 0, but is {text!r}')
+    return int(text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        'out', metavar='OUT', type=Path, help='folder to write; an earlier one is replaced')
+    parser.add_argument(
+        '--num-train', metavar='N', type=positive_int, default=160,
+        help='number of training scenes (default: %(default)s)')
+    parser.add_argument(
+        '--num-val', metavar='N', type=positive_int, default=40,
+        help='number of validation scenes (default: %(default)s)')
+    parser.add_argument(
+        '--seed', metavar='S', type=seed_int, default=0,
+        help='seed of all random choices (default: %(default)s)')
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out.resolve()
+    check_replaceable(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    # Written aside and moved when complete, so that OUT never holds half a data set.
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as folder:
+        unfinished = Path(folder) / out.name
+        unfinished.mkdir()
+        summaries = [
+            write_split(unfinished, split, num_scenes, args.seed)
+            for split, num_scenes in zip(SPLITS, (args.num_train, args.num_val))
+        ]
+        write_preview(unfinished)
+        write_readme(unfinished, args.seed, summaries)
+        (unfinished / CHECKSUMS).write_text(checksums(unfinished))
+        if out.exists():
+            shutil.rmtree(out)
+        unfinished.rename(out)
+    print(*summaries, f'Preview: {out / "preview.png"}', sep='\n')
+
+
+if __name__ == '__main__':
+    main()

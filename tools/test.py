@@ -1,0 +1,99 @@
+"""Test a checkpoint: print its metrics, such as mIoU or COCO AP, and write predictions on request.
+
+Example: python tools/test.py configs/mask2former_revcol_b_ade20k.py work_dirs/run1/iter_160000.pth --tta
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from revcol_mm.check_env import CORE, require_parts
+
+require_parts('testing', CORE)
+
+from mmengine.config import Config, ConfigDict  # noqa: E402
+from mmengine.dist import is_main_process  # noqa: E402
+from mmengine.runner import Runner  # noqa: E402
+
+from revcol_mm.engine.launch import add_common_arguments, load_config  # noqa: E402
+from revcol_mm.engine.preflight import PreflightHook  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint file to test')
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        help='write predictions there: label PNGs (segmentation), COCO result files (detection) '
+        'or a pickle (classification)',
+    )
+    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions there')
+    parser.add_argument('--tta', action='store_true', help='multi-scale and flip augmentation')
+    return parser.parse_args()
+
+
+def use_tta(cfg: Config) -> None:
+    """Swap in the config's test-time augmentation."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ValueError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def write_predictions(cfg: Config, out: str) -> None:
+    """Have the evaluators write what the model predicts."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    for evaluator in evaluators:
+        if evaluator.type == 'IoUMetric':
+            evaluator.output_dir = out
+        elif evaluator.type == 'CocoMetric':
+            evaluator.outfile_prefix = f'{out}/predictions'
+    if cfg.default_scope == 'mmpretrain':
+        evaluators.append(ConfigDict(type='DumpResults', out_file_path=f'{out}/predictions.pkl'))
+    cfg.test_evaluator = evaluators
+
+
+def draw_predictions(cfg: Config, show_dir: str) -> None:
+    """Have the visualization hook draw every image."""
+    if 'visualization' not in cfg.default_hooks:
+        raise ValueError(f'--show-dir: {cfg.filename} has no default_hooks.visualization')
+    cfg.visualizer.save_dir = show_dir
+    cfg.default_hooks.visualization.interval = 1
+    cfg.default_hooks.visualization['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
+
+
+def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
+    """Print a table of the metrics, and where everything else went."""
+    width = max(map(len, metrics), default=0)
+    print('', *(f'{name:{width}} {value:.4g}' for name, value in metrics.items()), sep='\n')
+    for what, folder in (('predictions', args.out), ('pictures', args.show_dir)):
+        if folder:
+            print(f'{what} in {folder}')
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        if not Path(args.checkpoint).is_file():
+            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        cfg = load_config(args, loaders=('test_dataloader',))
+        if args.tta:
+            use_tta(cfg)
+        if args.out:
+            write_predictions(cfg, args.out)
+        if args.show_dir:
+            draw_predictions(cfg, args.show_dir)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    cfg.load_from = args.checkpoint
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(PreflightHook())
+    metrics = runner.test()
+    if is_main_process():
+        print_metrics(metrics, args)
+
+
+if __name__ == '__main__':
+    main()

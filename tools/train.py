@@ -1,0 +1,57 @@
+"""Train the model of a config, for segmentation, detection or classification.
+
+Example: python tools/train.py configs/mask2former_revcol_b_ade20k.py --work-dir work_dirs/run1
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from revcol_mm.check_env import CORE, require_parts
+
+require_parts('training', CORE)
+
+from mmengine.runner import Runner  # noqa: E402
+
+from revcol_mm.engine.launch import add_common_arguments, load_config  # noqa: E402
+from revcol_mm.engine.preflight import PreflightHook  # noqa: E402
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CKPT',
+        help='go on from a checkpoint, without CKPT from the newest in the work dir',
+    )
+    parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
+    parser.add_argument('--seed', type=int, help='seed of all random generators [a random one]')
+    parser.add_argument(
+        '--deterministic', action='store_true', help='use deterministic algorithms; slower'
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_args()
+    try:
+        if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
+            raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
+        cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f'error: {error}')
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    if args.seed is not None or args.deterministic:
+        cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    runner = Runner.from_cfg(cfg)
+    runner.register_hook(PreflightHook())
+    runner.train()
+
+
+if __name__ == '__main__':
+    main()
