@@ -7,9 +7,7 @@ model = dict(
     backbone=dict(
         arch='base',
         drop_path_rate=0.3,  # RevCol, UPerNet with IN-22K weights
-        init_cfg=dict(
-            type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_base_22k.pth'
-        ),
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_base_22k.pth'),
     ),
     decode_head=dict(in_channels=_base_.revcol_channels['base']),
 )

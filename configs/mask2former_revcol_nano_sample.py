@@ -4,7 +4,9 @@ _base_ = ['mask2former_revcol_b_ade20k.py']
 
 classes = ('background', *'0123456789')
 num_classes = len(classes)
-metainfo = dict(classes=classes, palette=[[40 + 20 * i, 255 - 23 * i, 60 * i % 256] for i in range(num_classes)])
+metainfo = dict(
+    classes=classes, palette=[[40 + 20 * i, 255 - 23 * i, 60 * i % 256] for i in range(num_classes)]
+)
 embed_dims = 64
 crop_size = (128, 128)
 
@@ -54,10 +56,19 @@ train_pipeline[4].update(prob=0.0)  # a mirrored digit is another one, or none
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(512, 160))
 tta_pipeline = _base_.tta_pipeline
-tta_pipeline[1].transforms[0] = [dict(type='Resize', scale=(512, side), keep_ratio=True) for side in (128, 160)]
+tta_pipeline[1].transforms[0] = [
+    dict(type='Resize', scale=(512, side), keep_ratio=True) for side in (128, 160)
+]
 tta_pipeline[1].transforms[1] = [dict(type='RandomFlip', prob=0.0)]
-sample = dict(type='BaseSegDataset', data_root='data/sample/ade20k', metainfo=metainfo, reduce_zero_label=True)
-train_dataloader = dict(batch_size=8, num_workers=0, persistent_workers=False, dataset=dict(pipeline=train_pipeline, **sample))
+sample = dict(
+    type='BaseSegDataset', data_root='data/sample/ade20k', metainfo=metainfo, reduce_zero_label=True
+)
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(pipeline=train_pipeline, **sample),
+)
 val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipeline=test_pipeline, **sample))
 test_dataloader = val_dataloader
 test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='CommonestClassIoU')]

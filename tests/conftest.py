@@ -1,15 +1,16 @@
 """Fixtures shared by all tests."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from .subprocesses import run
 
 DATA = Path(__file__).parent / 'data'
-REPO = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -36,3 +37,15 @@ def sample_data(tmp_path_factory):
     out = tmp_path_factory.mktemp('data') / 'sample'
     run('tools/prepare_sample_data.py', out, '--num-train', 12, '--num-val', 4)
     return out
+
+
+@pytest.fixture
+def log_messages():
+    """What is logged by MMEngine's current logger during a test."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield messages
+    logger.removeHandler(handler)

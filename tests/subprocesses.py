@@ -3,8 +3,9 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-from .conftest import REPO
+REPO = Path(__file__).parents[1]
 
 
 def run(*args, expect=0, cwd=REPO, **env):

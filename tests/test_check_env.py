@@ -7,8 +7,7 @@ import pytest
 
 from revcol_mm import check_env
 
-from .conftest import REPO
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 
 @pytest.fixture

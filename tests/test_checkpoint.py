@@ -40,7 +40,14 @@ def published(source, tmp_path, monkeypatch):
         patch.setitem(sys.modules, 'yacs', types.ModuleType('yacs'))
         patch.setitem(sys.modules, 'yacs.config', yacs)
         torch.save(
-            {'model': weights, 'config': config, 'input': builtins.input, 'epoch': 299, 'lr': [0.1]}, path
+            {
+                'model': weights,
+                'config': config,
+                'input': builtins.input,
+                'epoch': 299,
+                'lr': [0.1],
+            },
+            path,
         )
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)
@@ -58,13 +65,15 @@ def test_a_published_checkpoint_loads_as_it_is(source, published):
     assert_same_weights(model, source)
 
 
-def test_the_report_tells_matched_missing_and_unexpected_keys(source, published, capsys):
+def test_the_report_tells_matched_missing_and_unexpected_keys(source, published, log_messages):
     report = load_backbone(RevCol(arch=SMALL), published)
     assert set(report.matched) == set(source.state_dict())
     assert report.missing == report.mismatched == report.padded == []
-    assert sorted(name.split('.')[0] for name in report.unexpected) == ['cls_blocks', 'decoder_blocks']
-    logged = capsys.readouterr()
-    logged = logged.out + logged.err
+    assert sorted(name.split('.')[0] for name in report.unexpected) == [
+        'cls_blocks',
+        'decoder_blocks',
+    ]
+    (logged,) = log_messages
     assert f'matched {len(report.matched)}' in logged
     assert 'missing 0' in logged and "'cls_blocks': 1" in logged
 

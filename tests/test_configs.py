@@ -8,7 +8,7 @@ from mmengine.registry import MODELS, init_default_scope
 from revcol_mm import RevCol
 from revcol_mm.models.backbones.revcol import ARCHS
 
-from .conftest import REPO
+from .subprocesses import REPO
 
 CONFIGS = sorted((REPO / 'configs').glob('*.py'))
 

@@ -4,8 +4,7 @@ import ast
 
 import pytest
 
-from .conftest import REPO
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 BARE = """
 import sys

@@ -1,11 +1,9 @@
 """Layer-wise learning-rate decay gives every parameter its published depth, rate and weight decay."""
 
 import json
-import logging
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
@@ -152,15 +150,9 @@ def test_any_backbone_that_answers_will_do():
     assert groups['decode_head.conv_seg.weight']['lr'] == pytest.approx(1e-3)
 
 
-def test_the_group_table_is_logged_once():
-    messages = []
-    handler = logging.Handler()
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(handler)
+def test_the_group_table_is_logged_once(log_messages):
     build(meta_segmentor('nano'), decay_rate=0.9)
-    logger.removeHandler(handler)
-    (table,) = [message for message in messages if 'parameter groups' in message]
+    (table,) = [message for message in log_messages if 'parameter groups' in message]
     assert 'backbone.stem.0.weight' in table
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from revcol_mm.engine.preflight import PreflightHook, check_files, check_scope, merge_options
 
-from .conftest import REPO
+from .subprocesses import REPO
 
 LOADERS = ('train_dataloader', 'val_dataloader')
 
@@ -35,8 +35,7 @@ def test_a_missing_data_root_is_named_once(cfg):
     with pytest.raises(FileNotFoundError) as error:
         check_files(cfg, LOADERS)
     assert str(error.value) == (
-        'no data folder data/ade/ADEChallengeData2016 '
-        '(train_dataloader.dataset, val_dataloader.dataset)'
+        'no data folder data/ade/ADEChallengeData2016 (train_dataloader.dataset, val_dataloader.dataset)'
     )
 
 
@@ -81,7 +80,7 @@ def test_a_missing_pretrained_file_names_the_file_the_url_and_the_way_without(ad
 
 def test_a_missing_default_scope_is_named(cfg):
     check_scope(cfg)
-    del cfg.default_scope
+    cfg.default_scope = None
     with pytest.raises(ValueError, match='default_scope is None.*mmseg'):
         check_scope(cfg)
 

@@ -1,5 +1,6 @@
 """A run that is resumed from MMEngine's own checkpoint equals one that was never broken."""
 
+import pytest
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.model import BaseModel
@@ -51,3 +52,13 @@ def test_a_resumed_run_equals_an_unbroken_one(tmp_path):
     resumed = train(tmp_path / 'broken', max_iters=6, resume=True)
     for name, weight in unbroken.items():
         assert torch.equal(resumed[name], weight), name
+
+
+def test_getattr_in_a_checkpoint_gives_a_log_buffer_s_statistics_and_nothing_else(tmp_path):
+    class Asks:
+        def __reduce__(self):
+            return getattr, (torch.Tensor, 'tolist')
+
+    torch.save({'asks': Asks()}, tmp_path / 'asks.pth')
+    with pytest.raises(Exception, match='getattr.*tolist'):
+        torch.load(tmp_path / 'asks.pth', weights_only=True)

@@ -119,7 +119,10 @@ def test_out_indices_choose_and_order_levels():
         (dict(arch=dict(SMALL, channels=(8, 16, 24, 0))), 'channels'),
         (dict(arch=dict(SMALL, num_columns=0)), 'num_columns'),
         (dict(arch=dict(SMALL, level_connection='wide')), 'wide'),
-        (dict(arch=dict(channels=(8, 16), layers=(1, 1), num_columns=2, level_connection='huge')), '3'),
+        (
+            dict(arch=dict(channels=(8, 16), layers=(1, 1), num_columns=2, level_connection='huge')),
+            '3',
+        ),
         (dict(kernel_size=4), 'kernel_size.*4'),
         (dict(kernel_size=-1), 'kernel_size.*-1'),
         (dict(drop_path_rate=1.0), 'drop_path_rate.*1.0'),

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from .conftest import REPO
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 DEMO = 'configs/mask2former_revcol_nano_sample.py'
 RETINANET = 'tests/configs/retinanet_revcol_nano_sample.py'
@@ -67,7 +66,7 @@ def test_training_resumes_and_equals_the_unbroken_run(trained, sample_data, tmp_
     options = on(sample_data, 'ade20k')
     common = ('tools/train.py', DEMO, '--seed', 0, '--work-dir')
     printed = run(*common, tmp_path, '--resume', *options)
-    assert f'resumed epoch: 0, iter: 2' in printed
+    assert 'resumed epoch: 0, iter: 2' in printed
     assert (tmp_path / 'iter_4.pth').exists()
 
 
@@ -104,10 +103,13 @@ def test_testing_with_augmentation(trained, sample_data, tmp_path):
     assert re.search(r'^mIoU +\d', printed, re.M)
 
 
-@pytest.mark.parametrize('config, layout, metric', [
-    (RETINANET, 'coco', 'coco/bbox_mAP'),
-    (CLASSIFIER, 'imagenet', 'accuracy/top1'),
-])
+@pytest.mark.parametrize(
+    'config, layout, metric',
+    [
+        (RETINANET, 'coco', 'coco/bbox_mAP'),
+        (CLASSIFIER, 'imagenet', 'accuracy/top1'),
+    ],
+)
 def test_detection_and_classification_train_and_test(config, layout, metric, sample_data, tmp_path):
     options = on(sample_data, layout)
     if layout == 'coco':
@@ -116,21 +118,32 @@ def test_detection_and_classification_train_and_test(config, layout, metric, sam
     run('tools/train.py', config, '--work-dir', tmp_path, '--seed', 0, *options)
     out = tmp_path / 'out'
     printed = run(
-        'tools/test.py', config, tmp_path / 'iter_4.pth', '--work-dir', tmp_path,
-        '--out', out, '--show-dir', tmp_path / 'pictures', *options,
+        'tools/test.py',
+        config,
+        tmp_path / 'iter_4.pth',
+        '--work-dir',
+        tmp_path,
+        '--out',
+        out,
+        '--show-dir',
+        tmp_path / 'pictures',
+        *options,
     )
     assert re.search(rf'^{metric} +-?\d', printed, re.M)
     assert any(out.iterdir())
     assert any(p.suffix in ('.png', '.jpg') for p in (tmp_path / 'pictures').rglob('*'))
 
 
-def test_the_real_config_runs_on_the_sample_data_with_options_for_data_and_schedule(
-    sample_data, tmp_path
-):
+def test_the_real_config_runs_on_the_sample_data_with_options_for_data_and_schedule(sample_data, tmp_path):
     options = on(sample_data, 'ade20k', 'model.backbone.init_cfg=None', 'train_cfg.max_iters=1')
     printed = run(
-        'tools/train.py', 'configs/mask2former_revcol_b_ade20k.py', '--work-dir', tmp_path, *options,
-        'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1',
+        'tools/train.py',
+        'configs/mask2former_revcol_b_ade20k.py',
+        '--work-dir',
+        tmp_path,
+        *options,
+        'train_cfg.val_interval=1',
+        'default_hooks.checkpoint.interval=1',
     )
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', printed)
     assert 'mIoU' in printed

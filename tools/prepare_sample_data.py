@@ -7,6 +7,7 @@ and instance segmentation), and crops of their digits in the layout of ImageNet 
 Everything comes out of the installed packages: nothing is downloaded. The same arguments give the
 same files, byte for byte.
 """
+
 import argparse
 import colorsys
 import hashlib
@@ -16,7 +17,7 @@ import os
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -27,50 +28,55 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 from sklearn.datasets import load_digits
 
-DIGITS_SOURCE = 'scikit-learn, a copy of the UCI ML hand-written digits (E. Alpaydin, C. Kaynak)'
-PHOTO_LICENCES = {
-    'skimage.data/astronaut.png': 'NASA, public domain',
-    'skimage.data/brick.png': 'CC0Textures, CC0',
-    'skimage.data/chelsea.png': 'Stefan van der Walt, CC0',
-    'skimage.data/coffee.png': 'Rachel Michetti, CC0',
-    'skimage.data/grass.png': 'linolafett, CC0',
-    'skimage.data/gravel.png': 'CC0Textures, CC0',
-    'skimage.data/rocket.jpg': 'SpaceX, public domain',
-    'sklearn.datasets.images/china.jpg': 'danielbuechele, CC BY 2.0',
-    'sklearn.datasets.images/flower.jpg': 'vultilion, CC BY 2.0',
-}
-
 
 @dataclass(frozen=True)
 class Split:
-    """What one split is made of. Splits share neither photographs nor handwritten digits."""
+    """What one split is made of."""
+
     name: str
     ade20k_name: str
-    photos: tuple[str, ...]
-    digits: slice
-
-    @property
-    def coco_name(self) -> str:
-        return f'{self.name}2017'
+    coco_name: str
+    photos: dict[str, str]  # 'package/file' to its licence, as stated by the package
+    digits: slice  # of scikit-learn's
 
 
+# The splits share neither photographs nor handwritten digits.
 SPLITS = (
-    Split('train', 'training', digits=slice(0, 1400), photos=(
-        'skimage.data/astronaut.png', 'skimage.data/brick.png', 'skimage.data/coffee.png',
-        'skimage.data/gravel.png', 'sklearn.datasets.images/china.jpg',
-        'sklearn.datasets.images/flower.jpg')),
-    Split('val', 'validation', digits=slice(1400, None), photos=(
-        'skimage.data/chelsea.png', 'skimage.data/grass.png', 'skimage.data/rocket.jpg')),
+    Split(
+        name='train',
+        ade20k_name='training',
+        coco_name='train2017',
+        photos={
+            'skimage.data/astronaut.png': 'NASA, public domain',
+            'skimage.data/brick.png': 'CC0Textures, CC0',
+            'skimage.data/coffee.png': 'Rachel Michetti, CC0',
+            'skimage.data/gravel.png': 'CC0Textures, CC0',
+            'sklearn.datasets.images/china.jpg': 'danielbuechele, CC BY 2.0',
+            'sklearn.datasets.images/flower.jpg': 'vultilion, CC BY 2.0',
+        },
+        digits=slice(0, 1400),
+    ),
+    Split(
+        name='val',
+        ade20k_name='validation',
+        coco_name='val2017',
+        photos={
+            'skimage.data/chelsea.png': 'Stefan van der Walt, CC0',
+            'skimage.data/grass.png': 'linolafett, CC0',
+            'skimage.data/rocket.jpg': 'SpaceX, public domain',
+        },
+        digits=slice(1400, None),
+    ),
 )
 
 SIDES = (128, 224)  # of a scene, in pixels
-DIGIT_SIZES = (24, 110)  # height of an upright digit, in pixels
+DIGIT_SIZES = (28, 110)  # height of an upright digit, in pixels
 NUM_DIGITS = (2, 6)  # in a scene that is not empty; fewer where there is no room
 MAX_ROTATION = 25  # degrees, so that 6 and 9 stay distinct
 EMPTY_SHARE = 0.1  # of scenes without digits
 ALIGNED_SHARE = 0.1  # of scenes with sides divisible by 32, the stride of most backbones
 PLACEMENT_ATTEMPTS = 10
-MIN_VISIBLE_SHARE = 0.75  # a digit must stay readable under the ones pasted over it
+MIN_VISIBLE_SHARE = 0.85  # a digit must stay readable under the ones pasted over it
 MIN_VISIBLE_PIXELS = 60
 INK_LEVEL = 6  # of the 0..16 of load_digits: below half makes strokes thick
 SUPERSAMPLING = 4
@@ -79,6 +85,7 @@ CROP_MARGIN = 1.3  # side of a classification crop over the longer side of the d
 # Labels of the ADE20K layout. As there, 0 is ignored: the data sets use `reduce_zero_label`.
 UNLABELLED, BACKGROUND, FIRST_DIGIT = 0, 1, 2
 
+PREVIEW_SCENES = 4  # of each split
 CHECKSUMS = 'SHA256SUMS'
 
 
@@ -92,18 +99,21 @@ class Scene:
 
 def load_photo(name: str) -> Image.Image:
     package, file_name = name.split('/')
-    # Not through `skimage.data.astronaut()` and the like, which download what is missing.
+    # Not by `skimage.data.astronaut()` and the like, which download what is missing.
     path = files(package) / file_name
     if not path.is_file():
-        raise SystemExit(f'{path} does not exist: the installed version of {package.split(".")[0]} '
-                         'does not ship this photograph. Please install another version.')
+        raise SystemExit(
+            f'{path} does not exist: the installed version of {package.split(".")[0]} does not '
+            'ship this photograph. Please install another version.'
+        )
     with path.open('rb') as file:
         return Image.open(file).convert('RGB')
 
 
-def draw_digits(split: Split, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
+def sample_digits(split: Split, rng: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
     """Yield digits and their 8x8 pixels, all ten in each round to keep small sets balanced."""
-    pixels, digits = load_digits().images[split.digits], load_digits().target[split.digits]
+    data = load_digits()
+    pixels, digits = data.images[split.digits], data.target[split.digits]
     while True:
         for digit in rng.permutation(10).tolist():
             yield digit, rng.choice(pixels[digits == digit])
@@ -138,12 +148,13 @@ def contrasting_colour(background: np.ndarray, rng: np.random.Generator) -> np.n
     return colours[np.quantile(distances, 0.1, axis=1).argmax()].astype(np.float32)
 
 
-def place_digit(inside: np.ndarray, owners: np.ndarray, areas: list[int],
-                rng: np.random.Generator) -> tuple[slice, slice] | None:
+def place_digit(
+    inside: np.ndarray, owners: np.ndarray, areas: list[int], rng: np.random.Generator
+) -> tuple[slice, slice] | None:
     """Find a window for a digit where no digit is hidden too much, or None."""
     for _ in range(PLACEMENT_ATTEMPTS):
         top, left = rng.integers(np.subtract(owners.shape, inside.shape), endpoint=True)
-        window = np.s_[top:top + inside.shape[0], left:left + inside.shape[1]]
+        window = np.s_[top : top + inside.shape[0], left : left + inside.shape[1]]
         candidate = owners.copy()
         candidate[window][inside] = len(areas) + 1
         visible = np.bincount(candidate.flat)[1:]
@@ -153,8 +164,11 @@ def place_digit(inside: np.ndarray, owners: np.ndarray, areas: list[int],
     return None
 
 
-def make_scene(photos: list[Image.Image], digit_source: Iterator[tuple[int, np.ndarray]],
-               rng: np.random.Generator) -> Scene:
+def make_scene(
+    photos: list[Image.Image],
+    digit_source: Iterator[tuple[int, np.ndarray]],
+    rng: np.random.Generator,
+) -> Scene:
     sides = rng.integers(*SIDES, size=2, endpoint=True)
     if rng.random() < ALIGNED_SHARE:
         sides = sides // 32 * 32
@@ -168,7 +182,7 @@ def make_scene(photos: list[Image.Image], digit_source: Iterator[tuple[int, np.n
     # Up to 0.7 of the shorter side, a digit fits in the scene at any allowed rotation.
     max_size = min(DIGIT_SIZES[1], 0.7 * min(width, height))
     for digit, pixels in itertools.islice(digit_source, int(num_digits)):
-        size = rng.uniform(DIGIT_SIZES[0]**2, max_size**2)**0.5  # uniform in area
+        size = rng.uniform(DIGIT_SIZES[0] ** 2, max_size**2) ** 0.5  # uniform in area
         coverage = render_digit(pixels, size, rng.uniform(-MAX_ROTATION, MAX_ROTATION))
         inside = coverage >= 0.5
         window = place_digit(inside, owners, areas, rng)
@@ -206,7 +220,20 @@ def crop_square(image: np.ndarray, box: list[float]) -> np.ndarray:
     half = CROP_MARGIN * max(width, height) / 2
     left, top = round(x + width / 2 - half), round(y + height / 2 - half)
     right, bottom = round(x + width / 2 + half), round(y + height / 2 + half)
-    return image[max(top, 0):bottom, max(left, 0):right]
+    return image[max(top, 0) : bottom, max(left, 0) : right]
+
+
+def coco_annotation(annotation_id: int, image_id: int, digit: int, mask: np.ndarray) -> dict:
+    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return dict(
+        id=annotation_id,
+        image_id=image_id,
+        category_id=digit + 1,
+        segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+        area=int(coco_mask.area(rle)),
+        bbox=coco_mask.toBbox(rle).tolist(),
+        iscrowd=0,
+    )
 
 
 def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
@@ -221,7 +248,7 @@ def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
     # A generator of its own makes a split independent of the other's number of scenes.
     rng = np.random.default_rng((seed, SPLITS.index(split)))
     photos = [load_photo(name) for name in split.photos]
-    digit_source = draw_digits(split, rng)
+    digit_source = sample_digits(split, rng)
     images, annotations = [], []
     for image_id in track(range(1, num_scenes + 1), description=f'{split.name} scenes'):
         scene = make_scene(photos, digit_source, rng)
@@ -233,49 +260,37 @@ def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
         images.append(dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
 
         for digit, mask in zip(scene.digits, scene.masks):
-            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
-            box = coco_mask.toBbox(rle).tolist()
-            annotation_id = len(annotations) + 1
-            annotations.append(
-                dict(
-                    id=annotation_id,
-                    image_id=image_id,
-                    category_id=digit + 1,
-                    segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
-                    area=int(coco_mask.area(rle)),
-                    bbox=box,
-                    iscrowd=0))
-            save_jpeg(
-                crop_square(scene.image, box),
-                class_folders[digit] / f'{name}_{annotation_id:05d}.jpg')
+            annotation = coco_annotation(len(annotations) + 1, image_id, digit, mask)
+            annotations.append(annotation)
+            crop = crop_square(scene.image, annotation['bbox'])
+            save_jpeg(crop, class_folders[digit] / f'{name}_{annotation["id"]:05d}.jpg')
 
-    categories = [dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)]
+    coco = dict(
+        info=dict(description=f'Digits on photographs, {split.name} split, seed {seed}'),
+        licenses=[],
+        images=images,
+        annotations=annotations,
+        categories=[dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)],
+    )
     annotation_file = out / f'coco/annotations/instances_{split.coco_name}.json'
     annotation_file.parent.mkdir(exist_ok=True)
-    annotation_file.write_text(
-        json.dumps(
-            dict(
-                info=dict(description=f'Digits on photographs, {split.name} split, seed {seed}'),
-                licenses=[],
-                images=images,
-                annotations=annotations,
-                categories=categories)))
+    annotation_file.write_text(json.dumps(coco))
 
     num_empty = num_scenes - len({annotation['image_id'] for annotation in annotations})
-    return (f'{split.name}: {num_scenes} scenes in ade20k and coco ({num_empty} without digits), '
-            f'{len(annotations)} digits in coco and imagenet')
+    return (
+        f'{split.name}: {num_scenes} scenes in ade20k and coco ({num_empty} without digits), '
+        f'{len(annotations)} digits in coco and imagenet'
+    )
 
 
-def draw_annotations(image: Image.Image, labels: np.ndarray,
-                     annotations: list[dict]) -> Image.Image:
+def draw_annotations(image: Image.Image, labels: np.ndarray, annotations: list[dict]) -> Image.Image:
     """Colour the labels and draw the boxes and names."""
     palette = np.zeros((FIRST_DIGIT + 10, 3), np.uint8)
     palette[UNLABELLED] = 255
     for digit in range(10):
         palette[FIRST_DIGIT + digit] = np.multiply(colorsys.hsv_to_rgb(digit / 10, 0.8, 1), 255)
     grey = image.convert('L').convert('RGB').point(lambda value: value // 2)
-    drawn = Image.fromarray(
-        np.where((labels == BACKGROUND)[..., None], np.asarray(grey), palette[labels]))
+    drawn = Image.fromarray(np.where((labels == BACKGROUND)[..., None], np.asarray(grey), palette[labels]))
     draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(16)
     for annotation in annotations:
         x, y, width, height = annotation['bbox']
@@ -288,39 +303,39 @@ def draw_annotations(image: Image.Image, labels: np.ndarray,
     return drawn
 
 
-def write_preview(out: Path, scenes_per_split: int = 4) -> None:
+def write_preview(out: Path) -> None:
     """Draw some scenes beside their annotations, as they are in the files just written."""
     cell = SIDES[1] + 10
-    preview = Image.new('RGB', (2 * len(SPLITS) * cell, scenes_per_split * cell), 'white')
+    preview = Image.new('RGB', (2 * len(SPLITS) * cell, PREVIEW_SCENES * cell), 'white')
     for column, split in enumerate(SPLITS):
         coco = json.loads((out / f'coco/annotations/instances_{split.coco_name}.json').read_text())
         annotations = defaultdict(list)
         for annotation in coco['annotations']:
             annotations[annotation['image_id']].append(annotation)
-        for row, info in enumerate(coco['images'][:scenes_per_split]):
+        for row, info in enumerate(coco['images'][:PREVIEW_SCENES]):
             image = Image.open(out / 'coco' / split.coco_name / info['file_name'])
-            label_file = (out / 'ade20k/annotations' / split.ade20k_name /
-                          info['file_name']).with_suffix('.png')
+            label_file = (out / 'ade20k/annotations' / split.ade20k_name / info['file_name']).with_suffix(
+                '.png'
+            )
             labels = np.asarray(Image.open(label_file))
             left, top = 2 * column * cell + 5, row * cell + 5
             preview.paste(image, (left, top))
-            preview.paste(
-                draw_annotations(image, labels, annotations[info['id']]), (left + cell, top))
+            preview.paste(draw_annotations(image, labels, annotations[info['id']]), (left + cell, top))
     preview.save(out / 'preview.png')
 
 
 def write_readme(out: Path, seed: int, summaries: list[str]) -> None:
-    photos = '\n'.join(f'  {name} ({licence})' for name, licence in PHOTO_LICENCES.items())
     counts = '\n'.join(f'  {summary}' for summary in summaries)
+    photos = '\n'.join(f'  {name} ({licence})' for split in SPLITS for name, licence in split.photos.items())
     (out / 'README.txt').write_text(f"""\
-Handwritten digits pasted on photographs: the same scenes as semantic segmentation (ade20k), as
+Handwritten digits pasted on photographs: the same scenes as semantic segmentation (ade20k) and as
 detection and instance segmentation (coco), and crops of their digits as classification
 (imagenet). Written by prepare_sample_data.py with seed {seed}.
 
 {counts}
 
-Digits: {DIGITS_SOURCE}.
-Photographs:
+Digits: scikit-learn's, a copy of the UCI ML hand-written digits (E. Alpaydin, C. Kaynak).
+Photographs, of scikit-image and scikit-learn:
 {photos}
 """)
 
@@ -342,36 +357,49 @@ def check_replaceable(out: Path) -> None:
         return
     record = out / CHECKSUMS
     if not record.is_file() or record.read_text() != checksums(out):
-        raise SystemExit(f'{out} is or holds something that this script did not make, or that was '
-                         'changed since. Please move it away or choose another folder.')
+        raise SystemExit(
+            f'{out} is or holds something that this script did not make, or that was changed '
+            'since. Please move it away or choose another folder.'
+        )
 
 
-def positive_int(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 1, but is {text!r}')
-    return int(text)
+def integer_from(minimum: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < minimum:
+            raise argparse.ArgumentTypeError(f'must be an integer of at least {minimum}, but is {text!r}')
+        return int(text)
 
-
-def seed_int(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'must be an integer of at least 0, but is {text!r}')
-    return int(text)
+    return parse
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        'out', metavar='OUT', type=Path, help='folder to write; an earlier one is replaced')
+        'out', metavar='OUT', type=Path, help='folder to write; an earlier data set is replaced'
+    )
     parser.add_argument(
-        '--num-train', metavar='N', type=positive_int, default=160,
-        help='number of training scenes (default: %(default)s)')
+        '--num-train',
+        metavar='N',
+        type=integer_from(1),
+        default=160,
+        help='number of training scenes (default: %(default)s)',
+    )
     parser.add_argument(
-        '--num-val', metavar='N', type=positive_int, default=40,
-        help='number of validation scenes (default: %(default)s)')
+        '--num-val',
+        metavar='N',
+        type=integer_from(1),
+        default=40,
+        help='number of validation scenes (default: %(default)s)',
+    )
     parser.add_argument(
-        '--seed', metavar='S', type=seed_int, default=0,
-        help='seed of all random choices (default: %(default)s)')
+        '--seed',
+        metavar='S',
+        type=integer_from(0),
+        default=0,
+        help='seed of all random choices (default: %(default)s)',
+    )
     return parser.parse_args()
 
 
@@ -392,7 +420,7 @@ def main() -> None:
         write_readme(unfinished, args.seed, summaries)
         (unfinished / CHECKSUMS).write_text(checksums(unfinished))
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(Path(folder) / 'replaced')
         unfinished.rename(out)
     print(*summaries, f'Preview: {out / "preview.png"}', sep='\n')
 

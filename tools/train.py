@@ -29,9 +29,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
     parser.add_argument('--seed', type=int, help='seed of all random generators [a random one]')
-    parser.add_argument(
-        '--deterministic', action='store_true', help='use deterministic algorithms; slower'
-    )
+    parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms; slower')
     return parser.parse_args()
 
 

@@ -62,9 +62,7 @@ model = dict(
             layer_cfg=dict(
                 self_attn_cfg=attention,
                 cross_attn_cfg=attention,
-                ffn_cfg=dict(
-                    feedforward_channels=2048, dropout_layer=None, add_identity=True, **ffn
-                ),
+                ffn_cfg=dict(feedforward_channels=2048, dropout_layer=None, add_identity=True, **ffn),
             ),
         ),
         loss_cls=dict(
@@ -74,9 +72,7 @@ model = dict(
             reduction='mean',
             class_weight=[1.0] * num_classes + [0.1],  # the last: no object
         ),
-        loss_mask=dict(
-            type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0
-        ),
+        loss_mask=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0),
         loss_dice=dict(
             type='mmdet.DiceLoss',
             use_sigmoid=True,

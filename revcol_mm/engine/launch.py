@@ -70,4 +70,3 @@ def _adapt_to_cpu(cfg: Config) -> None:
     if cfg.launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')  # MMEngine would pick a GPU first
         cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
-

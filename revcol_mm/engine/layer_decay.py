@@ -53,9 +53,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError(f'paramwise_cfg needs a decay_rate in (0, 1], got {decay_rate!r}')
         for key, options in self.paramwise_cfg.get('custom_keys', {}).items():
             if set(options) - {'lr_mult', 'decay_mult'}:
-                raise ValueError(
-                    f'custom_keys[{key!r}] takes lr_mult and decay_mult, got {sorted(options)}'
-                )
+                raise ValueError(f'custom_keys[{key!r}] takes lr_mult and decay_mult, got {sorted(options)}')
         if self.base_lr is None or self.base_wd is None:
             raise ValueError("the optimizer's config must have 'lr' and 'weight_decay'")
 
@@ -99,9 +97,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
                 )
             )
             size = sum(tensor.numel() for tensor in tensors)
-            rows.append(
-                f'{depth:5} {lr:9.3g} {weight_decay:7.3g} {len(tensors):7} {size:12,}  {names[0]}'
-            )
+            rows.append(f'{depth:5} {lr:9.3g} {weight_decay:7.3g} {len(tensors):7} {size:12,}  {names[0]}')
         print_log(f'{len(groups)} parameter groups:\n' + '\n'.join(rows), logger='current')
 
 

@@ -44,7 +44,10 @@ def _check_option(cfg: Config, key: str) -> None:
             continue
         known = set(node)
         if depth == 0:
-            known |= set(inspect.signature(Runner.__init__).parameters) | {'compile', 'model_wrapper_cfg'}
+            known |= set(inspect.signature(Runner.__init__).parameters) | {
+                'compile',
+                'model_wrapper_cfg',
+            }
         elif 'type' in node:
             known |= _arguments(cfg, node['type'])
         if part in known:

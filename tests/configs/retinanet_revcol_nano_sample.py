@@ -20,9 +20,7 @@ model = dict(
         in_channels=32,
         feat_channels=32,
         stacked_convs=1,
-        anchor_generator=dict(
-            type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16, 32]
-        ),
+        anchor_generator=dict(type='AnchorGenerator', scales=[4], ratios=[1.0], strides=[8, 16, 32]),
         bbox_coder=dict(type='DeltaXYWHBBoxCoder'),
         loss_cls=dict(type='FocalLoss', use_sigmoid=True, loss_weight=1.0),
         loss_bbox=dict(type='L1Loss', loss_weight=1.0),

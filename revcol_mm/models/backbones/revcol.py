@@ -41,9 +41,7 @@ def _resolve_arch(
     """Check the parts of an architecture; the signature is that of the `arch` dict."""
     channels, layers = tuple(channels), tuple(layers)
     if not channels or len(channels) != len(layers):
-        raise ValueError(
-            f'channels and layers need one number for each level, got {channels} and {layers}'
-        )
+        raise ValueError(f'channels and layers need one number for each level, got {channels} and {layers}')
     for name, numbers in dict(channels=channels, layers=layers, num_columns=[num_columns]).items():
         if not all(isinstance(n, int) and n >= 1 for n in numbers):
             raise ValueError(f'{name} takes whole numbers from 1 on, got {numbers}')

@@ -26,9 +26,7 @@ class ConvNeXtBlock(nn.Module):
         layer_scale_init_value: float = 1e-6,
     ) -> None:
         super().__init__()
-        self.dwconv = nn.Conv2d(
-            channels, channels, kernel_size, padding=kernel_size // 2, groups=channels
-        )
+        self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.pwconv1 = nn.Linear(channels, expansion * channels)
         self.act = nn.GELU()

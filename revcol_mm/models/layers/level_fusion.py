@@ -37,9 +37,7 @@ class LevelFusion(nn.Module):
         above_channels: Channels of each higher level of the previous column that is read.
     """
 
-    def __init__(
-        self, below_channels: int | None, channels: int, above_channels: Sequence[int]
-    ) -> None:
+    def __init__(self, below_channels: int | None, channels: int, above_channels: Sequence[int]) -> None:
         super().__init__()
         if below_channels is None:
             self.down = nn.Identity()
