@@ -37,7 +37,7 @@ model = dict(
         ),
         positional_encoding=dict(num_feats=embed_dims // 2),
         transformer_decoder=dict(
-            num_layers=3,
+            num_layers=2,
             layer_cfg=dict(
                 self_attn_cfg=dict(embed_dims=embed_dims, num_heads=4),
                 cross_attn_cfg=dict(embed_dims=embed_dims, num_heads=4),
@@ -45,7 +45,7 @@ model = dict(
             ),
         ),
         loss_cls=dict(class_weight=[1.0] * num_classes + [0.1]),
-        train_cfg=dict(num_points=1024),
+        train_cfg=dict(num_points=512),
     ),
 )
 
@@ -64,7 +64,7 @@ sample = dict(
     type='BaseSegDataset', data_root='data/sample/ade20k', metainfo=metainfo, reduce_zero_label=True
 )
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=16,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(pipeline=train_pipeline, **sample),

@@ -383,14 +383,14 @@ def parse_args() -> argparse.Namespace:
         '--num-train',
         metavar='N',
         type=integer_from(1),
-        default=160,
+        default=640,
         help='number of training scenes (default: %(default)s)',
     )
     parser.add_argument(
         '--num-val',
         metavar='N',
         type=integer_from(1),
-        default=40,
+        default=60,
         help='number of validation scenes (default: %(default)s)',
     )
     parser.add_argument(

@@ -5,12 +5,15 @@ level l, whose stride is 4 * 2^l.
 """
 
 import re
+from collections import deque
 from typing import Iterator, Sequence
 
 import torch
 from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+
+from revcol_mm.ops import ReversibleChain
 
 from ..checkpoint import load_backbone
 from ..layers import Column, LayerNorm2d
@@ -80,7 +83,6 @@ class RevCol(BaseModule):
 
     Raises:
         ValueError: If an argument is none of the above.
-        NotImplementedError: If ``save_memory`` is set.
 
     Example:
         >>> import torch
@@ -124,9 +126,7 @@ class RevCol(BaseModule):
             )
         if not 0 <= frozen_columns <= num_columns:
             raise ValueError(f'frozen_columns must be 0 to {num_columns}, got {frozen_columns}')
-        if save_memory:
-            raise NotImplementedError('reversible training (save_memory=True) is not there yet')
-
+        self.save_memory = save_memory
         self.num_columns = num_columns
         self.frozen_columns = frozen_columns
         self.out_indices = tuple(i % num_levels for i in out_indices)
@@ -204,14 +204,18 @@ class RevCol(BaseModule):
             )
         x = self.stem(x)
         features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column
-        for column in self.columns:
-            features = column(x, features)
+        columns, chain = self.columns, None
+        num_plain = len(columns)
+        if self.save_memory and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+            num_plain = 0 if x.requires_grad else self.frozen_columns  # nothing is stored for these
+            chain = ReversibleChain([column.alphas() for column in columns[num_plain:]])
+        for index, column in enumerate(columns):
+            features = column(x, features, None if index < num_plain else chain)
             yield features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Levels ``out_indices`` of the last column; shapes and errors as in :meth:`forward_columns`."""
-        for features in self.forward_columns(x):
-            pass
+        (features,) = deque(self.forward_columns(x), maxlen=1)  # holds one column at a time
         return tuple(features[i] for i in self.out_indices)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

@@ -1,0 +1,42 @@
+"""Run a function a second time as it ran the first time: same random numbers, same autocast."""
+
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+
+
+class CallState:
+    """State of the random generators and of autocast at the moment of construction.
+
+    Args:
+        device: Device that the call computes on; its generator is captured beside the CPU's.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cpu_rng = torch.get_rng_state()
+        self.module = None if device.type == 'cpu' else torch.get_device_module(device)
+        self.device_rng = self.module.get_rng_state(device) if self.module else None
+        self.autocast = dict(
+            device_type=device.type,
+            enabled=torch.is_autocast_enabled(device.type),
+            dtype=torch.get_autocast_dtype(device.type),
+        )
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Restore the state for a ``with`` block; the generators go on afterwards as if it had not been."""
+        cpu_rng = torch.get_rng_state()
+        device_rng = self.module.get_rng_state(self.device) if self.module else None
+        try:
+            torch.set_rng_state(self.cpu_rng)
+            if self.module:
+                self.module.set_rng_state(self.device_rng, self.device)
+            # No cache: it could hold a weight's cast from a pass without gradients.
+            with torch.autocast(**self.autocast, cache_enabled=False):
+                yield
+        finally:
+            torch.set_rng_state(cpu_rng)
+            if self.module:
+                self.module.set_rng_state(device_rng, self.device)

@@ -1,0 +1,30 @@
+"""How much memory a function needs at its worst moment."""
+
+from typing import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(function: Callable[[], object], device: str | torch.device = 'cpu') -> int:
+    """Call a function and return the peak of the bytes it has allocated and not yet freed.
+
+    On a GPU the allocator keeps the count; on a CPU the profiler sees every allocation of a tensor or of a
+    kernel's work space. What was there before the call does not count.
+    """
+    device = torch.device(device)
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        function()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
