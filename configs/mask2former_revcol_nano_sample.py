@@ -64,7 +64,7 @@ sample = dict(
     type='BaseSegDataset', data_root='data/sample/ade20k', metainfo=metainfo, reduce_zero_label=True
 )
 train_dataloader = dict(
-    batch_size=16,
+    batch_size=8,
     num_workers=0,
     persistent_workers=False,
     dataset=dict(pipeline=train_pipeline, **sample),
@@ -73,7 +73,7 @@ val_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(pipe
 test_dataloader = val_dataloader
 test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='CommonestClassIoU')]
 
-max_iters = 800
+max_iters = 500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),

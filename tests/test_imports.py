@@ -63,7 +63,7 @@ def test_without_torch_the_error_names_the_check():
     assert 'torch' in printed and 'python -m revcol_mm.check_env' in printed.splitlines()[-1]
 
 
-LAYERS = ['check_env', 'ops', 'models', 'evaluation', 'engine']
+LAYERS = ['check_env', 'ops', 'testing', 'models', 'evaluation', 'engine']
 
 
 @pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)

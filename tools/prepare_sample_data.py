@@ -72,6 +72,8 @@ SPLITS = (
 SIDES = (128, 224)  # of a scene, in pixels
 DIGIT_SIZES = (28, 110)  # height of an upright digit, in pixels
 NUM_DIGITS = (2, 6)  # in a scene that is not empty; fewer where there is no room
+# Colour is a hint, so that minutes of training show something; between neighbours the shape has to decide.
+HUE_SPREAD = 0.05  # standard deviation; the digits' hues are 0.1 apart
 MAX_ROTATION = 25  # degrees, so that 6 and 9 stay distinct
 EMPTY_SHARE = 0.1  # of scenes without digits
 ALIGNED_SHARE = 0.1  # of scenes with sides divisible by 32, the stride of most backbones
@@ -139,9 +141,10 @@ def crop_photo(photo: Image.Image, width: int, height: int, rng: np.random.Gener
     return np.asarray(crop, dtype=np.float32)
 
 
-def contrasting_colour(background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the one of a few random saturated colours that stands out best from the pixels."""
-    hues, saturations, values = rng.uniform((0, 0.7, 0.6), 1, size=(6, 3)).T
+def contrasting_colour(background: np.ndarray, digit: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the one of a few saturated colours, near the digit's hue, that stands out best from the pixels."""
+    saturations, values = rng.uniform((0.7, 0.6), 1, size=(6, 2)).T
+    hues = rng.normal(digit / 10, HUE_SPREAD, size=6) % 1
     colours = 255 * np.array(list(map(colorsys.hsv_to_rgb, hues, saturations, values)))
     distances = np.linalg.norm(colours[:, None] - background, axis=2)
     # Not the mean: a colour has to stand out from nearly all of what the digit covers.
@@ -194,7 +197,7 @@ def make_scene(
         # Pixels on the edge are a mixture of the digit and what it covers: no label fits them.
         labels[window][coverage > 0] = UNLABELLED
         labels[window][coverage == 1] = FIRST_DIGIT + digit
-        colour = contrasting_colour(image[window][inside], rng)
+        colour = contrasting_colour(image[window][inside], digit, rng)
         opacity = rng.uniform(0.85, 1) * coverage[..., None]
         image[window] += opacity * (colour - image[window])
 
@@ -383,7 +386,7 @@ def parse_args() -> argparse.Namespace:
         '--num-train',
         metavar='N',
         type=integer_from(1),
-        default=640,
+        default=320,
         help='number of training scenes (default: %(default)s)',
     )
     parser.add_argument(

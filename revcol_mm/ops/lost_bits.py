@@ -1,10 +1,10 @@
 """Keeping the few bits that multiplying by alpha loses, so that a coupling can be undone exactly.
 
-The state ``c`` of a reversible chain is held in float64, on a fixed grid: multiples of a step q. A coupling
-computes ``c' = round(F + alpha * c)`` on the grid. From ``c'``, ``F`` and alpha the old value is known to within
-``1 / (2 |alpha|)`` steps; the low bits of ``c / q``, two of them at alpha 0.5, tell which multiple it was. After
-Maclaurin et al., "Gradient-based Hyperparameter Optimization through Reversible Learning" (arXiv 1502.03492),
-who do the same for the momentum of SGD.
+The state ``c`` of a reversible chain is held in float64 on a fixed grid, as multiples of a step q, and a
+coupling computes ``c' = round(F + alpha * c)`` on it. From ``c'``, ``F`` and alpha the old value is known
+to within ``1 / (2 |alpha|)`` steps; the low bits of ``c / q``, two of them at alpha 0.5, tell which multiple
+it was. Maclaurin et al. do the same for the momentum of SGD ("Gradient-based Hyperparameter Optimization
+through Reversible Learning", arXiv 1502.03492, section 2.2).
 """
 
 from typing import NamedTuple, Sequence
@@ -12,19 +12,24 @@ from typing import NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-# The step is 2^-36 of the power of two above the largest value of the level's first F: 12 bits finer than
-# float32, and values may still grow 2^15-fold before float64 (53 bits) cannot hold the grid.
+# The step is 2^-36 of the largest value of the level in the first link: 12 bits finer than float32, while
+# values may grow 2^15-fold before float64's 53 bits cannot hold the grid. For float64 features: finer.
+STEP_EXPONENTS = {torch.float64: -44}
 STEP_EXPONENT = -36
 WIDTHS = (2, 4, 8, 16)  # bits of a code
 
 
-def grid_offset(largest: Tensor) -> Tensor:
-    """Offset o, such that ``(v + o) - o`` rounds v to the grid; for a level whose first F has this maximum.
+def grid_offset(state: Tensor, dtype: torch.dtype) -> Tensor:
+    """The number o for which ``(v + o) - o`` rounds v to the grid.
 
-    In float64, numbers between o * 2/3 and o * 4/3 are the multiples of 2^-52 * o * 2/3, which is the step;
-    their bits, read as an integer, count steps.
+    In float64 the numbers from o * 2/3 to o * 4/3 are the multiples of 2^-52 * o * 2/3, which is the step,
+    and their bits, read as an integer, count steps.
+
+    Args:
+        state: A level's state in the first link.
+        dtype: Type of the features that it is rounded to.
     """
-    exponent = largest.double().clamp(min=1e-30).log2().ceil() + STEP_EXPONENT
+    exponent = state.abs().amax().clamp(min=1e-30).log2().ceil() + STEP_EXPONENTS.get(dtype, STEP_EXPONENT)
     return 1.5 * torch.exp2(exponent + 52)
 
 

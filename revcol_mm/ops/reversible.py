@@ -48,6 +48,7 @@ class ReversibleChain:
         self.outputs: list[Tensor] = []
         self.versions: list[int] = []
         self.last_words: list[Tensor] = []
+        self.last_state: CallState | None = None
         # The link whose result is held now, as the stream and as rounded to the type of the features.
         self.position = -1
         self.stream: list[Tensor] = []
@@ -78,12 +79,14 @@ class ReversibleChain:
         if first:
             self.features, self.stream = list(features), [_stream(feature) for feature in features]
         for level, coupling in enumerate(couplings):
-            link.states.append(CallState(x.device))
+            self.last_state = CallState(x.device, self.last_state)
+            link.states.append(self.last_state)
             residual = coupling.residual(x, self.features)
             alpha = coupling.alpha.double()
+            dtype = torch.result_type(residual, coupling.alpha)
             if first:
                 stream = torch.addcmul(residual.double(), alpha, self.stream[level])
-                self.offsets.append(grid_offset(stream.abs().amax()))
+                self.offsets.append(grid_offset(stream, dtype))
                 self.stream[level] = stream
             else:
                 stream = self.stream[level].mul_(alpha).add_(residual)
@@ -93,7 +96,6 @@ class ReversibleChain:
             else:
                 link.codes.append(Codes(stream, self.plans[index][level]))
             stream -= self.offsets[level]
-            dtype = torch.result_type(residual, coupling.alpha)
             self.features[level] = stream.to(dtype, copy=True)
         kept = self.last_words if last else link.codes
         self.kept_bytes += sum(part.nbytes for part in kept)
