@@ -81,19 +81,20 @@ def test_every_column_is_reconstructed_to_the_last_bit(alphas, level_connection,
     arch = dict(WIDTHS, num_columns=48, level_connection=level_connection)
     _, model = pair(alphas, arch=arch)
     forward, reconstructed = [], {}
-    run_link, step_back = ReversibleChain.run_link, ReversibleChain._step_back
+    couple_, undo = ReversibleChain.couple, ReversibleChain._undo
 
     def record(self, *args):
-        forward.append([feature.clone() for feature in run_link(self, *args)])
-        return [feature.clone() for feature in forward[-1]]
+        forward.append(couple_(self, *args))
+        return forward[-1].clone()
 
-    def compare_to_record(self, index, level, *args):
-        step_back(self, index, level, *args)
-        if index:
-            reconstructed[index - 1, level] = torch.equal(self.features[level], forward[index - 1][level])
+    def compare_to_record(self, index, *args):
+        feature = undo(self, index, *args)
+        if index >= 4:
+            reconstructed[index - 4] = torch.equal(feature, forward[index - 4])
+        return feature
 
-    monkeypatch.setattr(ReversibleChain, 'run_link', record)
-    monkeypatch.setattr(ReversibleChain, '_step_back', compare_to_record)
+    monkeypatch.setattr(ReversibleChain, 'couple', record)
+    monkeypatch.setattr(ReversibleChain, '_undo', compare_to_record)
     sum(f.mean() for f in model(torch.randn(1, 3, 64, 64))).backward()
     assert len(reconstructed) == 47 * 4 and all(reconstructed.values())
 
@@ -333,7 +334,7 @@ def test_a_chain_that_did_not_run_to_its_end_is_an_error():
     chain = ReversibleChain([list(alphas[i]) for i in range(2)])
     x, *features = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
     features = chain(links(alphas)[0], x, features)
-    with pytest.raises(RuntimeError, match='only 1 have run'):
+    with pytest.raises(RuntimeError, match='only 3 have run'):
         features[0].sum().backward()
 
 

@@ -142,7 +142,7 @@ def crop_photo(photo: Image.Image, width: int, height: int, rng: np.random.Gener
 
 
 def contrasting_colour(background: np.ndarray, digit: int, rng: np.random.Generator) -> np.ndarray:
-    """Return the one of a few saturated colours, near the digit's hue, that stands out best from the pixels."""
+    """Return the one of a few saturated colours, near the digit's hue, that stands out best."""
     saturations, values = rng.uniform((0.7, 0.6), 1, size=(6, 2)).T
     hues = rng.normal(digit / 10, HUE_SPREAD, size=6) % 1
     colours = 255 * np.array(list(map(colorsys.hsv_to_rgb, hues, saturations, values)))

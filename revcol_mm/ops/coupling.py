@@ -34,9 +34,13 @@ class Coupling(NamedTuple):
     function: Callable[..., Tensor]
     alpha: Tensor
 
+    def sources(self, x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """The inputs of ``F``."""
+        return [x if level is None else features[level] for level in self.reads]
+
     def residual(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Compute ``F`` on its inputs, without the shortcut."""
-        return self.function(*(x if i is None else features[i] for i in self.reads))
+        return self.function(*self.sources(x, features))
 
 
 def couple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:

@@ -33,6 +33,18 @@ def grid_offset(state: Tensor, dtype: torch.dtype) -> Tensor:
     return 1.5 * torch.exp2(exponent + 52)
 
 
+def low_words(on_grid: Tensor) -> Tensor:
+    """The lower 32 bits of a state plus offset: with the state rounded to float32, all of it."""
+    counts = on_grid.view(torch.int64)
+    return counts.to(torch.int32)
+
+
+def restore_words_(on_grid: Tensor, words: Tensor) -> None:
+    """Move a state plus offset to the nearest grid point with these low words, in place."""
+    counts = on_grid.view(torch.int64)
+    counts += words - counts.to(torch.int32)  # wraps around
+
+
 class CodePlan(NamedTuple):
     """How many bits of each channel are kept when a coupling multiplies by alpha.
 

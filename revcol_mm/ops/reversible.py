@@ -13,13 +13,14 @@ a fixed grid, of which ``F`` sees the value rounded to its own type; the bits th
 each element at alpha 0.5, are kept (see :mod:`revcol_mm.ops.lost_bits`).
 """
 
+from dataclasses import dataclass
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
 from .coupling import Coupling
-from .lost_bits import Codes, grid_offset, plan_codes
+from .lost_bits import Codes, grid_offset, low_words, plan_codes, restore_words_
 from .rng_replay import CallState
 
 
@@ -29,9 +30,6 @@ class ReversibleChain:
     Args:
         alphas: For every link, the alphas of its levels. They decide how many bits are kept.
 
-    Attributes:
-        kept_bytes: Size of what is kept beside the last link's result.
-
     Note:
         Random numbers and autocast are in the second run of each ``F`` as in the first. Parameters get their
         gradients through autograd, as they do in a plain chain: DDP's hooks and gradient accumulation work,
@@ -40,18 +38,16 @@ class ReversibleChain:
     """
 
     def __init__(self, alphas: Sequence[Sequence[Tensor]]) -> None:
-        self.num_links = len(alphas)
-        self.plans = [[plan_codes(alpha) for alpha in link] for link in alphas[1:]]
-        self.links: list[_Link] = []
-        self.kept_bytes = 0
+        self.num_levels = len(alphas[0])
+        self.num_couplings = len(alphas) * self.num_levels
+        self.plans = [plan_codes(alpha) for link in alphas[1:] for alpha in link]
+        self.done: list[_Done] = []
         self.offsets: list[Tensor] = []
         self.outputs: list[Tensor] = []
         self.versions: list[int] = []
-        self.last_words: list[Tensor] = []
-        self.last_state: CallState | None = None
-        # The link whose result is held now, as the stream and as rounded to the type of the features.
+        # The state after coupling `position`: the stream, and rounded to the type of the features.
         self.position = -1
-        self.stream: list[Tensor] = []
+        self.stream: list[Tensor | None] = []
         self.features: list[Tensor] = []
 
     @torch.compiler.disable
@@ -66,188 +62,163 @@ class ReversibleChain:
         Returns:
             The updated features.
         """
-        params = (p for coupling in couplings for p in coupling.function.parameters() if p.requires_grad)
-        alphas = [coupling.alpha for coupling in couplings]
-        return list(_RunLink.apply(self, couplings, x, *features, *alphas, *dict.fromkeys(params)))
+        features = list(features)
+        for coupling in couplings:
+            params = [param for param in coupling.function.parameters() if param.requires_grad]
+            features[coupling.level] = _Couple.apply(
+                self,
+                coupling,
+                x.detach(),
+                features[coupling.level],
+                coupling.alpha,
+                *coupling.sources(x, features),
+                *params,
+            )
+        return features
 
-    def run_link(self, couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """Compute a link's result without a graph, and note what its backward pass needs."""
-        index = len(self.links)
-        first, last = index == 0, index == self.num_links - 1
-        link = _Link(couplings, x, list(features) if first else [])
-        self.links.append(link)
-        if first:
-            self.features, self.stream = list(features), [_stream(feature) for feature in features]
-        for level, coupling in enumerate(couplings):
-            self.last_state = CallState(x.device, self.last_state)
-            link.states.append(self.last_state)
-            residual = coupling.residual(x, self.features)
-            alpha = coupling.alpha.double()
-            dtype = torch.result_type(residual, coupling.alpha)
-            if first:
-                stream = torch.addcmul(residual.double(), alpha, self.stream[level])
-                self.offsets.append(grid_offset(stream, dtype))
-                self.stream[level] = stream
-            else:
-                stream = self.stream[level].mul_(alpha).add_(residual)
-            stream += self.offsets[level]
-            if last:
-                self.last_words.append(stream.view(torch.int64).to(torch.int32))  # without the high words
-            else:
-                link.codes.append(Codes(stream, self.plans[index][level]))
-            stream -= self.offsets[level]
-            self.features[level] = stream.to(dtype, copy=True)
-        kept = self.last_words if last else link.codes
-        self.kept_bytes += sum(part.nbytes for part in kept)
-        if not last:
-            return list(self.features)
-        outputs, self.features, self.stream = self.features, [], []
-        self.outputs = [output.detach() for output in outputs]
-        self.versions = [output._version for output in outputs]
-        return outputs
+    @property
+    def kept_bytes(self) -> int:
+        """Size of what is kept for the reconstruction, beside the last link's result."""
+        return sum(done.kept.nbytes for done in self.done)
 
-    def differentiate_link(
-        self, index: int, grads: Sequence[Tensor | None], x_needs_grad: bool
-    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor | None], dict[Tensor, Tensor]]:
-        """Gradients of a link, given those of its result.
+    def couple(self, coupling: Coupling, x: Tensor, feature: Tensor, sources: Sequence[Tensor]) -> Tensor:
+        """Compute a coupling's result without a graph, and note what its backward pass needs."""
+        index, level = len(self.done), coupling.level
+        state = CallState(x.device, self.done[-1].state if self.done else None)
+        residual = coupling.function(*sources)
+        dtype = torch.result_type(residual, coupling.alpha)
+        alpha = coupling.alpha.double()
+        if index < self.num_levels:
+            stream = torch.addcmul(residual.double(), alpha, feature.double())
+            self.offsets.append(grid_offset(stream, dtype))
+            self.stream.append(stream)
+        else:
+            stream = self.stream[level].mul_(alpha).add_(residual)
+        stream += self.offsets[level]
+        kept = Codes(stream, self.plans[index]) if index < len(self.plans) else low_words(stream)
+        stream -= self.offsets[level]
+        result = stream.to(dtype, copy=True)
+        self.done.append(
+            _Done(coupling, x, feature.detach() if index < self.num_levels else None, state, kept)
+        )
+        if index >= len(self.plans):  # the last link: from here on its result and the low words are enough
+            self.outputs.append(result.detach())
+            self.versions.append(result._version)
+            self.stream[level] = None
+        return result
+
+    def differentiate(
+        self, index: int, grad: Tensor, x: Tensor, params: Sequence[Tensor], needs_grad: Sequence[bool]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Undo a coupling, and differentiate it on the way.
+
+        Args:
+            index: Number of the coupling in the chain.
+            grad: Gradient of its result.
+            x: Constant input of the chain.
+            params: Trainable parameters of its function.
+            needs_grad: Of each source and of each parameter.
 
         Returns:
-            The gradients of x, of the features that the link was given, of its alphas and of its functions'
-            parameters.
+            The reconstructed feature, and the gradients of the sources and of the parameters.
         """
         self._go_to(index)
-        couplings = self.links[index].couplings
-        grads, grad_x = list(grads), None
-        grad_previous, grad_alphas, grad_params = [None] * len(grads), [None] * len(grads), {}
-        for level in reversed(range(len(couplings))):
-            coupling, grad = couplings[level], grads[level]
-            if grad is None:
-                self._step_back(index, level)
-                continue
-            sources = [
-                self.links[index].x.detach().requires_grad_(x_needs_grad)
-                if read is None
-                else self.features[read].detach().requires_grad_()
-                for read in coupling.reads
-            ]
-            with torch.enable_grad():
-                residual = self._rerun(index, level, sources)
-            params = [param for param in coupling.function.parameters() if param.requires_grad]
-            wanted = [source for source in sources if source.requires_grad] + params
-            if residual.requires_grad and wanted:
-                found = torch.autograd.grad(residual, wanted, grad.to(residual.dtype), allow_unused=True)
-                found = iter(found)
-                for read, source in zip(coupling.reads, sources):
-                    if not source.requires_grad:
-                        continue
-                    if read is None:
-                        grad_x = _add(grad_x, next(found))
-                    elif read < level:
-                        grads[read] = _add(grads[read], next(found))
-                    else:
-                        grad_previous[read] = _add(grad_previous[read], next(found))
-                for param, grad_param in zip(params, found):
-                    grad_params[param] = _add(grad_params.get(param), grad_param)
-            self._step_back(index, level, residual.detach())
-            grad_alphas[level] = (grad * self.features[level]).sum_to_size(coupling.alpha.shape)
-            grad_previous[level] = _add(grad_previous[level], grad * coupling.alpha)
-        self.position = index - 1
-        if index == 0:
-            self.features, self.stream = [], []
-        return grad_x, grad_previous, grad_alphas, grad_params
+        coupling = self.done[index].coupling
+        sources = [source.detach() for source in coupling.sources(x, self.features)]
+        for source, needs in zip(sources, needs_grad):
+            source.requires_grad_(needs)
+        with torch.enable_grad(), self.done[index].state.replay():
+            residual = coupling.function(*sources)
+        inputs = [*sources, *params]
+        wanted = [tensor for tensor, needs in zip(inputs, needs_grad) if needs]
+        if wanted:
+            grads = iter(torch.autograd.grad(residual, wanted, grad.to(residual.dtype), allow_unused=True))
+        feature = self._undo(index, residual.detach())
+        return feature, [next(grads) if needs else None for needs in needs_grad]
 
     def _go_to(self, index: int) -> None:
-        """Reconstruct the result of a link, unless it is the one at hand."""
-        if not self.features or self.position < index:
-            if len(self.links) < self.num_links:
+        """Reconstruct the state after a coupling, unless it is the one at hand."""
+        if self.position < index:
+            if len(self.done) < self.num_couplings:
                 raise RuntimeError(
-                    f'backward through a reversible chain of {self.num_links} links of which only '
-                    f'{len(self.links)} have run'
+                    f'backward through a reversible chain of {self.num_couplings} couplings of which only '
+                    f'{len(self.done)} have run'
                 )
             if any(output._version != version for output, version in zip(self.outputs, self.versions)):
                 raise RuntimeError('the result of a reversible chain was changed in place before backward')
-            self.position = self.num_links - 1
-            self.features, self.stream = list(self.outputs), [_stream(output) for output in self.outputs]
-            for stream, offset, words in zip(self.stream, self.offsets, self.last_words):
-                stream += offset
-                counts = stream.view(torch.int64)
-                counts += words - counts.to(torch.int32)  # wraps around: the nearest with these low words
-                stream -= offset
+            self.position = self.num_couplings - 1
+            self.features = list(self.outputs)
+            self.stream = [output.to(torch.float64, copy=True) for output in self.outputs]
+            for level, stream in enumerate(self.stream):
+                stream += self.offsets[level]
+                restore_words_(stream, self.done[len(self.plans) + level].kept)
+                stream -= self.offsets[level]
         while self.position > index:
-            for level in reversed(range(len(self.features))):
-                self._step_back(self.position, level)
-            self.position -= 1
+            self._undo(self.position)
 
-    def _rerun(self, index: int, level: int, sources: Sequence[Tensor]) -> Tensor:
-        link = self.links[index]
-        with link.states[level].replay():
-            return link.couplings[level].function(*sources)
-
-    def _step_back(self, index: int, level: int, residual: Tensor | None = None) -> None:
-        """Undo one coupling, in place."""
-        link = self.links[index]
+    def _undo(self, index: int, residual: Tensor | None = None) -> Tensor:
+        """Go back to the state before a coupling, and return the feature that it was given."""
+        done = self.done[index]
+        coupling, level = done.coupling, done.coupling.level
+        if done.start is not None:
+            feature = done.start
+        else:
+            if residual is None:
+                with done.state.replay():
+                    residual = coupling.residual(done.x, self.features)
+            stream = self.stream[level].sub_(residual).div_(coupling.alpha.double())
+            stream += self.offsets[level]
+            self.done[index - self.num_levels].kept.restore_(stream)
+            stream -= self.offsets[level]
+            feature = stream.to(self.features[level].dtype, copy=True)
+        self.features[level] = feature
+        self.position = index - 1
         if index == 0:
-            self.features[level] = link.start[level]
-            return
-        coupling, stream = link.couplings[level], self.stream[level]
-        if residual is None:
-            sources = [link.x if read is None else self.features[read] for read in coupling.reads]
-            residual = self._rerun(index, level, sources)
-        stream.sub_(residual).div_(coupling.alpha.double())
-        stream += self.offsets[level]
-        self.links[index - 1].codes[level].restore_(stream)
-        stream -= self.offsets[level]
-        self.features[level] = stream.to(self.features[level].dtype, copy=True)
+            self.features, self.stream = [], []
+        return feature
 
 
-class _Link:
-    """What backward needs of one link."""
+@dataclass
+class _Done:
+    """What backward needs of one coupling that has run."""
 
-    def __init__(self, couplings: Sequence[Coupling], x: Tensor, start: list[Tensor]) -> None:
-        self.couplings = couplings
-        self.x = x.detach()
-        self.start = [feature.detach() for feature in start]  # what the first link was given
-        self.states: list[CallState] = []
-        self.codes: list[Codes] = []
-
-
-def _stream(feature: Tensor) -> Tensor:
-    """A float64 copy, to be changed in place."""
-    return feature.to(torch.float64, copy=True)
+    coupling: Coupling
+    x: Tensor
+    start: Tensor | None  # in the first link: the feature that it was given
+    state: CallState
+    kept: Codes | Tensor  # of the result: its codes; in the last link: its low words
 
 
-def _add(total: Tensor | None, term: Tensor | None) -> Tensor | None:
-    if total is None or term is None:
-        return term if total is None else total
-    return total + term
+class _Couple(torch.autograd.Function):
+    """A coupling in autograd's eyes: feature, alpha, sources and parameters in, feature out.
 
-
-class _RunLink(torch.autograd.Function):
-    """A link in autograd's eyes: x, features, alphas and parameters in, features out."""
+    Autograd runs the last of these backward first, so the chain is walked once, from its end.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, chain: ReversibleChain, couplings: Sequence[Coupling], x: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, ...]:
-        ctx.chain, ctx.index, ctx.num_levels = chain, len(chain.links), len(couplings)
-        ctx.save_for_backward(x, *tensors[len(couplings) :])  # unchanged until backward, or autograd says so
-        ctx.set_materialize_grads(False)
-        return tuple(chain.run_link(couplings, x, tensors[: len(couplings)]))
+        ctx: Any,
+        chain: ReversibleChain,
+        coupling: Coupling,
+        x: Tensor,
+        feature: Tensor,
+        alpha: Tensor,
+        *tensors: Tensor,
+    ) -> Tensor:
+        ctx.chain, ctx.index = chain, len(chain.done)
+        num_sources = len(coupling.reads)
+        # Parameters must stay as they are until backward, or autograd says so.
+        ctx.save_for_backward(x, alpha, *tensors[num_sources:])
+        ctx.feature_shape = feature.shape
+        return chain.couple(coupling, x, feature, tensors[:num_sources])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise RuntimeError('a reversible chain cannot be differentiated twice (create_graph=True)')
-        _, *tensors = ctx.saved_tensors
-        start = ctx.chain.links[0].start
-        _, _, x_needs_grad, *needs_grad = ctx.needs_input_grad
-        grad_x, grad_features, grad_alphas, grad_params = ctx.chain.differentiate_link(
-            ctx.index, grads, x_needs_grad
-        )
-        if ctx.index == 0:
-            grad_features = [
-                grad.sum_to_size(feature.shape) if needed and grad is not None else None
-                for grad, feature, needed in zip(grad_features, start, needs_grad)
-            ]
-        params = tensors[ctx.num_levels :]
-        return None, None, grad_x, *grad_features, *grad_alphas, *(grad_params.get(p) for p in params)
+        x, alpha, *params = ctx.saved_tensors
+        needs_feature, needs_alpha, *needs_grad = ctx.needs_input_grad[3:]
+        feature, grads = ctx.chain.differentiate(ctx.index, grad, x, params, needs_grad)
+        grad_feature = (grad * alpha).sum_to_size(ctx.feature_shape) if needs_feature else None
+        grad_alpha = (grad * feature).sum_to_size(alpha.shape) if needs_alpha else None
+        return None, None, None, grad_feature, grad_alpha, *grads

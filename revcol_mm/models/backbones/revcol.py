@@ -148,6 +148,7 @@ class RevCol(BaseModule):
                 level_connection=level_connection,
                 drop_path_rates=drop_path_rates,
                 layer_scale_init_value=layer_scale_init_value,
+                save_memory=save_memory,
             )
             self.add_module(f'subnet{index}', column)  # the published name
         self.apply(self._init_layer)
