@@ -4,9 +4,12 @@ _base_ = ['mask2former_revcol_b_ade20k.py']
 
 classes = ('background', *'0123456789')
 num_classes = len(classes)
-metainfo = dict(
-    classes=classes, palette=[[40 + 20 * i, 255 - 23 * i, 60 * i % 256] for i in range(num_classes)]
-)
+palette = [
+    [20, 20, 20],
+    *([230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]),
+    *([145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]),
+]
+metainfo = dict(classes=classes, palette=palette)
 embed_dims = 64
 crop_size = (128, 128)
 

@@ -224,11 +224,6 @@ def test_features_are_channels_last_for_any_input_layout():
         assert feature.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_save_memory_is_refused_until_it_works():
-    with pytest.raises(NotImplementedError, match='save_memory'):
-        RevCol(arch=SMALL, save_memory=True)
-
-
 def test_the_documented_example_runs():
     assert doctest.testmod(revcol_module).failed == 0
 

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from revcol_mm import RevCol
 from revcol_mm.ops import Coupling, ReversibleChain, couple, uncouple
 from revcol_mm.testing import gradients, peak_bytes, worst_errors
 
+from .subprocesses import run
 from .test_revcol import assert_near, golden_model
 
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
@@ -384,3 +386,61 @@ def test_nothing_is_left_after_backward(monkeypatch):
     for _ in range(3):
         sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
     assert len(chains) == 3 and all(chain() is None for chain in chains)
+
+
+DDP = """
+import sys
+import torch
+import torch.distributed as dist
+from revcol_mm import RevCol
+from torch.nn.parallel import DistributedDataParallel
+
+rank, rendezvous, arch, weights, out = int(sys.argv[1]), *sys.argv[2:]
+dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
+model = RevCol(arch=eval(arch), save_memory=True)
+model.load_state_dict(torch.load(weights))
+model = DistributedDataParallel(model)
+images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+with model.no_sync():  # gradients of the first image of each process are accumulated
+    sum(f.square().mean() for f in model(images[rank : rank + 1])).backward()
+sum(f.square().mean() for f in model(images[rank + 2 : rank + 3])).backward()
+if rank == 0:
+    torch.save({n: p.grad for n, p in model.module.named_parameters()}, out)
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_give_the_gradients_of_one_without_find_unused_parameters(tmp_path):
+    plain, _ = pair()
+    torch.save(plain.state_dict(), tmp_path / 'weights.pth')
+    paths = [
+        tmp_path / 'rendezvous',
+        dict(WIDTHS, num_columns=4),
+        tmp_path / 'weights.pth',
+        tmp_path / 'out.pth',
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda rank: run('-c', DDP, rank, *paths), range(2)))
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for image in images.split(1):
+        (sum(f.square().mean() for f in plain(image)) / 2).backward()
+    expected = {n: p.grad for n, p in plain.named_parameters()}
+    assert worst_errors(torch.load(tmp_path / 'out.pth'), expected)[0][0] <= 2e-5
+
+
+def test_compiled_training_gives_the_same_gradients():
+    """Graphs break at the reversible chain."""
+    plain, reversible = pair(arch=dict(channels=(8, 16), layers=(1, 1), num_columns=2), out_indices=(0, 1))
+    reversible.compile(backend='aot_eager')
+    compare(plain, reversible, torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize('save_memory', [False, True])
+def test_an_evaluating_backbone_can_be_exported(save_memory):
+    model = RevCol(arch=dict(WIDTHS, num_columns=2), save_memory=save_memory).eval()
+    before = copy.deepcopy(model.state_dict())
+    image = torch.randn(1, 3, 64, 96)
+    exported = torch.export.export(model, (image,)).module()
+    for actual, expected in zip(exported(image), model(image)):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

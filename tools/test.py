@@ -60,6 +60,8 @@ def draw_predictions(cfg: Config, show_dir: str) -> None:
     if 'visualization' not in cfg.default_hooks:
         raise ValueError(f'--show-dir: {cfg.filename} has no default_hooks.visualization')
     cfg.visualizer.save_dir = show_dir
+    # The visualizer adds a folder of its own to save_dir; pictures belong where the user wants them.
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
     cfg.default_hooks.visualization.interval = 1
     cfg.default_hooks.visualization['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
 
