@@ -28,11 +28,11 @@ ONEDL = {
 SETS = {'upstream': UPSTREAM, 'onedl': ONEDL}
 TORCH = ('2.6', '2.9.1')  # oldest that can read checkpoints safely; the one the tests run on
 
-CORE = ('torch', 'mmengine')
+CORE = ('torch', 'cv2', 'mmengine')
 TASKS = {
-    'segmentation': (*CORE, 'mmcv', 'mmcv.ops', 'ftfy', 'regex', 'mmseg', 'mmdet'),
-    'detection': (*CORE, 'mmcv', 'mmcv.ops', 'mmdet'),
-    'classification': (*CORE, 'mmcv', 'mmpretrain'),
+    'segmentation': (*CORE, 'tensorboard', 'mmcv', 'mmcv.ops', 'ftfy', 'regex', 'mmseg', 'mmdet'),
+    'detection': (*CORE, 'tensorboard', 'mmcv', 'mmcv.ops', 'mmdet'),
+    'classification': (*CORE, 'tensorboard', 'mmcv', 'mmpretrain'),
 }
 SCOPES = {'mmseg': 'segmentation', 'mmdet': 'detection', 'mmpretrain': 'classification'}
 
@@ -99,6 +99,8 @@ def examine(name: str) -> Part:
             return Part(name, f'{other}, but MMEngine is {label}', f'pip uninstall -y {other} && {fix}')
     elif package == 'torch':
         fix = f'pip install torch=={TORCH[1]} torchvision'
+    elif package == 'cv2':  # the plain one wants libGL, which servers lack
+        fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
     else:
         fix = f'pip install {package}'
     try:
@@ -127,12 +129,6 @@ def examine(name: str) -> Part:
 
 def _tested(version: str, tested: str) -> str:
     return version if version == tested else f'{version} (tests run on {tested})'
-
-
-def missing_core() -> list[str]:
-    """The fix for each of torch and MMEngine that cannot be imported."""
-    parts = [examine(name) for name in CORE]
-    return [f'{part.name}: {part.state}. Fix: {part.fix}' for part in parts if part.fix]
 
 
 def require_parts(what: str, names: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """What importing needs and gives: few packages in, everything registered for every OpenMMLab scope."""
 
 import ast
+from importlib import metadata
 
 import pytest
 
@@ -86,3 +87,8 @@ def test_imports_go_one_way(path):
                 assert LAYERS.index(imported) <= LAYERS.index(own), f'{path} imports {module}'
             if own == 'ops':
                 assert not parts[0].startswith('mm'), f'{path} imports {module}'
+
+
+def test_installing_pulls_in_nothing():
+    """Users bring torch and one of two OpenMMLab sets; pip must not add or replace any of it."""
+    assert not metadata.requires('revcol_mm')

@@ -5,6 +5,7 @@ import re
 import subprocess
 
 import pytest
+import torch
 
 from .subprocesses import REPO, run
 
@@ -147,6 +148,21 @@ def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_sch
         OMP_NUM_THREADS='2',
     )
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', printed)
+
+
+def test_data_that_do_not_fit_the_model_are_an_error_before_the_first_iteration(sample_data, tmp_path):
+    options = on(sample_data, 'ade20k', 'model.decode_head.num_classes=7')
+    printed = run('tools/train.py', DEMO, '--amp', '--work-dir', tmp_path, *options, expect=1)
+    assert re.search(r'^error: decode_head .*num_classes=7, .*has 11 classes', printed, re.M)
+    assert 'Traceback' not in printed and 'Iter(train)' not in printed
+    assert 'without mixed precision' in printed or torch.cuda.is_available()
+
+
+def test_two_processes_train_together(sample_data, tmp_path):
+    options = on(sample_data, 'ade20k')
+    launch = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'tools/train.py')
+    printed = run(*launch, DEMO, '--launcher', 'pytorch', '--work-dir', tmp_path, *options)
+    assert printed.count('Iter(train) [4/4]') == 1 and 'mIoU' in printed
 
 
 def test_without_data_training_says_so_in_one_line():

@@ -15,8 +15,8 @@ from mmengine.config import Config, ConfigDict  # noqa: E402
 from mmengine.dist import is_main_process  # noqa: E402
 from mmengine.runner import Runner  # noqa: E402
 
-from revcol_mm.engine.launch import add_common_arguments, load_config  # noqa: E402
-from revcol_mm.engine.preflight import PreflightHook  # noqa: E402
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config  # noqa: E402
+from revcol_mm.engine.preflight import PreflightError, PreflightHook  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -90,9 +90,13 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     cfg.load_from = args.checkpoint
+    adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(PreflightHook())
-    metrics = runner.test()
+    try:
+        metrics = runner.test()
+    except PreflightError as error:
+        sys.exit(f'error: {error}')
     if is_main_process():
         print_metrics(metrics, args)
 

@@ -13,8 +13,8 @@ require_parts('training', CORE)
 
 from mmengine.runner import Runner  # noqa: E402
 
-from revcol_mm.engine.launch import add_common_arguments, load_config  # noqa: E402
-from revcol_mm.engine.preflight import PreflightHook  # noqa: E402
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config  # noqa: E402
+from revcol_mm.engine.preflight import PreflightError, PreflightHook  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -46,9 +46,15 @@ def main() -> None:
         cfg.load_from = None if args.resume == 'auto' else args.resume
     if args.seed is not None or args.deterministic:
         cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(PreflightHook())
-    runner.train()
+    try:
+        runner.train()
+    except PreflightError as error:
+        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """What ``tools/train.py`` and ``tools/test.py`` have in common: from a command line to a checked config."""
 
 import argparse
+import logging
 from pathlib import Path
 
 import torch
@@ -54,19 +55,21 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     check_files(cfg, loaders)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
-    if not torch.cuda.is_available():
-        _adapt_to_cpu(cfg)
     return cfg
 
 
-def _adapt_to_cpu(cfg: Config) -> None:
-    """Change what MMEngine cannot do without a GPU: mixed precision, and processes over NCCL."""
+def adapt_to_device(cfg: Config) -> None:
+    """Without a GPU, change what MMEngine cannot do there: mixed precision, and processes over NCCL."""
+    if torch.cuda.is_available():
+        return
     optim_wrapper = cfg.get('optim_wrapper', {})
     if optim_wrapper.get('type') == 'AmpOptimWrapper':
-        print_log('no GPU: training without mixed precision', logger='current', level=30)
+        print_log('no GPU: training without mixed precision', logger='current', level=logging.WARNING)
         optim_wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher == 'pytorch':
         torch.distributed.init_process_group('gloo')  # MMEngine would pick a GPU first
-        cfg.model_wrapper_cfg = dict(type='MMDistributedDataParallel', broadcast_buffers=False)
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+        )

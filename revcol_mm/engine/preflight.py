@@ -158,14 +158,18 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
             yield f'data folder {path} is empty'
 
 
+class PreflightError(ValueError):
+    """The data and the model of a run do not fit each other."""
+
+
 @HOOKS.register_module()
 class PreflightHook(Hook):
     """Compare the data sets of a run with its model before the first iteration.
 
     Raises:
-        ValueError: If a data set is empty, the model's ``num_classes`` is not the number of the data set's
-            classes, a class of a COCO-style data set has no category in its file, or a label of one of 50
-            evenly spaced segmentation masks is beyond the classes.
+        PreflightError: If a data set is empty, a head's ``num_classes`` is not its number of classes, a class
+            of a COCO-style data set has no category in its file, or a label of one of 50 evenly spaced
+            segmentation masks is beyond the classes.
     """
 
     priority = 'VERY_HIGH'
@@ -183,7 +187,7 @@ class PreflightHook(Hook):
             self._check(runner, part)
         name = f'{type(dataset).__name__} at {getattr(dataset, "data_root", "?")}'
         if len(dataset) == 0:
-            raise ValueError(f'{name} has no images (left)')
+            raise PreflightError(f'{name} has no images (left)')
         classes = getattr(dataset, 'metainfo', {}).get('classes')
         if not classes:
             return
@@ -191,12 +195,12 @@ class PreflightHook(Hook):
             num_classes = getattr(module, 'num_classes', None)
             is_head = head.split('.')[-1].endswith('head') and 'rpn' not in head
             if is_head and isinstance(num_classes, int) and num_classes != len(classes):
-                raise ValueError(
+                raise PreflightError(
                     f'{head} of the model has num_classes={num_classes}, {name} has {len(classes)} classes'
                 )
         found = getattr(dataset, 'cat_ids', None)
         if found is not None and len(found) != len(classes):
-            raise ValueError(
+            raise PreflightError(
                 f'{name}: of {len(classes)} classes only {len(found)} are categories of its annotation '
                 f'file; set metainfo=dict(classes=...) to the names there'
             )
@@ -214,7 +218,7 @@ class PreflightHook(Hook):
                 labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
             beyond = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
             if len(beyond):
-                raise ValueError(
+                raise PreflightError(
                     f'{name}: {path} has label {beyond.max()}'
                     f'{" (after reduce_zero_label)" if dataset.reduce_zero_label else ""}, '
                     f'but there are {num_classes} classes, 0 to {num_classes - 1}'
