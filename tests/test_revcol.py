@@ -37,6 +37,29 @@ def test_every_column_equals_the_published_model(golden):
             assert_near(level, reference)
 
 
+@torch.no_grad()
+def test_the_last_column_gives_back_every_earlier_one(golden):
+    model = golden_model(golden, torch.float64).eval()
+    image = golden['input'].double()
+    *_, last = model.forward_columns(image)  # the fixture's is stored in float32, which is not enough
+    earlier = reversed(golden['columns'][:-1])
+    for actual, expected in zip(model.reconstruct_columns(model.stem(image), last), earlier, strict=True):
+        for level, reference in zip(actual, expected, strict=True):
+            assert_near(level, reference.double(), rtol=1e-6)
+
+
+@torch.no_grad()
+def test_reconstruction_in_float64_is_good_to_1e_8_after_8_columns():
+    model = RevCol(arch=dict(SMALL, num_columns=9), layer_scale_init_value=0.3).double()
+    image = torch.rand(1, 3, 64, 64, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match='eval'):
+        next(model.reconstruct_columns(model.stem(image), []))
+    *columns, last = model.eval().forward_columns(image)
+    *_, first = model.reconstruct_columns(model.stem(image), last)
+    for level, reference in zip(first, columns[0], strict=True):
+        assert_near(level, reference, rtol=1e-8)
+
+
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_outputs_loss_and_gradients_equal_the_published_model(golden, memory_format):
     model = golden_model(golden).to(memory_format=memory_format)
