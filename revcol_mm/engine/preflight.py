@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import os
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -121,7 +122,8 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
             '\n'.join(f'{problem} ({", ".join(places)})' for problem, places in problems.items())
         )
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
-    if 'train_dataloader' in loaders and init_cfg.get('type') == 'Pretrained':
+    rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'  # one process fetches for all
+    if 'train_dataloader' in loaders and init_cfg.get('type') == 'Pretrained' and rank == '0':
         local_checkpoint(init_cfg['checkpoint'])
 
 
