@@ -293,9 +293,9 @@ def test_without_gradients_it_is_the_plain_model(mode):
             assert torch.equal(actual, expected)
 
 
-def test_evaluation_mode_with_gradients():
+def test_evaluation_mode_with_gradients_is_the_plain_model():
     plain, reversible = pair('spread')
-    compare(plain.eval(), reversible.eval(), torch.randn(IMAGE))
+    compare(plain.eval(), reversible.eval(), torch.randn(IMAGE), tolerance=0)
 
 
 def test_a_copied_or_pickled_model_trains():
@@ -428,11 +428,21 @@ def test_two_processes_give_the_gradients_of_one_without_find_unused_parameters(
     assert worst_errors(torch.load(tmp_path / 'out.pth'), expected)[0][0] <= 2e-5
 
 
-def test_compiled_training_gives_the_same_gradients():
+def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatch):
     """Graphs break at the reversible chain."""
-    plain, reversible = pair(arch=dict(channels=(8, 16), layers=(1, 1), num_columns=2), out_indices=(0, 1))
+    arch = dict(channels=(8, 16), layers=(1, 1), num_columns=2)
+    plain, reversible = pair(arch=arch, out_indices=(0, 1))
+    coupled = []
+    original = ReversibleChain.couple
+
+    def count(self, *args):
+        coupled.append(args[0].level)
+        return original(self, *args)
+
+    monkeypatch.setattr(ReversibleChain, 'couple', count)
     reversible.compile(backend='aot_eager')
     compare(plain, reversible, torch.randn(1, 3, 32, 32))
+    assert coupled == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize('save_memory', [False, True])

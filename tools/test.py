@@ -11,12 +11,12 @@ from revcol_mm.check_env import CORE, require_parts
 
 require_parts('testing', CORE)
 
-from mmengine.config import Config, ConfigDict  # noqa: E402
-from mmengine.dist import is_main_process  # noqa: E402
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+from mmengine.runner import Runner
 
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config  # noqa: E402
-from revcol_mm.engine.preflight import PreflightError, PreflightHook  # noqa: E402
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
+from revcol_mm.engine.preflight import PreflightError, PreflightHook
 
 
 def parse_args() -> argparse.Namespace:

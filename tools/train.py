@@ -11,10 +11,10 @@ from revcol_mm.check_env import CORE, require_parts
 
 require_parts('training', CORE)
 
-from mmengine.runner import Runner  # noqa: E402
+from mmengine.runner import Runner
 
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config  # noqa: E402
-from revcol_mm.engine.preflight import PreflightError, PreflightHook  # noqa: E402
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
+from revcol_mm.engine.preflight import PreflightError, PreflightHook
 
 
 def parse_args() -> argparse.Namespace:

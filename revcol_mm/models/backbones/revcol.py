@@ -70,7 +70,8 @@ class RevCol(BaseModule):
             segmentation 7.
         drop_path_rate: Stochastic-depth rate of a column's last block, in [0, 1); it rises linearly from
             0 and is the same in every column.
-        save_memory: Train reversibly: recompute the columns in backward instead of storing them.
+        save_memory: Train reversibly: recompute the columns in backward instead of storing them. Evaluation
+            mode, in which models are exported, is plain either way.
         out_indices: Levels to return, in this order; negative ones count from the last.
         frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
         layer_scale_init_value: Initial layer scale of the blocks. RevCol official code: 1e-6.
@@ -207,7 +208,7 @@ class RevCol(BaseModule):
         features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column
         columns, chain = self.columns, None
         num_plain = len(columns)
-        if self.save_memory and torch.is_grad_enabled() and not torch.compiler.is_exporting():
+        if self.save_memory and self.training and torch.is_grad_enabled():
             num_plain = 0 if x.requires_grad else self.frozen_columns  # nothing is stored for these
             chain = ReversibleChain([column.alphas() for column in columns[num_plain:]])
         for index, column in enumerate(columns):
