@@ -7,7 +7,7 @@ finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough
 __version__ = '0.1.0'
 
 try:
-    from .engine import LayerDecayOptimWrapperConstructor, allow_mmengine_globals
+    from .engine import LayerDecayOptimWrapperConstructor, ReversibleCheckHook, allow_mmengine_globals
     from .evaluation import CommonestClassIoU
     from .models import RevCol
 
@@ -22,4 +22,4 @@ except ModuleNotFoundError as error:
         raise ImportError(f'{_missing}; run: python -m revcol_mm.check_env') from _missing
 
 
-__all__ = ['CommonestClassIoU', 'LayerDecayOptimWrapperConstructor', 'RevCol']
+__all__ = ['CommonestClassIoU', 'LayerDecayOptimWrapperConstructor', 'RevCol', 'ReversibleCheckHook']

@@ -145,7 +145,7 @@ def test_gradcheck_in_float64():
 
     def run(alphas, x, *rest):
         features = list(rest[:3])
-        chain = ReversibleChain([list(alphas[i]) for i in range(3)])
+        chain = ReversibleChain(num_links=3)
         for link in links(alphas):
             features = chain(link, x, features)
         return tuple(features)
@@ -333,16 +333,22 @@ def test_a_weight_that_is_changed_in_place_before_backward_is_an_error():
 def test_a_chain_that_did_not_run_to_its_end_is_an_error():
     _, links = toy_chain(num_links=2)
     alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
-    chain = ReversibleChain([list(alphas[i]) for i in range(2)])
+    chain = ReversibleChain(num_links=2)
     x, *features = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
     features = chain(links(alphas)[0], x, features)
-    with pytest.raises(RuntimeError, match='only 3 have run'):
+    with pytest.raises(RuntimeError, match='no more than 1 have run'):
         features[0].sum().backward()
 
 
 def test_an_alpha_too_small_to_be_undone_is_an_error():
+    _, links = toy_chain(num_links=2)
+    alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
+    alphas[1, 2, 1] = 1e-6
+    chain = ReversibleChain(num_links=2)
+    x, *features = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    features = chain(links(alphas)[0], x, features)
     with pytest.raises(ValueError, match='1.0e-06'):
-        ReversibleChain([[torch.tensor([0.5])], [torch.tensor([0.5, 1e-6])]])
+        chain(links(alphas)[1], x, features)
 
 
 TINY = dict(channels=(8, 16, 32, 64), layers=(2, 2, 4, 2))  # as RevCol-T, an eighth as wide
@@ -365,7 +371,7 @@ def test_memory_hardly_grows_with_columns():
 def test_what_is_kept_is_two_bits_an_element_and_column():
     _, links = toy_chain(num_links=10, size=64, dtype=torch.float32)
     alphas = torch.full((10, 3, 64), 0.5)
-    chain = ReversibleChain([list(alphas[i]) for i in range(10)])
+    chain = ReversibleChain(num_links=10)
     x, *features = (torch.randn(32, 64, requires_grad=True) for _ in range(4))
     for link in links(alphas):
         features = chain(link, x, features)

@@ -33,16 +33,18 @@ def grid_offset(state: Tensor, dtype: torch.dtype) -> Tensor:
     return 1.5 * torch.exp2(exponent + 52)
 
 
-def low_words(on_grid: Tensor) -> Tensor:
-    """The lower 32 bits of a state plus offset: with the state rounded to float32, all of it."""
-    counts = on_grid.view(torch.int64)
-    return counts.to(torch.int32)
+def low_bits(on_grid: Tensor, dtype: torch.dtype) -> Tensor:
+    """The lowest bits of a state plus offset, as integers of this type."""
+    return on_grid.view(torch.int64).to(dtype)
 
 
-def restore_words_(on_grid: Tensor, words: Tensor) -> None:
-    """Move a state plus offset to the nearest grid point with these low words, in place."""
-    counts = on_grid.view(torch.int64)
-    counts += words - counts.to(torch.int32)  # wraps around
+def restore_words_(on_grid: Tensor, words: Tensor, offset: Tensor) -> None:
+    """Move a state plus offset to the nearest grid point with these low bits, in place."""
+    _move_(on_grid, words - low_bits(on_grid, words.dtype), offset)  # wraps around
+
+
+def _move_(on_grid: Tensor, num_steps: Tensor, offset: Tensor) -> None:
+    on_grid.addcmul_(num_steps, offset / (1.5 * 2.0**52))  # without the copies that mixed integers cost
 
 
 class CodePlan(NamedTuple):
@@ -59,43 +61,48 @@ class CodePlan(NamedTuple):
     dim: int | None
 
 
-def plan_codes(alpha: Tensor) -> CodePlan:
-    """Choose the width of codes from a coupling's alpha.
+def plan_codes(alphas: Sequence[Tensor]) -> list[CodePlan]:
+    """Choose the width of codes for each alpha.
+
+    The values decide how much memory is taken, so the host must know them: one transfer for all.
 
     Raises:
         ValueError: If an alpha is too small for 16 bits, below 1.6e-5.
     """
+    sizes = torch.cat([alpha.detach().flatten() for alpha in alphas]).abs().double().cpu()
+    smallest = 1 / (2 ** WIDTHS[-1] - 1.5)
+    if not sizes.min() >= smallest:  # nan included
+        raise ValueError(f'|alpha| of {sizes.min().item():.1e} cannot be undone, only {smallest:.1e} or more')
+    candidates = sizes.reciprocal() + 1.5  # how many old values lead to the same new one, at most
+    classes = torch.searchsorted(torch.tensor([2.0**width for width in WIDTHS]).double(), candidates)
+    parts = classes.split([alpha.numel() for alpha in alphas])
+    return [_plan(alpha, part) for alpha, part in zip(alphas, parts)]
+
+
+def _plan(alpha: Tensor, classes: Tensor) -> CodePlan:
+    narrowest, widest = int(classes.amin()), int(classes.amax())
     dims = [dim for dim, size in enumerate(alpha.shape) if size > 1]
-    candidates = alpha.detach().abs().double().flatten().cpu().reciprocal() + 1.5
-    dim = dims[0] - alpha.ndim if len(dims) == 1 else None  # from the right, as tensors broadcast
-    if dim is None:
-        candidates = candidates.amax(0, keepdim=True)
-    limits = torch.tensor([2.0**width for width in WIDTHS], dtype=torch.float64)
-    classes = torch.searchsorted(limits, candidates)
-    if classes.amax() == len(WIDTHS):
-        raise ValueError(f'|alpha| of {alpha.detach().abs().min().item():.1e} is too small to be undone')
-    base = int(classes.amin())
+    if len(dims) != 1:
+        return CodePlan(WIDTHS[widest], [], None)
     wider = [
         (WIDTHS[i], (classes == i).nonzero().flatten().to(alpha.device))
-        for i in range(base + 1, len(WIDTHS))
-        if (classes == i).any()
+        for i in range(narrowest + 1, widest + 1)
     ]
-    return CodePlan(WIDTHS[base], wider, dim)
+    return CodePlan(WIDTHS[narrowest], wider, dims[0] - alpha.ndim)  # from the right, as tensors broadcast
 
 
 class Codes:
     """Low bits of a level's state, packed.
 
     Args:
-        on_grid: State plus offset, float64.
+        words: The state's 16 lowest bits.
         plan: How many bits of each channel.
     """
 
-    def __init__(self, on_grid: Tensor, plan: CodePlan) -> None:
+    def __init__(self, words: Tensor, plan: CodePlan) -> None:
         self.plan = plan
-        counts = on_grid.view(torch.int64)
         self.packed = [
-            _pack(counts if indices is None else counts.index_select(plan.dim, indices), width)
+            _pack(words if indices is None else words.index_select(plan.dim, indices), width)
             for width, indices in self._groups()
         ]
 
@@ -107,15 +114,15 @@ class Codes:
     def nbytes(self) -> int:
         return sum(packed.nbytes for packed in self.packed)
 
-    def restore_(self, on_grid: Tensor) -> None:
+    def restore_(self, on_grid: Tensor, offset: Tensor) -> None:
         """Move a state plus offset to the nearest grid point with these low bits, in place."""
-        counts = on_grid.view(torch.int64)
         for (width, indices), packed in zip(self._groups(), self.packed):
             if indices is None:
-                counts += _correction(packed, counts, width)
+                _move_(on_grid, _correction(packed, on_grid, width), offset)
             else:
-                near = counts.index_select(self.plan.dim, indices)
-                counts.index_copy_(self.plan.dim, indices, near + _correction(packed, near, width))
+                near = on_grid.index_select(self.plan.dim, indices)
+                _move_(near, _correction(packed, near, width), offset)
+                on_grid.index_copy_(self.plan.dim, indices, near)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -123,26 +130,27 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def _pack(counts: Tensor, width: int) -> Tensor:
-    """The ``width`` low bits of each count: bytes that hold 8 / width of them, or int16."""
-    if width == 16:
-        return counts.to(torch.int16)
-    codes = _flat(counts.to(torch.uint8)) & (2**width - 1)
-    per_byte = 8 // width
-    codes = torch.nn.functional.pad(codes, (0, -len(codes) % per_byte))
-    first, *others = codes.chunk(per_byte)
-    packed = first.clone()
-    for shift, part in enumerate(others, 1):
-        packed |= part << (shift * width)
-    return packed
+def _shifts(width: int, device: torch.device) -> Tensor:
+    """Where a byte holds its 8 / width codes: a column."""
+    return torch.arange(0, 8, width, dtype=torch.uint8, device=device).unsqueeze(1)
 
 
-def _correction(packed: Tensor, counts: Tensor, width: int) -> Tensor:
-    """What to add to each count for its low bits to become the packed ones: the nearest such number."""
+def _pack(words: Tensor, width: int) -> Tensor:
+    """The ``width`` low bits of each word: bytes that hold 8 / width of them, or int16."""
     if width == 16:
-        return packed - counts.to(torch.int16)  # wraps around
-    parts = [(packed >> (shift * width)) & (2**width - 1) for shift in range(8 // width)]
-    low = counts.to(torch.uint8)
-    wanted = torch.cat(parts)[: low.numel()].as_strided(low.shape, low.stride())
+        return words.clone()
+    codes = _flat(words.to(torch.uint8)) & (2**width - 1)
+    shifts = _shifts(width, codes.device)
+    codes = torch.nn.functional.pad(codes, (0, -len(codes) % len(shifts))).view(len(shifts), -1)
+    return (codes << shifts).sum(0, dtype=torch.uint8)
+
+
+def _correction(packed: Tensor, on_grid: Tensor, width: int) -> Tensor:
+    """How many steps it is to the nearest grid point whose low bits are the packed ones."""
+    if width == 16:
+        return packed - low_bits(on_grid, torch.int16)  # wraps around
+    low = low_bits(on_grid, torch.uint8)
+    wanted = (packed >> _shifts(width, packed.device)).flatten()[: low.numel()]
     half = 2 ** (width - 1)
-    return ((wanted - low + half) & (2**width - 1)).to(torch.int8) - half
+    difference = wanted.as_strided(low.shape, low.stride()) - low + half
+    return (difference & (2**width - 1)).to(torch.int8) - half

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .coupling import Coupling
-from .lost_bits import Codes, grid_offset, low_words, plan_codes, restore_words_
+from .lost_bits import CodePlan, Codes, grid_offset, low_bits, plan_codes, restore_words_
 from .rng_replay import CallState
 
 
@@ -28,19 +28,26 @@ class ReversibleChain:
     """One forward pass through a chain of links, which remembers what its backward pass needs.
 
     Args:
-        alphas: For every link, the alphas of its levels. They decide how many bits are kept.
+        num_links: How many links will run before backward.
+        errors: Takes note of how exact the reconstruction is, at the price of a few passes over the first
+            link's features: for each of its levels that backward reaches, a scalar tensor is appended, the
+            largest error of the reconstructed feature relative to the largest feature. An error anywhere in
+            the chain gets here. 0 is what to expect.
 
     Note:
         Random numbers and autocast are in the second run of each ``F`` as in the first. Parameters get their
         gradients through autograd, as they do in a plain chain: DDP's hooks and gradient accumulation work,
-        without ``find_unused_parameters``. ``F`` must repeat itself, the same bits for the same inputs.
-        Differentiating twice is an error.
+        without ``find_unused_parameters``, and so does FSDP2 where it shards whole links or more. Errors in
+        backward, each a RuntimeError: differentiating twice; results or parameters that were changed in
+        place since; an ``F`` that needs gradients of tensors other than its inputs and parameters, as under
+        FSDP1. ``F`` must repeat itself, the same bits for the same inputs.
     """
 
-    def __init__(self, alphas: Sequence[Sequence[Tensor]]) -> None:
-        self.num_levels = len(alphas[0])
-        self.num_couplings = len(alphas) * self.num_levels
-        self.plans = [plan_codes(alpha) for link in alphas[1:] for alpha in link]
+    def __init__(self, num_links: int, errors: list[Tensor] | None = None) -> None:
+        self.num_links = num_links
+        self.errors = errors
+        self.num_levels = 0  # the first link tells
+        self.plans: list[CodePlan] = []  # of the link at hand: they follow from its alphas
         self.done: list[_Done] = []
         self.offsets: list[Tensor] = []
         self.outputs: list[Tensor] = []
@@ -61,8 +68,17 @@ class ReversibleChain:
 
         Returns:
             The updated features.
+
+        Raises:
+            ValueError: If an alpha is too small to be undone, below 1.6e-5.
+            RuntimeError: If all ``num_links`` have run; in backward, see the note above.
         """
+        if self.outputs:
+            raise RuntimeError(f'the {self.num_links} links of this reversible chain have run already')
         features = list(features)
+        self.num_levels = len(features)
+        if self.done:
+            self.plans = plan_codes([coupling.alpha for coupling in couplings])
         for coupling in couplings:
             params = [param for param in coupling.function.parameters() if param.requires_grad]
             features[coupling.level] = _Couple.apply(
@@ -87,25 +103,30 @@ class ReversibleChain:
         state = CallState(x.device, self.done[-1].state if self.done else None)
         residual = coupling.function(*sources)
         dtype = torch.result_type(residual, coupling.alpha)
-        alpha = coupling.alpha.double()
-        if index < self.num_levels:
-            stream = torch.addcmul(residual.double(), alpha, feature.double())
+        is_first, is_last = index < self.num_levels, index >= (self.num_links - 1) * self.num_levels
+        if is_first:
+            stream = self._first(coupling, residual, feature)
             self.offsets.append(grid_offset(stream, dtype))
             self.stream.append(stream)
         else:
-            stream = self.stream[level].mul_(alpha).add_(residual)
+            before = self.done[index - self.num_levels]
+            before.kept = Codes(before.kept, self.plans[level])
+            stream = self.stream[level].mul_(coupling.alpha.double()).add_(residual)
         stream += self.offsets[level]
-        kept = Codes(stream, self.plans[index]) if index < len(self.plans) else low_words(stream)
+        words = low_bits(stream, torch.int32 if is_last else torch.int16)
         stream -= self.offsets[level]
         result = stream.to(dtype, copy=True)
-        self.done.append(
-            _Done(coupling, x, feature.detach() if index < self.num_levels else None, state, kept)
-        )
-        if index >= len(self.plans):  # the last link: from here on its result and the low words are enough
+        self.done.append(_Done(coupling, x, feature.detach() if is_first else None, state, words))
+        if is_last:  # from here on its result and the low words are enough
             self.outputs.append(result.detach())
             self.versions.append(result._version)
             self.stream[level] = None
         return result
+
+    @staticmethod
+    def _first(coupling: Coupling, residual: Tensor, feature: Tensor) -> Tensor:
+        """The state after a coupling of the first link, before it is rounded to the grid."""
+        return torch.addcmul(residual.double(), coupling.alpha.double(), feature.double())
 
     def differentiate(
         self, index: int, grad: Tensor, x: Tensor, params: Sequence[Tensor], needs_grad: Sequence[bool]
@@ -130,6 +151,7 @@ class ReversibleChain:
         with torch.enable_grad(), self.done[index].state.replay():
             residual = coupling.function(*sources)
         inputs = [*sources, *params]
+        _refuse_other_leaves(residual, inputs)
         wanted = [tensor for tensor, needs in zip(inputs, needs_grad) if needs]
         if wanted:
             grads = iter(torch.autograd.grad(residual, wanted, grad.to(residual.dtype), allow_unused=True))
@@ -139,19 +161,19 @@ class ReversibleChain:
     def _go_to(self, index: int) -> None:
         """Reconstruct the state after a coupling, unless it is the one at hand."""
         if self.position < index:
-            if len(self.done) < self.num_couplings:
+            if len(self.outputs) < self.num_levels:
                 raise RuntimeError(
-                    f'backward through a reversible chain of {self.num_couplings} couplings of which only '
-                    f'{len(self.done)} have run'
+                    f'backward through a reversible chain of {self.num_links} links, of which no more than '
+                    f'{len(self.done) // self.num_levels} have run'
                 )
             if any(output._version != version for output, version in zip(self.outputs, self.versions)):
                 raise RuntimeError('the result of a reversible chain was changed in place before backward')
-            self.position = self.num_couplings - 1
+            self.position = len(self.done) - 1
             self.features = list(self.outputs)
             self.stream = [output.to(torch.float64, copy=True) for output in self.outputs]
             for level, stream in enumerate(self.stream):
                 stream += self.offsets[level]
-                restore_words_(stream, self.done[len(self.plans) + level].kept)
+                restore_words_(stream, self.done[level - self.num_levels].kept, self.offsets[level])
                 stream -= self.offsets[level]
         while self.position > index:
             self._undo(self.position)
@@ -160,15 +182,20 @@ class ReversibleChain:
         """Go back to the state before a coupling, and return the feature that it was given."""
         done = self.done[index]
         coupling, level = done.coupling, done.coupling.level
+        stream = self.stream[level]
+        if residual is None and (done.start is None or self.errors is not None):
+            with done.state.replay():
+                residual = coupling.residual(done.x, self.features)
         if done.start is not None:
             feature = done.start
+            if self.errors is not None:
+                expected = self._first(coupling, residual, feature) + self.offsets[level]
+                expected -= self.offsets[level]
+                self.errors.append((stream - expected).abs_().amax() / expected.abs().amax())
         else:
-            if residual is None:
-                with done.state.replay():
-                    residual = coupling.residual(done.x, self.features)
-            stream = self.stream[level].sub_(residual).div_(coupling.alpha.double())
+            stream.sub_(residual).div_(coupling.alpha.double())
             stream += self.offsets[level]
-            self.done[index - self.num_levels].kept.restore_(stream)
+            self.done[index - self.num_levels].kept.restore_(stream, self.offsets[level])
             stream -= self.offsets[level]
             feature = stream.to(self.features[level].dtype, copy=True)
         self.features[level] = feature
@@ -176,6 +203,25 @@ class ReversibleChain:
         if index == 0:
             self.features, self.stream = [], []
         return feature
+
+
+def _refuse_other_leaves(residual: Tensor, inputs: Sequence[Tensor]) -> None:
+    """Raise an error if ``residual`` depends on a leaf whose gradient would get lost."""
+    known = {id(tensor) for tensor in inputs}
+    nodes = [residual.grad_fn] if residual.grad_fn else []
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, 'variable') and id(node.variable) not in known:
+            raise RuntimeError(
+                f'a function in a reversible chain uses a tensor {tuple(node.variable.shape)} that needs a '
+                'gradient, but is neither among its inputs nor, when it is called, a parameter of its '
+                'module. DataParallel and FullyShardedDataParallel (FSDP1) hide parameters: use '
+                "DistributedDataParallel, or torch's fully_shard on whole columns or the whole model"
+            )
+        new = {child for child, _ in node.next_functions if child} - seen
+        seen |= new
+        nodes += new
 
 
 @dataclass
@@ -186,7 +232,7 @@ class _Done:
     x: Tensor
     start: Tensor | None  # in the first link: the feature that it was given
     state: CallState
-    kept: Codes | Tensor  # of the result: its codes; in the last link: its low words
+    kept: Codes | Tensor  # the lowest bits of the result; once the next link has run, their codes
 
 
 class _Couple(torch.autograd.Function):

@@ -81,6 +81,8 @@ class RevCol(BaseModule):
     Attributes:
         out_channels: Channels of each returned feature.
         out_strides: Stride of each returned feature.
+        reconstruction_errors: Set it to a list, and reversible training appends to it how exact it is, see
+            :class:`revcol_mm.ops.ReversibleChain`. ReversibleCheckHook does.
 
     Raises:
         ValueError: If an argument is none of the above.
@@ -128,6 +130,7 @@ class RevCol(BaseModule):
         if not 0 <= frozen_columns <= num_columns:
             raise ValueError(f'frozen_columns must be 0 to {num_columns}, got {frozen_columns}')
         self.save_memory = save_memory
+        self.reconstruction_errors: list[Tensor] | None = None
         self.num_columns = num_columns
         self.frozen_columns = frozen_columns
         self.out_indices = tuple(i % num_levels for i in out_indices)
@@ -149,7 +152,6 @@ class RevCol(BaseModule):
                 level_connection=level_connection,
                 drop_path_rates=drop_path_rates,
                 layer_scale_init_value=layer_scale_init_value,
-                save_memory=save_memory,
             )
             self.add_module(f'subnet{index}', column)  # the published name
         self.apply(self._init_layer)
@@ -210,7 +212,7 @@ class RevCol(BaseModule):
         num_plain = len(columns)
         if self.save_memory and self.training and torch.is_grad_enabled():
             num_plain = 0 if x.requires_grad else self.frozen_columns  # nothing is stored for these
-            chain = ReversibleChain([column.alphas() for column in columns[num_plain:]])
+            chain = ReversibleChain(len(columns) - num_plain, self.reconstruction_errors)
         for index, column in enumerate(columns):
             features = column(x, features, None if index < num_plain else chain)
             yield features

@@ -43,7 +43,6 @@ class Column(nn.Module):
         level_connection: 'standard', or 'huge', where level 0 also reads the last level.
         drop_path_rates: Stochastic-depth rate of each of the ``sum(layers)`` blocks.
         layer_scale_init_value: Initial value of the blocks' layer scale.
-        save_memory: See :class:`ConvNeXtBlock`.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class Column(nn.Module):
         level_connection: str,
         drop_path_rates: Sequence[float],
         layer_scale_init_value: float,
-        save_memory: bool,
     ) -> None:
         super().__init__()
         last_level = len(channels) - 1
@@ -79,7 +77,6 @@ class Column(nn.Module):
                     kernel_size,
                     drop_path_rate=next(drop_path_rates),
                     layer_scale_init_value=layer_scale_init_value,
-                    save_memory=save_memory,
                 )
                 for _ in range(layers[level])
             ]
@@ -104,10 +101,6 @@ class Column(nn.Module):
                 alpha.data.copy_(bound_alpha(alpha))
             return alpha
         return bound_alpha(alpha)
-
-    def alphas(self) -> list[Tensor]:
-        """Alpha of every level, (1, C_l, 1, 1), bounded."""
-        return [self._alpha(level) for level in range(len(self.reads))]
 
     def forward(
         self, x: Tensor, features: Sequence[Tensor], chain: ReversibleChain | None = None
