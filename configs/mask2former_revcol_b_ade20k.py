@@ -1,12 +1,12 @@
 # Mask2Former on RevCol-B, IN-22K weights, ADE20K, 640x640 crops, 160k iterations, 8 GPUs x 2 images.
 # RevCol's authors publish no recipe for Mask2Former: the head and the schedule are MMSegmentation's for
 # Swin-B, layer decay and drop path are those of RevCol-B's published UPerNet recipe.
-_base_ = ['_base_/mask2former.py']
+_base_ = ['_base_/mask2former.py', '_base_/ade20k_640x640.py']
 
 model = dict(
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(
         arch='base',
-        drop_path_rate=0.3,  # RevCol, UPerNet with IN-22K weights
         init_cfg=dict(type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_base_22k.pth'),
     ),
     decode_head=dict(in_channels=_base_.revcol_channels['base']),

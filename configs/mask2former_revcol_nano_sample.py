@@ -53,7 +53,7 @@ model = dict(
 )
 
 train_pipeline = _base_.train_pipeline
-train_pipeline[2].update(scales=[112, 128, 160, 192], max_size=512)
+train_pipeline[2].update(scale=(512, 128), ratio_range=(0.875, 1.5))
 train_pipeline[3].update(crop_size=crop_size, cat_max_ratio=0.95)
 train_pipeline[4].update(prob=0.0)  # a mirrored digit is another one, or none
 test_pipeline = _base_.test_pipeline

@@ -1,9 +1,10 @@
 """Reversible training gives the plain model's gradients and stores next to nothing."""
 
 import copy
+import doctest
+import gc
 import pickle
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -12,9 +13,8 @@ from torch import nn
 import revcol_mm.models.backbones.revcol as revcol_module
 from revcol_mm import RevCol
 from revcol_mm.ops import Coupling, ReversibleChain, couple, uncouple
-from revcol_mm.testing import gradients, peak_bytes, worst_errors
+from revcol_mm.testing import gradients, parity, peak_bytes, worst_errors
 
-from .subprocesses import run
 from .test_revcol import assert_near, golden_model
 
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
@@ -155,6 +155,20 @@ def test_gradcheck_in_float64():
     assert torch.autograd.gradcheck(run, (alphas, *inputs, *params))
 
 
+def test_one_call_checks_a_design_of_one_s_own():
+    assert doctest.testmod(parity).failed == 0
+    _, links = toy_chain(num_links=4)
+    alphas = (torch.rand(4, 3, 3, dtype=torch.float64) + 0.3).requires_grad_()
+    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
+    report = parity.check_reversible(links(alphas), x, features, tolerance=1e-9)
+    assert report.kept_bytes > 0
+
+    broken = links(alphas)
+    broken[1][2].function.register_forward_hook(lambda m, i, o: o + 1e-3 * torch.is_grad_enabled())
+    with pytest.raises(AssertionError, match='gradient_error='):
+        parity.check_reversible(broken, x, features)
+
+
 def test_couple_and_uncouple_are_inverse():
     _, links = toy_chain(num_links=4)
     alphas = torch.rand(4, 3, 3, dtype=torch.float64) + 0.3
@@ -182,6 +196,31 @@ def test_gradients_under_autocast_are_as_near_to_float32_s_as_the_plain_model_s(
         under_autocast = {'input': leaf.grad, **{n: p.grad for n, p in model.named_parameters()}}
         errors.append(worst_errors(under_autocast, truth)[0][0])
     assert errors[1] <= 1.5 * errors[0]
+
+
+def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_model_s():
+    """The second of three is skipped, for its gradients are infinite."""
+    plain, reversible = pair(num_columns=8)
+    image = torch.randn(IMAGE)
+    weights = []
+    for model, dtype in (
+        (copy.deepcopy(plain), torch.float32),
+        (plain, torch.float16),
+        (reversible, torch.float16),
+    ):
+        scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for factor in (1.0, torch.inf, 1.0):
+            optimizer.zero_grad()
+            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+                loss = sum(f.square().mean() for f in model(image))
+            scaler.scale(loss * factor).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        assert scaler.get_scale() == 2.0**9
+        weights.append(dict(model.named_parameters()))
+    truth, of_plain, of_reversible = weights
+    assert worst_errors(of_reversible, truth)[0][0] <= 1.5 * worst_errors(of_plain, truth)[0][0]
 
 
 def test_drop_path_draws_the_same_masks_and_leaves_the_generator_as_the_plain_model_does():
@@ -340,6 +379,27 @@ def test_a_chain_that_did_not_run_to_its_end_is_an_error():
         features[0].sum().backward()
 
 
+def test_more_links_than_announced_are_an_error():
+    _, links = toy_chain(num_links=2)
+    alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
+    chain = ReversibleChain(num_links=1)
+    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
+    features = chain(links(alphas)[0], x, features)
+    with pytest.raises(RuntimeError, match='the 1 links'):
+        chain(links(alphas)[1], x, features)
+
+
+def test_a_function_whose_gradients_would_get_lost_is_an_error():
+    _, links = toy_chain(num_links=1)
+    outsider = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    (link,) = links(torch.full((1, 3, 3), 0.5, dtype=torch.float64))
+    forward = link[1].function.forward
+    link[1].function.forward = lambda *inputs: forward(*inputs) * outsider
+    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
+    with pytest.raises(RuntimeError, match=r'\(3,\) that needs a gradient'):
+        sum(f.sum() for f in ReversibleChain(num_links=1)(link, x, features)).backward()
+
+
 def test_an_alpha_too_small_to_be_undone_is_an_error():
     _, links = toy_chain(num_links=2)
     alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
@@ -379,6 +439,19 @@ def test_what_is_kept_is_two_bits_an_element_and_column():
     assert chain.kept_bytes == num_elements * (9 * 2 / 8 + 4)  # the last link's result: its low words
 
 
+def test_fifty_steps_leave_no_tensor_behind():
+    _, model = pair()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    num_alive = {}
+    for step in range(50):
+        optimizer.zero_grad()
+        sum(f.mean() for f in model(torch.randn(1, 3, 32, 32))).backward()
+        optimizer.step()
+        if step in (1, 49):
+            num_alive[step] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+    assert num_alive[49] <= num_alive[1]
+
+
 def test_nothing_is_left_after_backward(monkeypatch):
     chains = []
 
@@ -392,46 +465,6 @@ def test_nothing_is_left_after_backward(monkeypatch):
     for _ in range(3):
         sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
     assert len(chains) == 3 and all(chain() is None for chain in chains)
-
-
-DDP = """
-import sys
-import torch
-import torch.distributed as dist
-from revcol_mm import RevCol
-from torch.nn.parallel import DistributedDataParallel
-
-rank, rendezvous, arch, weights, out = int(sys.argv[1]), *sys.argv[2:]
-dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
-model = RevCol(arch=eval(arch), save_memory=True)
-model.load_state_dict(torch.load(weights))
-model = DistributedDataParallel(model)
-images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-with model.no_sync():  # gradients of the first image of each process are accumulated
-    sum(f.square().mean() for f in model(images[rank : rank + 1])).backward()
-sum(f.square().mean() for f in model(images[rank + 2 : rank + 3])).backward()
-if rank == 0:
-    torch.save({n: p.grad for n, p in model.module.named_parameters()}, out)
-dist.destroy_process_group()
-"""
-
-
-def test_two_processes_give_the_gradients_of_one_without_find_unused_parameters(tmp_path):
-    plain, _ = pair()
-    torch.save(plain.state_dict(), tmp_path / 'weights.pth')
-    paths = [
-        tmp_path / 'rendezvous',
-        dict(WIDTHS, num_columns=4),
-        tmp_path / 'weights.pth',
-        tmp_path / 'out.pth',
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: run('-c', DDP, rank, *paths), range(2)))
-    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    for image in images.split(1):
-        (sum(f.square().mean() for f in plain(image)) / 2).backward()
-    expected = {n: p.grad for n, p in plain.named_parameters()}
-    assert worst_errors(torch.load(tmp_path / 'out.pth'), expected)[0][0] <= 2e-5
 
 
 def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatch):
@@ -451,12 +484,30 @@ def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatc
     assert coupled == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize('save_memory', [False, True])
-def test_an_evaluating_backbone_can_be_exported(save_memory):
-    model = RevCol(arch=dict(WIDTHS, num_columns=2), save_memory=save_memory).eval()
+@pytest.fixture(params=[False, True], ids=['plain', 'save_memory'])
+def evaluating(request):
+    """A model, an image of a size that no power of two divides, and the features."""
+    model = RevCol(arch=dict(WIDTHS, num_columns=3), save_memory=request.param).eval()
     before = copy.deepcopy(model.state_dict())
-    image = torch.randn(1, 3, 64, 96)
-    exported = torch.export.export(model, (image,)).module()
-    for actual, expected in zip(exported(image), model(image)):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+    image = torch.randn(1, 3, 70, 98)
+    with torch.no_grad():
+        yield model, image, model(image)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_torch_export_of_an_evaluating_backbone(evaluating):
+    model, image, features = evaluating
+    exported = torch.export.export(model, (image,)).module()
+    for actual, expected in zip(exported(image), features, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('dynamo', [False, True], ids=['torchscript', 'dynamo'])
+def test_onnx_runtime_gives_the_features_of_an_evaluating_backbone(evaluating, dynamo, tmp_path):
+    onnxruntime = pytest.importorskip('onnxruntime')
+    model, image, features = evaluating
+    path = str(tmp_path / 'revcol.onnx')
+    torch.onnx.export(model, (image,), path, dynamo=dynamo, input_names=['image'])
+    outputs = onnxruntime.InferenceSession(path).run(None, {'image': image.numpy()})
+    for actual, expected in zip(outputs, features, strict=True):
+        torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)

@@ -1,97 +1,17 @@
-# ADE20K at 640x640 crops for 160k iterations. Numbers: MMSegmentation,
-# mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640, except where a comment says otherwise.
-_base_ = ['default_runtime.py', 'revcol.py']
+# ADE20K at 640x640 crops.
+_base_ = ['ade20k_512x512.py']
 
-default_scope = 'mmseg'
-data_root = 'data/ade/ADEChallengeData2016'
-num_classes = 150
 crop_size = (640, 640)
-data_preprocessor = dict(
-    type='SegDataPreProcessor',
-    mean=[123.675, 116.28, 103.53],
-    std=[58.395, 57.12, 57.375],
-    bgr_to_rgb=True,
-    pad_val=0,
-    seg_pad_val=255,
-    size=crop_size,
-    test_cfg=dict(size_divisor=32),
-)
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(
-        type='RandomChoiceResize',
-        scales=[int(640 * x * 0.1) for x in range(5, 21)],
-        resize_type='ResizeShortestEdge',
-        max_size=2560,
-    ),
-    dict(type='RandomCrop', crop_size=crop_size, cat_max_ratio=0.75),
-    dict(type='RandomFlip', prob=0.5),
-    dict(type='PhotoMetricDistortion'),
-    dict(type='PackSegInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(2560, 640), keep_ratio=True),
-    dict(type='LoadAnnotations', reduce_zero_label=True),  # after Resize: keeps its own size
-    dict(type='PackSegInputs'),
-]
-tta_model = dict(type='SegTTAModel')
-tta_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(
-        type='TestTimeAug',
-        transforms=[
-            # RevCol's multi-scale testing: 0.5 to 1.75 of the single scale, each also flipped.
-            [
-                dict(type='Resize', scale=(int(2560 * r), int(640 * r)), keep_ratio=True)
-                for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-            ],
-            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-            [dict(type='LoadAnnotations', reduce_zero_label=True)],
-            [dict(type='PackSegInputs')],
-        ],
-    ),
-]
-train_dataloader = dict(
-    batch_size=2,  # x 8 GPUs = 16, as published for RevCol's UPerNet and MMSegmentation's Mask2Former
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='InfiniteSampler', shuffle=True),
-    dataset=dict(
-        type='ADE20KDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline,
-    ),
-)
-val_dataloader = dict(
-    batch_size=1,
-    num_workers=4,
-    persistent_workers=True,
-    sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(
-        type='ADE20KDataset',
-        data_root=data_root,
-        data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=test_pipeline,
-    ),
-)
+scale = (2560, 640)
+data_preprocessor = dict(size=crop_size)
+train_pipeline = _base_.train_pipeline
+train_pipeline[2].update(scale=scale)
+train_pipeline[3].update(crop_size=crop_size)
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=scale)
+tta_pipeline = _base_.tta_pipeline
+for resize in tta_pipeline[1].transforms[0]:
+    resize.update(scale=tuple(side * 640 // 512 for side in resize.scale))
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
-test_evaluator = val_evaluator
-visualizer = dict(
-    type='SegLocalVisualizer',
-    vis_backends=_base_.vis_backends,
-    name='visualizer',
-)
-
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=160000, val_interval=5000)
-val_cfg = dict(type='ValLoop')
-test_cfg = dict(type='TestLoop')
-log_processor = dict(by_epoch=False)
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=5000, save_best='mIoU'),
-    visualization=dict(type='SegVisualizationHook', draw=True, interval=50),  # seen in TensorBoard
-)

@@ -1,8 +1,6 @@
 # Mask2Former's head and optimizer. Numbers: MMSegmentation,
 # mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640, except where a comment says otherwise.
-_base_ = ['ade20k_640x640.py']
-
-num_classes = _base_.num_classes
+num_classes = 150
 embed_dims = 256
 ffn = dict(
     embed_dims=embed_dims,
@@ -21,7 +19,6 @@ attention = dict(
 position = dict(num_feats=embed_dims // 2, normalize=True)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(type='RevCol'),
     decode_head=dict(
         type='Mask2FormerHead',
@@ -111,7 +108,8 @@ optim_wrapper = dict(
         custom_keys=dict(query_embed=no_decay, query_feat=no_decay, level_embed=no_decay),
     ),
 )
+max_iters = 160000
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
 param_scheduler = [
-    dict(type='PolyLR', eta_min=0, power=0.9, begin=0, end=160000, by_epoch=False),
+    dict(type='PolyLR', eta_min=0, power=0.9, begin=0, end=max_iters, by_epoch=False),
 ]
-auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -10,3 +10,4 @@ revcol_channels = dict(
     huge=[360, 720, 1440, 2880],
 )
 revcol_weights = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
+revcol_hub = 'https://huggingface.co/LarryTsai/RevCol/resolve/main/revcol_models/'

@@ -1,0 +1,12 @@
+# DINO with 5 scales, for the large backbones, which train reversibly. Numbers: MMDetection
+# (dino-5scale_swin-l_8xb2-12e_coco).
+_base_ = ['dino.py']
+
+num_levels = 5
+model = dict(
+    num_feature_levels=num_levels,
+    backbone=dict(out_indices=(0, 1, 2, 3), save_memory=True),
+    neck=dict(num_outs=num_levels),
+    encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=num_levels))),
+    decoder=dict(layer_cfg=dict(cross_attn_cfg=dict(num_levels=num_levels))),
+)

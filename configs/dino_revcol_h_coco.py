@@ -1,0 +1,20 @@
+# DINO, 5 scales, on RevCol-H, COCO, from dino_revcol_h_objects365.py: the path to the published 63.8 AP.
+# Its recipe is not published; schedule and image sizes are InternImage-H's, drop path that of RevCol-H's
+# fine-tuning on ImageNet.
+_base_ = ['_base_/dino_large_scale.py']
+
+model = dict(
+    backbone=dict(
+        arch='huge',
+        drop_path_rate=0.4,
+        init_cfg=None,
+    ),
+    neck=dict(in_channels=_base_.revcol_channels['huge']),
+)
+load_from = 'work_dirs/dino_revcol_h_objects365/epoch_12.pth'  # all but the 80 classes of the head
+max_iters = 20000
+train_dataloader = dict(sampler=dict(type='InfiniteSampler', shuffle=True))
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000)
+param_scheduler = [dict(type='LinearLR', start_factor=0.001, begin=0, end=500, by_epoch=False)]
+log_processor = dict(by_epoch=False)
+default_hooks = dict(logger=dict(log_metric_by_epoch=False), checkpoint=dict(by_epoch=False, interval=1000))

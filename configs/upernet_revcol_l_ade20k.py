@@ -1,0 +1,19 @@
+# UPerNet on RevCol-L, IN-22K weights, ADE20K, 640x640 crops. As published: 53.4 mIoU.
+_base_ = ['_base_/upernet.py', '_base_/ade20k_640x640.py']
+
+channels = _base_.revcol_channels['large']
+model = dict(
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(
+        arch='large',
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_large_22k.pth'),
+    ),
+    decode_head=dict(in_channels=channels),
+    auxiliary_head=dict(in_channels=channels[2]),
+    test_cfg=dict(crop_size=_base_.crop_size, stride=(426, 426)),
+)
+warmup = _base_.warmup
+warmup.update(end=3000)
+poly = _base_.poly
+poly.update(begin=3000)
+param_scheduler = [warmup, poly]

@@ -1,0 +1,187 @@
+"""Memory and time of a RevCol training step: plain, with activation checkpointing, and reversible.
+
+    python tools/analysis/benchmark_reversible.py tiny --num-columns 4 8 16 32 --out docs/figures
+
+prints a table and writes it as JSON and as a plot. Activation memory is the peak of live bytes in one step,
+beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
+Gradient errors are relative to the plain model's largest gradient of the same tensor, the worst of all
+parameters and the input.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from contextlib import nullcontext
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Iterator
+
+import matplotlib
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from revcol_mm import RevCol
+from revcol_mm.models.backbones.revcol import ARCHS
+from revcol_mm.testing import gradients, peak_bytes, worst_errors
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+LAYER_SCALE = 0.3  # as in a trained model; with the initial 1e-6 the blocks, and their errors, would not show
+
+
+class CheckpointedRevCol(RevCol):
+    """RevCol with ordinary activation checkpointing of every column."""
+
+    def forward_columns(self, x: Tensor) -> Iterator[list[Tensor]]:
+        x = self.stem(x)
+        features = [x.new_zeros(1) for _ in self.channels]
+        for column in self.columns:
+            features = checkpoint(column, x, features, use_reentrant=False)
+            yield features
+
+
+MODES = {
+    'plain': RevCol,
+    'checkpoint per column': CheckpointedRevCol,
+    'reversible': lambda **kwargs: RevCol(save_memory=True, **kwargs),
+}
+
+
+def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Measure one architecture in every mode; returns what the table shows, by mode."""
+    torch.manual_seed(0)
+    models = {
+        mode: build(arch=arch, layer_scale_init_value=LAYER_SCALE).to(args.device)
+        for mode, build in MODES.items()
+    }
+    for model in models.values():
+        model.load_state_dict(models['plain'].state_dict())
+    image = torch.randn(args.batch_size, 3, *args.size, device=args.device)
+    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(args.precision)
+
+    def autocast():
+        return torch.autocast(image.device.type, dtype) if dtype else nullcontext()
+
+    def step(model: RevCol) -> None:
+        with autocast():
+            loss = sum(feature.mean() for feature in model(image))
+        loss.backward()
+
+    with torch.no_grad():
+        weights = [torch.randn_like(feature) for feature in models['plain'](image)]
+    results, expected = {}, None
+    for mode, model in models.items():
+        with autocast():
+            grads = gradients(model, image, weights)
+        expected = expected or grads
+        error, _ = worst_errors(grads, expected)[0]
+        for param in model.parameters():
+            param.grad = torch.zeros_like(param)
+        results[mode] = {'activation_mib': peak_bytes(partial(step, model), args.device) / 2**20}
+        if mode != 'plain':
+            results[mode]['gradient_error'] = error
+    times = {mode: [] for mode in models}
+    for _ in range(args.repeats):
+        for mode, model in models.items():  # in turn, so that a machine that slows down slows all of them
+            started = time.perf_counter()
+            step(model)
+            if image.is_cuda:
+                torch.cuda.synchronize()
+            times[mode].append(time.perf_counter() - started)
+    for mode in models:
+        results[mode]['step_seconds'] = statistics.median(times[mode])
+    return results
+
+
+def machine(device: torch.device) -> str:
+    """Name what the figures were measured on."""
+    name = f'{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}'
+    if device.type == 'cuda':
+        name = torch.cuda.get_device_name(device)
+    elif Path('/proc/cpuinfo').is_file():
+        fields = dict(
+            line.split(':', 1) for line in Path('/proc/cpuinfo').read_text().splitlines() if ':' in line
+        )
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        name = (
+            f'{torch.get_num_threads()} threads of {fields.get("model name", platform.machine())} '
+            f'(family {fields.get("cpu family", "?")}, model {fields.get("model", "?")})'
+        )
+    return f'{name}, torch {torch.__version__}'
+
+
+def table(report: dict) -> str:
+    """The report as a Markdown table."""
+    lines = [
+        '| arch | columns | mode | activations, MiB | step, s | step / plain | gradient error |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in report['rows']:
+        plain = row['modes']['plain']['step_seconds']
+        for mode, result in row['modes'].items():
+            error = f'{result["gradient_error"]:.0e}' if 'gradient_error' in result else ''
+            lines.append(
+                f'| {row["arch"]} | {row["num_columns"]} | {mode} | {result["activation_mib"]:.0f} | '
+                f'{result["step_seconds"]:.2f} | {result["step_seconds"] / plain:.2f} | {error} |'
+            )
+    return '\n'.join(lines)
+
+
+def plot(report: dict, path: Path) -> None:
+    """Draw memory and time against the rows of the report."""
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
+    labels = [f'{row["arch"]}\n{row["num_columns"]} columns' for row in report['rows']]
+    for axis, key, title in zip(
+        axes, ('activation_mib', 'step_seconds'), ('Activation memory, MiB', 'Training step, s')
+    ):
+        for mode, marker in zip(MODES, 'so^'):
+            axis.plot(labels, [row['modes'][mode][key] for row in report['rows']], marker=marker, label=mode)
+        axis.set_title(title)
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('archs', nargs='+', choices=ARCHS, metavar='ARCH', help=', '.join(ARCHS))
+    parser.add_argument('--num-columns', nargs='+', type=int, help="of each arch; default: the arch's own")
+    parser.add_argument('--size', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'))
+    parser.add_argument('--batch-size', type=int, default=1)
+    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32')
+    parser.add_argument('--repeats', type=int, default=5, help='timed steps of each mode; the median counts')
+    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--out', type=Path, help='folder for benchmark_reversible.json and .png')
+    args = parser.parse_args()
+    if min(*args.size, args.batch_size, args.repeats, *(args.num_columns or [1])) < 1:
+        parser.error('sizes and counts start at 1')
+
+    report = dict(
+        machine=machine(args.device),
+        size=args.size,
+        batch_size=args.batch_size,
+        precision=args.precision,
+        rows=[],
+    )
+    print(f'{args.batch_size} x 3 x {args.size[0]} x {args.size[1]}, {args.precision}, {report["machine"]}\n')
+    for name, num_columns in product(args.archs, args.num_columns or [None]):
+        arch = {**ARCHS[name], **({'num_columns': num_columns} if num_columns else {})}
+        row = dict(arch=name, num_columns=arch['num_columns'], modes=measure(arch, args))
+        report['rows'].append(row)
+        lines = table({'rows': [row]}).splitlines()
+        print('\n'.join(lines if len(report['rows']) == 1 else lines[2:]), flush=True)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / 'benchmark_reversible.json').write_text(json.dumps(report, indent=1) + '\n')
+        plot(report, args.out / 'benchmark_reversible.png')
+
+
+if __name__ == '__main__':
+    main()
