@@ -6,7 +6,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from revcol_mm import RevCol
 from revcol_mm.models.backbones.revcol import ARCHS
@@ -25,23 +25,101 @@ def test_channels_in_configs_are_the_backbone_s():
     assert cfg.revcol_channels == {name: list(arch['channels']) for name, arch in ARCHS.items()}
 
 
+LETTERS = dict(nano='nano', t='tiny', s='small', b='base', l='large', xl='xlarge', h='huge')
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=lambda p: p.stem)
 def test_config_builds_and_agrees_with_itself(path):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    assert isinstance(model.backbone, RevCol)
-    assert cfg.model.decode_head.in_channels == list(model.backbone.out_channels)
-    assert cfg.model.decode_head.strides == list(model.backbone.out_strides)
-    assert len(cfg.model.decode_head.loss_cls.class_weight) == cfg.model.decode_head.num_classes + 1
-    assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end
+    backbone = model.backbone
+    assert isinstance(backbone, RevCol)
+    assert cfg.model.backbone.arch == LETTERS[path.stem.split('revcol_')[1].split('_')[0]]
+    assert model.data_preprocessor.mean.flatten().tolist() == pytest.approx([123.675, 116.28, 103.53])
     assert cfg.optim_wrapper.constructor == 'LayerDecayOptimWrapperConstructor'
-    assert [evaluator.type for evaluator in [cfg.val_evaluator]] == ['IoUMetric']
+    assert 0 < cfg.optim_wrapper.paramwise_cfg.decay_rate <= 1
+    if cfg.load_from:  # an earlier stage of ours
+        assert (REPO / 'configs' / f'{cfg.load_from.split("/")[1]}.py').is_file()
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         types = [transform.type for transform in loader.dataset.pipeline]
-        assert types[0] == 'LoadImageFromFile' and types[-1] == 'PackSegInputs'
-        assert any(t.type == 'LoadAnnotations' and t.reduce_zero_label for t in loader.dataset.pipeline)
+        assert types[0] == 'LoadImageFromFile' and types[-1].startswith('Pack')
+    check = dict(mmseg=check_segmentor, mmdet=check_detector)[cfg.default_scope]
+    check(cfg, backbone)
+
+
+def check_segmentor(cfg, backbone):
+    head = cfg.model.decode_head
+    assert head.in_channels == list(backbone.out_channels)
+    if head.type == 'Mask2FormerHead':
+        assert head.strides == list(backbone.out_strides)
+        assert len(head.loss_cls.class_weight) == head.num_classes + 1
+    else:
+        auxiliary = cfg.model.auxiliary_head
+        assert auxiliary.in_channels == backbone.out_channels[auxiliary.in_index]
+        assert auxiliary.num_classes == head.num_classes
+    if cfg.model.test_cfg.mode == 'slide':
+        assert cfg.model.test_cfg.crop_size == cfg.crop_size
+        assert cfg.model.test_cfg.stride[0] == cfg.crop_size[0] * 2 // 3
+    dataset = DATASETS.get(cfg.train_dataloader.dataset.type)
+    classes = cfg.train_dataloader.dataset.get('metainfo', dataset.METAINFO)['classes']
+    assert head.num_classes == len(classes)
+    (crop,) = [t.crop_size for t in cfg.train_pipeline if t.type == 'RandomCrop']
+    assert tuple(crop) == tuple(cfg.model.data_preprocessor.size)
+    loads = [t for t in (*cfg.train_pipeline, *cfg.test_pipeline) if t.type == 'LoadAnnotations']
+    loads += cfg.tta_pipeline[1].transforms[2]
+    reduces = cfg.train_dataloader.dataset.type != 'COCOStuffDataset'
+    assert [load.reduce_zero_label for load in loads] == [reduces] * 3
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
+    assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
+    assert cfg.val_evaluator.type == 'IoUMetric'
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end
+
+
+def check_detector(cfg, backbone):
+    assert cfg.model.neck.in_channels == list(backbone.out_channels)
+    classes = DATASETS.get(cfg.train_dataloader.dataset.type).METAINFO['classes']
+    if cfg.model.type == 'DINO':
+        assert cfg.model.bbox_head.num_classes == len(classes)
+        num_levels = cfg.model.num_feature_levels
+        assert num_levels == cfg.model.neck.num_outs == len(backbone.out_channels) + 1
+        assert cfg.model.encoder.layer_cfg.self_attn_cfg.num_levels == num_levels
+        assert cfg.model.decoder.layer_cfg.cross_attn_cfg.num_levels == num_levels
+    else:
+        assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [len(classes)] * 3
+        assert cfg.model.roi_head.mask_head.num_classes == len(classes)
+    with_mask = cfg.model.type != 'DINO'
+    loads = [t for t in (*cfg.train_pipeline, *cfg.test_pipeline) if t.type == 'LoadAnnotations']
+    assert [load.get('with_mask', False) for load in loads] == [with_mask] * 2
+    for loader, pipeline in (
+        (cfg.train_dataloader, cfg.train_pipeline),
+        (cfg.val_dataloader, cfg.test_pipeline),
+        (cfg.test_dataloader, cfg.test_pipeline),
+    ):
+        assert loader.dataset.pipeline == pipeline
+    assert cfg.val_evaluator == cfg.test_evaluator
+    assert cfg.val_evaluator.metric == (['bbox', 'segm'] if with_mask else 'bbox')
+    assert cfg.val_evaluator.ann_file == cfg.data_root + cfg.val_dataloader.dataset.ann_file
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == cfg.data_root
+    last = cfg.param_scheduler[-1]
+    assert last.end == (cfg.train_cfg.max_epochs if last.by_epoch else 500)
+
+
+@pytest.mark.parametrize(
+    ('name', 'millions'),
+    [
+        *((f'cascade_mask_rcnn_revcol_{size}_coco', n) for size, n in zip('tsbl', (88, 118, 196, 330))),
+        *((f'upernet_revcol_{size}_ade20k', n) for size, n in zip('tsl', (60, 90, 306))),
+    ],
+)
+def test_a_model_has_as_many_parameters_as_published(name, millions):
+    """RevCol paper, tables 4 and 5. UPerNet on RevCol-B has 168.9 M where the paper says 122."""
+    cfg = Config.fromfile(REPO / 'configs' / f'{name}.py')
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert sum(param.numel() for param in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
 USER_CONFIG = """

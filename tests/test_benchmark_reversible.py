@@ -1,0 +1,42 @@
+"""The benchmark of reversible training, and what the README quotes of it."""
+
+import json
+import runpy
+
+import pytest
+
+from .subprocesses import REPO, run
+
+TOOL = 'tools/analysis/benchmark_reversible.py'
+FIGURES = REPO / 'docs/figures/benchmark_reversible.json'
+
+
+def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path):
+    said = run(TOOL, 'nano', '--num-columns', 2, 4, '--size', 64, 96, '--repeats', 1, '--out', tmp_path)
+    report = json.loads((tmp_path / 'benchmark_reversible.json').read_text())
+    assert [row['num_columns'] for row in report['rows']] == [2, 4]
+    for row in report['rows']:
+        plain, checkpoint, reversible = row['modes'].values()
+        assert plain['activation_mib'] > reversible['activation_mib'] > 0
+        assert checkpoint['gradient_error'] == 0 and 0 < reversible['gradient_error'] <= 2e-5
+        assert all(mode['step_seconds'] > 0 for mode in row['modes'].values())
+        assert f'| nano | {row["num_columns"]} | reversible | {reversible["activation_mib"]:.0f} | ' in said
+    assert (tmp_path / 'benchmark_reversible.png').stat().st_size > 10_000
+
+
+def test_a_size_that_cannot_be_is_refused():
+    assert 'start at 1' in run(TOOL, 'nano', '--num-columns', 0, expect=2)
+
+
+def test_the_readme_quotes_the_recorded_figures():
+    report = json.loads(FIGURES.read_text())
+    readme = (REPO / 'README.md').read_text()
+    assert runpy.run_path(str(REPO / TOOL))['table'](report) in readme
+    assert report['machine'] in ' '.join(readme.split())
+
+
+@pytest.mark.parametrize('num_columns', [8, 16, 32])
+def test_the_recorded_memory_hardly_grows_with_columns(num_columns):
+    rows = {row['num_columns']: row['modes'] for row in json.loads(FIGURES.read_text())['rows']}
+    growth = rows[num_columns]['reversible']['activation_mib'] / rows[4]['reversible']['activation_mib']
+    assert growth <= 1.1
