@@ -107,7 +107,7 @@ def test_an_unknown_option_is_named_with_what_is_near(cfg, key, message):
         'train_cfg.max_iters',
         'model.backbone.save_memory',  # not in the config, but an argument of RevCol
         'train_dataloader.dataset.indices',  # an argument that ADE20KDataset passes on to its base
-        'train_dataloader.dataset.pipeline.2.max_size',
+        'train_dataloader.dataset.pipeline.2.ratio_range',
         'randomness',
         'work_dir',
     ],
