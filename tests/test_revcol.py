@@ -4,10 +4,12 @@ import doctest
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import revcol_mm.models.backbones.revcol as revcol_module
 from revcol_mm import RevCol
+from revcol_mm.models.layers import ConvNeXtBlock
 
 SMALL = dict(channels=(8, 16, 24, 32), layers=(1, 2, 2, 1), num_columns=3)
 HUGE = dict(SMALL, level_connection='huge')
@@ -256,3 +258,16 @@ def test_gpu_equals_cpu(golden):
     model = golden_model(golden).cuda()
     for actual, expected in zip(model(golden['input'].cuda()), golden['outputs'], strict=True):
         assert_near(actual.cpu(), expected, rtol=1e-3)
+
+
+def test_a_hook_on_the_hidden_layer_keeps_what_it_saw():
+    """Without a graph the activation overwrites the hidden layer, unless somebody looks at it."""
+    block = ConvNeXtBlock(8)
+    image = torch.randn(1, 8, 4, 4)
+    seen = []
+    with torch.no_grad():
+        expected = block(image)
+        block.pwconv1.register_forward_hook(lambda module, inputs, output: seen.extend((inputs[0], output)))
+        assert torch.equal(block(image), expected)
+        normalized, hidden = seen
+        assert torch.equal(hidden, F.linear(normalized, block.pwconv1.weight, block.pwconv1.bias))
