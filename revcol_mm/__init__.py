@@ -9,7 +9,7 @@ __version__ = '0.1.0'
 try:
     from .engine import LayerDecayOptimWrapperConstructor, ReversibleCheckHook, allow_mmengine_globals
     from .evaluation import CommonestClassIoU
-    from .models import RevCol
+    from .models import RevCol, RevColClassifier
 
     allow_mmengine_globals()
 except ModuleNotFoundError as error:
@@ -22,4 +22,10 @@ except ModuleNotFoundError as error:
         raise ImportError(f'{_missing}; run: python -m revcol_mm.check_env') from _missing
 
 
-__all__ = ['CommonestClassIoU', 'LayerDecayOptimWrapperConstructor', 'RevCol', 'ReversibleCheckHook']
+__all__ = [
+    'CommonestClassIoU',
+    'LayerDecayOptimWrapperConstructor',
+    'RevCol',
+    'RevColClassifier',
+    'ReversibleCheckHook',
+]

@@ -1,3 +1,4 @@
 from .backbones import RevCol
+from .classifiers import RevColClassifier
 
-__all__ = ['RevCol']
+__all__ = ['RevCol', 'RevColClassifier']

@@ -1,0 +1,3 @@
+from .revcol_classifier import RevColClassifier
+
+__all__ = ['RevColClassifier']

@@ -1,0 +1,63 @@
+"""Decoders that rebuild the image from a column's last level, for intermediate supervision.
+
+RevCol official code, `models/modules.py`; parameter names are the published ones.
+"""
+
+from typing import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..layers import ConvNeXtBlock, LayerNorm2d
+
+
+class LevelwiseDecoder(nn.Module):
+    """Climbs down the levels: in each stage to the width and the size of the next finer level.
+
+    Args:
+        channels: Channels C_l of every level, level 0, whose stride is 4, first. The input is the last.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.proj_layers = nn.ModuleList()
+        self.normal_layers = nn.ModuleList()
+        for level in reversed(range(len(channels) - 1)):
+            width = channels[level]
+            self.proj_layers.append(
+                nn.Sequential(
+                    nn.Conv2d(channels[level + 1], width, kernel_size=1),
+                    LayerNorm2d(width, eps=1e-6),
+                    nn.GELU(),
+                )
+            )
+            self.normal_layers.append(nn.Sequential(ConvNeXtBlock(width, kernel_size=3, expansion=1)))
+        self.projback = nn.Sequential(nn.Conv2d(channels[0], 3 * 4**2, kernel_size=1), nn.PixelShuffle(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C_last, h, w) -> (B, 3, stride * h, stride * w), stride that of the last level; logits."""
+        for project, blocks in zip(self.proj_layers, self.normal_layers):
+            x = F.interpolate(project(x), scale_factor=2, mode='bilinear', align_corners=True)
+            x = blocks(x)
+        return self.projback(x)
+
+
+class PixelShuffleDecoder(nn.Module):
+    """Predicts at every position the patch of the image that it stands for.
+
+    Args:
+        in_channels: Channels C of the level.
+        stride: The level's stride, which is the size of a patch.
+    """
+
+    def __init__(self, in_channels: int, stride: int) -> None:
+        super().__init__()
+        self.projback = nn.Sequential(
+            LayerNorm2d(in_channels, eps=1e-6),
+            nn.Conv2d(in_channels, 3 * stride**2, kernel_size=1),
+            nn.PixelShuffle(stride),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, stride * h, stride * w); logits."""
+        return self.projback(x)
