@@ -1,0 +1,4 @@
+# RevCol-L pre-trained on ImageNet-22K.
+_base_ = ['_base_/imagenet_22k.py']
+
+model = dict(backbone=dict(arch='large', drop_path_rate=0.3))

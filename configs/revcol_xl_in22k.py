@@ -1,0 +1,4 @@
+# RevCol-XL pre-trained on ImageNet-22K.
+_base_ = ['_base_/imagenet_22k.py']
+
+model = dict(backbone=dict(arch='xlarge', drop_path_rate=0.4))
