@@ -1,5 +1,5 @@
 # Mask2Former on RevCol-XL, ADE20K, 896x896 crops.
-# IN-22K weights of this size are not published: put your own where init_cfg looks.
+# IN-22K weights of this size are not published: revcol_xl_in22k.py trains them.
 _base_ = ['_base_/mask2former_large.py', '_base_/ade20k_896x896.py']
 
 model = dict(

@@ -1,6 +1,7 @@
 """Every config builds, and its numbers agree with the model's and the data's."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def test_config_builds_and_agrees_with_itself(path):
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         types = [transform.type for transform in loader.dataset.pipeline]
         assert types[0] == 'LoadImageFromFile' and types[-1].startswith('Pack')
-    check = dict(mmseg=check_segmentor, mmdet=check_detector)[cfg.default_scope]
+    check = dict(mmseg=check_segmentor, mmdet=check_detector, mmpretrain=check_classifier)[cfg.default_scope]
     check(cfg, backbone)
 
 
@@ -104,6 +105,15 @@ def check_detector(cfg, backbone):
     assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == cfg.data_root
     last = cfg.param_scheduler[-1]
     assert last.end == (cfg.train_cfg.max_epochs if last.by_epoch else 500)
+
+
+def check_classifier(cfg, backbone):
+    """Recipes are in test_supervision.py."""
+    assert cfg.model.num_classes == (21841 if 'in22k' in Path(cfg.filename).stem else 1000)
+    assert backbone.out_indices[-1] == len(backbone.channels) - 1
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
+    assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
+    assert cfg.val_evaluator.type == 'Accuracy'
 
 
 @pytest.mark.parametrize(
