@@ -7,7 +7,12 @@ finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough
 __version__ = '0.1.0'
 
 try:
-    from .engine import LayerDecayOptimWrapperConstructor, ReversibleCheckHook, allow_mmengine_globals
+    from .engine import (
+        LayerDecayOptimWrapperConstructor,
+        LoadFromHook,
+        ReversibleCheckHook,
+        allow_mmengine_globals,
+    )
     from .evaluation import CommonestClassIoU
     from .models import RevCol, RevColClassifier
 
@@ -25,6 +30,7 @@ except ModuleNotFoundError as error:
 __all__ = [
     'CommonestClassIoU',
     'LayerDecayOptimWrapperConstructor',
+    'LoadFromHook',
     'RevCol',
     'RevColClassifier',
     'ReversibleCheckHook',

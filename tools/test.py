@@ -15,14 +15,16 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
+from revcol_mm.engine import LoadFromHook
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.preflight import PreflightError, PreflightHook
+from revcol_mm.models.checkpoint import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint file to test')
+    parser.add_argument('checkpoint', help='checkpoint to test, file or URL')
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -78,7 +80,7 @@ def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     try:
-        if not Path(args.checkpoint).is_file():
+        if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg = load_config(args, loaders=('test_dataloader',))
         if args.tta:
@@ -93,9 +95,10 @@ def main() -> None:
     adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(PreflightHook())
+    runner.register_hook(LoadFromHook(strict=True))
     try:
         metrics = runner.test()
-    except PreflightError as error:
+    except (PreflightError, CheckpointError) as error:
         sys.exit(f'error: {error}')
     if is_main_process():
         print_metrics(metrics, args)

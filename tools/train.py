@@ -13,8 +13,10 @@ require_parts('training', CORE)
 
 from mmengine.runner import Runner
 
+from revcol_mm.engine import LoadFromHook
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.preflight import PreflightError, PreflightHook
+from revcol_mm.models.checkpoint import CheckpointError
 
 
 def parse_args() -> argparse.Namespace:
@@ -51,9 +53,10 @@ def main() -> None:
     adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
     runner.register_hook(PreflightHook())
+    runner.register_hook(LoadFromHook())
     try:
         runner.train()
-    except PreflightError as error:
+    except (PreflightError, CheckpointError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -1,5 +1,11 @@
 from .layer_decay import LayerDecayOptimWrapperConstructor
+from .load_from import LoadFromHook
 from .reversible_check import ReversibleCheckHook
 from .safe_globals import allow_mmengine_globals
 
-__all__ = ['LayerDecayOptimWrapperConstructor', 'ReversibleCheckHook', 'allow_mmengine_globals']
+__all__ = [
+    'LayerDecayOptimWrapperConstructor',
+    'LoadFromHook',
+    'ReversibleCheckHook',
+    'allow_mmengine_globals',
+]

@@ -1,15 +1,30 @@
-"""Reading checkpoints safely, the published RevCol ones included, and loading backbones from them.
+"""Checkpoints: reading them safely, the published RevCol ones included, loading and writing them.
 
 A published classification checkpoint holds, beside its weights, a pickled yacs config and a Python
 builtin, which ``torch.load(weights_only=True)`` refuses. Here such objects are replaced by empty
 dictionaries while reading: nothing that is pickled in a file is ever imported or called.
+
+Layouts, each with names possibly prefixed 'module.':
+
+- published, classification: weights under 'model', the backbone's names bare, heads ``cls.*`` or
+  ``cls_blocks.*`` and ``decoder_blocks.*``; the averaged ones, if any, under 'state_dict_ema';
+- published, detection and segmentation (MMCV 1): weights under 'state_dict', the backbone's prefixed
+  'backbone.'. Heads are named as in MMDetection 3 and MMSegmentation 1, which
+  ``tests/test_checkpoint.py`` holds against the names of MMDetection 2 and MMSegmentation 0;
+- ours, which is MMEngine's: the same; the averaged ones, if any, are those under 'state_dict'.
 """
 
-from collections import Counter
+import hashlib
+import json
+import os
+import re
+from collections import Counter, OrderedDict
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dist import barrier, is_main_process
@@ -17,6 +32,13 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
+BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
+CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
+_BACKBONE_NAME = re.compile(r'(?:stem|subnet\d+)\.')
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint and a model do not fit each other, or there is no checkpoint to load."""
 
 
 class _Inert(dict):
@@ -32,19 +54,23 @@ class _Inert(dict):
         pass
 
 
-def local_checkpoint(source: str) -> Path:
+def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> Path:
     """Path of a checkpoint on this machine; a URL is fetched into torch hub's cache, once.
+
+    Args:
+        source: File or URL.
+        setting: What names the checkpoint in a config, for the error's advice. None: no config does.
 
     Raises:
         FileNotFoundError: If the file is not there or cannot be fetched; says what to do.
     """
     source = str(source)
+    advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if not source.startswith(('http://', 'https://')):
         path = Path(source)
         if not path.is_file():
             raise FileNotFoundError(
-                f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}. '
-                'To go without: --cfg-options model.backbone.init_cfg=None'
+                f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'
             )
         return path
     path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(source).path).name)
@@ -55,54 +81,111 @@ def local_checkpoint(source: str) -> Path:
                 torch.hub.download_url_to_file(source, str(path))
             except OSError as error:
                 raise FileNotFoundError(
-                    f'cannot fetch {source} ({error}); fetch it by other means to {path}. '
-                    'To go without: --cfg-options model.backbone.init_cfg=None'
+                    f'cannot fetch {source} ({error}); fetch it by other means to {path}{advice}'
                 ) from error
         barrier()
     return path
 
 
-def read_checkpoint(source: str) -> dict[str, Any]:
-    """Read a checkpoint, file or URL, onto the CPU.
+def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
+    """Read a checkpoint, file or URL, in torch's format or as safetensors, onto the CPU.
 
     Tensors, containers, numbers and strings come back as they are, any other pickled object as an empty
     dictionary.
 
+    Args:
+        source, setting: See :func:`local_checkpoint`.
+
     Raises:
         FileNotFoundError: See :func:`local_checkpoint`.
         pickle.UnpicklingError: If the file asks for something that is not even safe to replace.
+        ValueError: If it holds something else than a dict, or is no safetensors file though named so.
+        RuntimeError: If it is a safetensors file and that package is missing.
     """
-    path = local_checkpoint(source)
+    path = local_checkpoint(source, setting)
+    if path.suffix == '.safetensors':
+        return _read_safetensors(path)
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # torch's format before 1.6: read as weights only
         unsafe = []
     with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
-        return torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dict as checkpoints do')
+    return checkpoint
 
 
-def backbone_weights(checkpoint: dict[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
-    """Find a backbone's weights in a classification, detection or segmentation checkpoint.
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    safetensors = _safetensors()
+    try:
+        with safetensors.safe_open(path, framework='pt') as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+            meta = json.loads((file.metadata() or {}).get('meta', '{}'))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f'{path} is no safetensors file: {error}') from error
+    return {'meta': meta, 'state_dict': weights}
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.torch
+    except ModuleNotFoundError as error:
+        raise RuntimeError('.safetensors files need safetensors: pip install safetensors') from error
+    return safetensors
+
+
+def has_ema(checkpoint: dict[str, Any]) -> bool:
+    """Whether a checkpoint holds weights that were averaged in training."""
+    return bool(checkpoint.get('state_dict_ema') or checkpoint.get('ema_state_dict'))
+
+
+def model_weights(checkpoint: dict[str, Any], ema: bool = False) -> dict[str, Tensor]:
+    """The weights in a checkpoint of any layout, under their names in a whole model.
 
     Args:
-        checkpoint: Holds weights under 'model' or 'state_dict' or is itself a state dict. Names may be
-            prefixed 'module.', and 'backbone.', in which case all others belong to heads.
+        checkpoint: In one of the module's layouts, or itself a dict of weights.
+        ema: Take the averaged weights.
 
     Returns:
-        The weights under the backbone's own names, and the names that were left out.
+        The weights, the backbone's prefixed 'backbone.'. Versions of modules that the checkpoint states
+        in ``_metadata``, which some of MMDetection's go by, are kept.
 
     Raises:
-        ValueError: If there are no weights.
+        ValueError: If there are no weights or, with ``ema``, no averaged ones.
     """
-    weights = checkpoint.get('model') or checkpoint.get('state_dict') or checkpoint
-    weights = {k.removeprefix('module.'): v for k, v in weights.items() if isinstance(v, Tensor)}
-    if not weights:
+    if ema and not has_ema(checkpoint):
+        raise ValueError(
+            "no averaged weights in the checkpoint, neither under 'state_dict_ema' (published) nor under "
+            f"'ema_state_dict' (MMEngine); it holds {sorted(map(str, checkpoint))[:10]}"
+        )
+    # MMEngine's EMAHook swaps them: 'state_dict' is the average, 'ema_state_dict' what it is taken of.
+    places = ['state_dict_ema', 'state_dict'] if ema else ['model', 'state_dict']
+    weights = next((checkpoint[place] for place in places if checkpoint.get(place)), checkpoint)
+    named = OrderedDict()
+    for name, weight in weights.items() if isinstance(weights, dict) else ():
+        if isinstance(weight, Tensor):
+            name = name.removeprefix('module.')
+            named[BACKBONE + name if _BACKBONE_NAME.match(name) else name] = weight
+    if not named:
         raise ValueError(
             "no weights in the checkpoint, neither under 'model' nor under 'state_dict' nor at its top, "
             f'where it holds {sorted(map(str, checkpoint))[:10]}'
         )
-    own = {k.removeprefix('backbone.'): v for k, v in weights.items() if k.startswith('backbone.')}
-    return (own, [k for k in weights if not k.startswith('backbone.')]) if own else (weights, [])
+    named._metadata = getattr(weights, '_metadata', OrderedDict())
+    return named
+
+
+def pad_kernel(weight: Tensor, size: int) -> Tensor:
+    """Zero-pad a depthwise kernel (C, 1, k, k) to (C, 1, size, size), which leaves the function the same.
+
+    Raises:
+        ValueError: If the kernel is larger, or one of the sizes is odd and the other even.
+    """
+    margin, odd = divmod(size - weight.shape[-1], 2)
+    if margin < 0 or odd:
+        raise ValueError(f'cannot zero-pad a kernel from size {weight.shape[-1]} to {size}')
+    return F.pad(weight, [margin] * 4)
 
 
 class LoadReport(NamedTuple):
@@ -115,7 +198,7 @@ class LoadReport(NamedTuple):
     unexpected: list[str]
 
     def __str__(self) -> str:
-        modules = Counter(name.split('.')[0] for name in self.unexpected)
+        modules = Counter(name.removeprefix(BACKBONE).split('.')[0] for name in self.unexpected)
         lines = [
             f'matched {len(self.matched)}, of which zero-padded to a larger kernel {len(self.padded)}',
             f'missing {len(self.missing)}: {self.missing[:5]}',
@@ -125,42 +208,157 @@ class LoadReport(NamedTuple):
         return '\n  '.join(lines)
 
 
-def load_backbone(backbone: nn.Module, source: str) -> LoadReport:
-    """Load a published checkpoint, or one of ours, into a backbone, and log what was matched.
+def _describe_arch(weights: dict[str, Tensor]) -> str:
+    """A RevCol's number of columns, and what the first one is like."""
+    bare = {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}
+    columns = {name.split('.')[0] for name in bare if name.startswith('subnet')}
+    channels = [bare[name].numel() for name in bare if re.fullmatch(r'subnet0\.alpha\d+', name)]
+    layers = Counter(
+        name.split('.')[1] for name in bare if re.fullmatch(r'subnet0\.level\d+\.blocks\.\d+\.gamma', name)
+    )
+    if not columns:
+        return 'no RevCol'
+    return f'{len(columns)} columns, channels {channels}, layers {list(layers.values())}'
 
-    Depthwise kernels smaller than the model's are zero-padded, which leaves the function the same
-    (RevCol-H for segmentation is the 3x3 model padded to 7x7).
+
+def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str, required: str = '') -> LoadReport:
+    """Compare weights with those of a model, and log what matches.
+
+    Depthwise kernels smaller than the model's are zero-padded, in ``weights`` (RevCol-H for segmentation is
+    the 3x3 model padded to 7x7).
 
     Args:
-        backbone: The model to load into.
-        source: File or URL; see :func:`read_checkpoint` and :func:`backbone_weights`.
+        weights: By names in the model.
+        model: What they will be loaded into.
+        source: Where they are from, for messages.
+        required: Prefix of the model's weights that may not be missing. '': all of them.
 
     Returns:
         The report that was logged.
 
     Raises:
-        RuntimeError: If a weight of the backbone is missing or has another shape.
+        CheckpointError: If nothing matches, a required weight is missing or has another shape, or the
+            checkpoint's backbone has weights that the model's lacks.
     """
-    weights, unexpected = backbone_weights(read_checkpoint(source))
-    state = backbone.state_dict()
-    report = LoadReport([], [], [], [], unexpected + [name for name in weights if name not in state])
+    state = model.state_dict()
+    report = LoadReport([], [], [], [], [name for name in weights if name not in state])
+    misfits = [name for name in report.unexpected if _BACKBONE_NAME.match(name.removeprefix(BACKBONE))]
     for name, own in state.items():
         if name not in weights:
+            if name.endswith('num_batches_tracked'):  # in no checkpoint before torch 0.4.1; not used
+                continue
             report.missing.append(name)
-            continue
-        weight = weights[name]
-        if name.endswith('dwconv.weight') and weight.ndim == own.ndim:
-            margin, odd = divmod(own.shape[-1] - weight.shape[-1], 2)
-            if margin > 0 and not odd:
-                weights[name] = weight = F.pad(weight, [margin] * 4)
-                report.padded.append(name)
-        if weight.shape == own.shape:
-            report.matched.append(name)
         else:
+            weight = weights[name]
+            smaller = weight.ndim == own.ndim == 4 and weight.shape[-1] < own.shape[-1]
+            if smaller and name.endswith('dwconv.weight'):
+                weights[name] = weight = pad_kernel(weight, own.shape[-1])
+                report.padded.append(name)
+            if weight.shape == own.shape:
+                report.matched.append(name)
+                continue
             report.mismatched.append(f'{name} {tuple(weight.shape)}, not {tuple(own.shape)}')
-    message = f'{source} into {type(backbone).__name__}:\n  {report}'
-    if report.missing or report.mismatched:
-        raise RuntimeError(f'not loaded: {message}')
-    print_log(f'loaded {message}', logger='current')
+        if name.startswith(required):
+            misfits.append(name)
+    message = f'{source} into {type(model).__name__}:\n  {report}'
+    if misfits or not report.matched:
+        raise CheckpointError(
+            f'cannot load {message}\n'
+            f'  the checkpoint has {_describe_arch(weights)}\n  the model has {_describe_arch(state)}'
+        )
+    print_log(f'loading {message}', logger='current')
+    return report
+
+
+def load_backbone(backbone: nn.Module, source: str) -> LoadReport:
+    """Load a published checkpoint, or one of ours, into a backbone, and log what was matched.
+
+    Args:
+        backbone: The model to load into.
+        source: File or URL; see :func:`read_checkpoint`. Weights of heads are left out.
+
+    Returns:
+        The report that was logged.
+
+    Raises:
+        CheckpointError: If a weight of the backbone is missing or has another shape, or the checkpoint's
+            backbone has more of them.
+        ValueError: If there are no weights in the file.
+    """
+    weights = model_weights(read_checkpoint(source))
+    weights = {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}
+    report = fit_weights(weights, backbone, source)
     backbone.load_state_dict({name: weights[name] for name in report.matched})
     return report
+
+
+def published_layout(weights: dict[str, Tensor], meta: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint in the published layout: classification's unless there are other heads.
+
+    Args:
+        weights: As :func:`model_weights` returns them.
+        meta: What else the checkpoint tells; the classification layout has no place for it.
+    """
+    heads = {name.split('.')[0] for name in weights if not name.startswith(BACKBONE)}
+    if heads <= CLASSIFICATION_HEADS:
+        return {'model': {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}}
+    return {'meta': meta, 'state_dict': weights}
+
+
+def plain(value: Any) -> Any:
+    """Copy what JSON can hold: dicts, lists, numbers and strings; None stands for anything else."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        value = value.tolist()
+    if isinstance(value, dict) and not isinstance(value, _Inert):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float)) else None
+
+
+def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = False) -> Path:
+    """Write a checkpoint, whole or not at all, and create its folder if need be.
+
+    Args:
+        checkpoint: Weights under 'model' or 'state_dict', and what :func:`plain` returns.
+        path: Ends in '.pth' (torch's format) or '.safetensors'.
+        name_hash: Put a dash and the first 8 digits of the file's SHA-256 before the suffix, as OpenMMLab's
+            file names have them.
+
+    Returns:
+        The path that was written.
+
+    Raises:
+        ValueError: If the path ends in something else.
+        RuntimeError: If it is to be a safetensors file and that package is missing.
+    """
+    if path.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'a checkpoint ends in .pth or .safetensors, not {path.name}')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        if path.suffix == '.safetensors':
+            # one entry: safetensors writes several in random order, which would change the hash
+            meta = {'meta': json.dumps(checkpoint.get('meta', {}))}
+            # copied, for the format has no two weights that share memory
+            weights = {
+                name: weight.clone(memory_format=torch.contiguous_format)
+                for name, weight in model_weights(checkpoint).items()
+            }
+            unfinished.touch()
+            mode = unfinished.stat().st_mode
+            _safetensors().torch.save_file(weights, unfinished, meta)
+            unfinished.chmod(mode)  # safetensors makes files that nobody else can read
+        else:
+            with unfinished.open('wb') as file:  # given a path, torch would write its name into the file
+                torch.save(checkpoint, file)
+        if name_hash:
+            digest = hashlib.sha256()
+            with unfinished.open('rb') as file:
+                for chunk in iter(lambda: file.read(2**20), b''):
+                    digest.update(chunk)
+            path = path.with_stem(f'{path.stem}-{digest.hexdigest()[:8]}')
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

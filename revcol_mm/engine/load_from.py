@@ -1,0 +1,69 @@
+"""``load_from`` of MMEngine's runner, for published checkpoints as they are."""
+
+import re
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import BaseTTAModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import CheckpointLoader, Runner
+
+from revcol_mm.models.checkpoint import (
+    BACKBONE,
+    CheckpointError,
+    fit_weights,
+    local_checkpoint,
+    model_weights,
+    read_checkpoint,
+)
+
+RESTRICTED = 'restricted://'
+
+
+@CheckpointLoader.register_scheme(prefixes=RESTRICTED)
+def load_from_restricted(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """Read 'restricted://FILE' by :func:`read_checkpoint`; onto the CPU, as the runner asks."""
+    return read_checkpoint(filename.removeprefix(RESTRICTED), 'load_from')
+
+
+@HOOKS.register_module()
+class LoadFromHook(Hook):
+    """Let ``load_from`` take published checkpoints, and say what became of their keys.
+
+    Files and URLs are read by :func:`revcol_mm.models.checkpoint.read_checkpoint`, so that nothing pickled in
+    them runs, and weights get their names in the model. Resuming is left to MMEngine.
+
+    Args:
+        strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
+
+    Raises:
+        CheckpointError: If there is no such checkpoint, a weight that must be there is missing or has another
+            shape, or the checkpoint's backbone has weights that the model's lacks.
+    """
+
+    priority = 'VERY_HIGH'  # EMAHook copies the weights of a checkpoint and needs them under their new names
+
+    def __init__(self, strict: bool = False) -> None:
+        self.strict = strict
+
+    def before_run(self, runner: Runner) -> None:
+        """Have the runner read a file or URL, but no other store, by the restricted reader."""
+        source = runner._load_from
+        if source is None or runner._resume or re.match(r'(?!https?:)\w[\w-]+:', str(source)):
+            return
+        try:
+            runner._load_from = RESTRICTED + str(local_checkpoint(source, 'load_from'))
+        except FileNotFoundError as error:
+            raise CheckpointError(error) from error
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """Rename the weights and check them against the model's."""
+        if runner._resume:
+            return
+        model = runner.model
+        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
+            model = model.module
+        weights = model_weights(checkpoint)
+        source = str(runner._load_from or 'a checkpoint').removeprefix(RESTRICTED)
+        fit_weights(weights, model, source, required='' if self.strict else BACKBONE)
+        checkpoint['state_dict'] = weights
