@@ -1,13 +1,8 @@
-# Mask2Former on RevCol-S, IN-1K weights, ADE20K, 512x512 crops. Head and schedule: MMSegmentation, Swin-S.
-# Layer decay and drop path: RevCol-S, UPerNet.
-_base_ = ['_base_/mask2former.py', '_base_/ade20k_512x512.py']
+# Mask2Former on RevCol-S, IN-1K weights, ADE20K, 512x512 crops, as mask2former_revcol_t_ade20k.py. Head and
+# schedule: MMSegmentation, Swin-S. Layer decay and drop path: RevCol-S, UPerNet.
+_base_ = ['mask2former_revcol_t_ade20k.py']
 
 model = dict(
-    data_preprocessor=_base_.data_preprocessor,
-    backbone=dict(
-        arch='small',
-        init_cfg=dict(type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_small_1k.pth'),
-    ),
+    backbone=dict(arch='small', init_cfg=dict(checkpoint=_base_.revcol_weights + 'revcol_small_1k.pth')),
     decode_head=dict(in_channels=_base_.revcol_channels['small']),
 )
-optim_wrapper = dict(paramwise_cfg=dict(decay_rate=1.0))

@@ -43,6 +43,16 @@ def test_whole_data_pass(ade):
     check_files(ade, LOADERS)
 
 
+def test_a_missing_checkpoint_to_start_from_is_named_unless_the_run_resumes(ade):
+    ade.load_from = 'nowhere.pth'
+    with pytest.raises(FileNotFoundError, match='nowhere.pth.*--cfg-options load_from=None'):
+        check_files(ade, LOADERS)
+    ade.resume = True
+    check_files(ade, LOADERS)
+    ade.update(resume=False, load_from='s3://bucket/weights.pth')  # for MMEngine's own loaders
+    check_files(ade, LOADERS)
+
+
 def test_a_missing_and_an_empty_folder_are_named(ade, tmp_path):
     (tmp_path / 'images/training/a.jpg').unlink()
     (tmp_path / 'annotations/validation').rename(tmp_path / 'annotations/valid')
@@ -170,6 +180,14 @@ def test_another_number_of_classes_than_the_head_has_is_an_error(tmp_path):
     dataset = Dataset([mask(tmp_path / 'a.png', 1)])
     with pytest.raises(ValueError, match=r'decode_head.*num_classes=150.*3 classes'):
         PreflightHook().before_run(Runner(dataset, num_classes=150))
+
+
+def test_a_classifier_s_own_number_of_classes_is_checked(tmp_path):
+    runner = Runner(Dataset([mask(tmp_path / 'a.png', 1)]))
+    runner.model = nn.Identity()  # without a module that is called head
+    runner.model.num_classes = 1000
+    with pytest.raises(ValueError, match=r'Identity of the model has num_classes=1000.*3 classes'):
+        PreflightHook().before_run(runner)
 
 
 def test_an_empty_data_set_is_an_error():

@@ -1,19 +1,17 @@
 """Reversible training gives the plain model's gradients and stores next to nothing."""
 
 import copy
-import doctest
 import gc
 import pickle
 import weakref
 
 import pytest
 import torch
-from torch import nn
 
 import revcol_mm.models.backbones.revcol as revcol_module
 from revcol_mm import RevCol
-from revcol_mm.ops import Coupling, ReversibleChain, couple, uncouple
-from revcol_mm.testing import gradients, parity, peak_bytes, worst_errors
+from revcol_mm.ops import ReversibleChain
+from revcol_mm.testing import gradients, peak_bytes, worst_errors
 
 from .test_revcol import assert_near, golden_model
 
@@ -112,72 +110,6 @@ def test_fixtures_hold_reversibly_too(golden):
     assert_near(image.grad, golden['input_grad'])
     for name, param in model.named_parameters():
         assert_near(param.grad, golden['param_grads'][name])
-
-
-class Scaled(nn.Module):
-    """An F that has nothing to do with images."""
-
-    def __init__(self, size):
-        super().__init__()
-        self.linear = nn.Linear(size, size)
-
-    def forward(self, *inputs):
-        return torch.tanh(self.linear(sum(inputs)))
-
-
-def toy_chain(num_links, size=3, dtype=torch.float64):
-    """Three levels; level l reads x or the level below, and the level above of the link before."""
-    modules = nn.ModuleList([Scaled(size) for _ in range(3 * num_links)]).to(dtype)
-    reads = [(None, 1), (0, 2), (1,)]
-
-    def links(alphas):
-        return [
-            [Coupling(level, reads[level], modules[3 * i + level], alphas[i, level]) for level in range(3)]
-            for i in range(num_links)
-        ]
-
-    return modules, links
-
-
-def test_gradcheck_in_float64():
-    modules, links = toy_chain(num_links=3)
-    params = list(modules.parameters())
-
-    def run(alphas, x, *rest):
-        features = list(rest[:3])
-        chain = ReversibleChain(num_links=3)
-        for link in links(alphas):
-            features = chain(link, x, features)
-        return tuple(features)
-
-    alphas = torch.rand(3, 3, 3, dtype=torch.float64).add_(0.3).requires_grad_()
-    inputs = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
-    assert torch.autograd.gradcheck(run, (alphas, *inputs, *params))
-
-
-def test_one_call_checks_a_design_of_one_s_own():
-    assert doctest.testmod(parity).failed == 0
-    _, links = toy_chain(num_links=4)
-    alphas = (torch.rand(4, 3, 3, dtype=torch.float64) + 0.3).requires_grad_()
-    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
-    report = parity.check_reversible(links(alphas), x, features, tolerance=1e-9)
-    assert report.kept_bytes > 0
-
-    broken = links(alphas)
-    broken[1][2].function.register_forward_hook(lambda m, i, o: o + 1e-3 * torch.is_grad_enabled())
-    with pytest.raises(AssertionError, match='gradient_error='):
-        parity.check_reversible(broken, x, features)
-
-
-def test_couple_and_uncouple_are_inverse():
-    _, links = toy_chain(num_links=4)
-    alphas = torch.rand(4, 3, 3, dtype=torch.float64) + 0.3
-    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
-    chain = [coupling for link in links(alphas) for coupling in link]
-    with torch.no_grad():
-        back = uncouple(chain, x, couple(chain, x, features))
-    for actual, expected in zip(back, features):
-        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
@@ -369,48 +301,6 @@ def test_a_weight_that_is_changed_in_place_before_backward_is_an_error():
         loss.backward()
 
 
-def test_a_chain_that_did_not_run_to_its_end_is_an_error():
-    _, links = toy_chain(num_links=2)
-    alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
-    chain = ReversibleChain(num_links=2)
-    x, *features = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
-    features = chain(links(alphas)[0], x, features)
-    with pytest.raises(RuntimeError, match='no more than 1 have run'):
-        features[0].sum().backward()
-
-
-def test_more_links_than_announced_are_an_error():
-    _, links = toy_chain(num_links=2)
-    alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
-    chain = ReversibleChain(num_links=1)
-    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
-    features = chain(links(alphas)[0], x, features)
-    with pytest.raises(RuntimeError, match='the 1 links'):
-        chain(links(alphas)[1], x, features)
-
-
-def test_a_function_whose_gradients_would_get_lost_is_an_error():
-    _, links = toy_chain(num_links=1)
-    outsider = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    (link,) = links(torch.full((1, 3, 3), 0.5, dtype=torch.float64))
-    forward = link[1].function.forward
-    link[1].function.forward = lambda *inputs: forward(*inputs) * outsider
-    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
-    with pytest.raises(RuntimeError, match=r'\(3,\) that needs a gradient'):
-        sum(f.sum() for f in ReversibleChain(num_links=1)(link, x, features)).backward()
-
-
-def test_an_alpha_too_small_to_be_undone_is_an_error():
-    _, links = toy_chain(num_links=2)
-    alphas = torch.full((2, 3, 3), 0.5, dtype=torch.float64)
-    alphas[1, 2, 1] = 1e-6
-    chain = ReversibleChain(num_links=2)
-    x, *features = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4))
-    features = chain(links(alphas)[0], x, features)
-    with pytest.raises(ValueError, match='1.0e-06'):
-        chain(links(alphas)[1], x, features)
-
-
 TINY = dict(channels=(8, 16, 32, 64), layers=(2, 2, 4, 2))  # as RevCol-T, an eighth as wide
 
 
@@ -426,17 +316,6 @@ def test_memory_hardly_grows_with_columns():
     few, many = (activation_bytes(dict(TINY, num_columns=n), save_memory=True, image=image) for n in (4, 32))
     assert many <= 1.1 * few
     assert many <= 0.1 * activation_bytes(dict(TINY, num_columns=32), save_memory=False, image=image)
-
-
-def test_what_is_kept_is_two_bits_an_element_and_column():
-    _, links = toy_chain(num_links=10, size=64, dtype=torch.float32)
-    alphas = torch.full((10, 3, 64), 0.5)
-    chain = ReversibleChain(num_links=10)
-    x, *features = (torch.randn(32, 64, requires_grad=True) for _ in range(4))
-    for link in links(alphas):
-        features = chain(link, x, features)
-    num_elements = sum(feature.numel() for feature in features)
-    assert chain.kept_bytes == num_elements * (9 * 2 / 8 + 4)  # the last link's result: its low words
 
 
 def test_fifty_steps_leave_no_tensor_behind():
@@ -482,32 +361,3 @@ def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatc
     reversible.compile(backend='aot_eager')
     compare(plain, reversible, torch.randn(1, 3, 32, 32))
     assert coupled == [0, 1, 0, 1]
-
-
-@pytest.fixture(params=[False, True], ids=['plain', 'save_memory'])
-def evaluating(request):
-    """A model, an image of a size that no power of two divides, and the features."""
-    model = RevCol(arch=dict(WIDTHS, num_columns=3), save_memory=request.param).eval()
-    before = copy.deepcopy(model.state_dict())
-    image = torch.randn(1, 3, 70, 98)
-    with torch.no_grad():
-        yield model, image, model(image)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-
-
-def test_torch_export_of_an_evaluating_backbone(evaluating):
-    model, image, features = evaluating
-    exported = torch.export.export(model, (image,)).module()
-    for actual, expected in zip(exported(image), features, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize('dynamo', [False, True], ids=['torchscript', 'dynamo'])
-def test_onnx_runtime_gives_the_features_of_an_evaluating_backbone(evaluating, dynamo, tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    model, image, features = evaluating
-    path = str(tmp_path / 'revcol.onnx')
-    torch.onnx.export(model, (image,), path, dynamo=dynamo, input_names=['image'])
-    outputs = onnxruntime.InferenceSession(path).run(None, {'image': image.numpy()})
-    for actual, expected in zip(outputs, features, strict=True):
-        torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)

@@ -6,7 +6,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
 
-from revcol_mm import RevCol
+from revcol_mm import RevCol, ReversibleCheckHook
 
 
 class Toy(BaseModel):
@@ -61,3 +61,8 @@ def test_a_layer_that_does_not_repeat_itself_is_warned_of(tmp_path, column):
 def test_a_model_that_does_not_train_reversibly_is_an_error(tmp_path):
     with pytest.raises(ValueError, match='save_memory=True'):
         train(tmp_path, Toy())
+
+
+def test_an_interval_that_would_never_come_is_an_error():
+    with pytest.raises(ValueError, match='interval.*0'):
+        ReversibleCheckHook(interval=0)

@@ -1,6 +1,5 @@
 """``load_from`` of MMEngine's runner, for published checkpoints as they are."""
 
-import re
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -10,6 +9,7 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from revcol_mm.models.checkpoint import (
     BACKBONE,
+    OTHER_STORE,
     CheckpointError,
     fit_weights,
     local_checkpoint,
@@ -49,7 +49,7 @@ class LoadFromHook(Hook):
     def before_run(self, runner: Runner) -> None:
         """Have the runner read a file or URL, but no other store, by the restricted reader."""
         source = runner._load_from
-        if source is None or runner._resume or re.match(r'(?!https?:)\w[\w-]+:', str(source)):
+        if source is None or runner._resume or OTHER_STORE.match(str(source)):
             return
         try:
             runner._load_from = RESTRICTED + str(local_checkpoint(source, 'load_from'))

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from PIL import Image
 from torch.utils.data import Dataset
 
-from revcol_mm.models.checkpoint import local_checkpoint
+from revcol_mm.models.checkpoint import OTHER_STORE, local_checkpoint
 
 NUM_SAMPLED_MASKS = 50
 IGNORE_INDEX = 255  # MMSegmentation's default
@@ -103,7 +103,7 @@ def check_scope(cfg: Config) -> None:
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the data that dataloaders name exist and that a pretrained checkpoint can be had.
+    """Check that the data that dataloaders name exist and that checkpoints to start from can be had.
 
     Args:
         cfg: The whole config.
@@ -123,8 +123,12 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
         )
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
     rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'  # one process fetches for all
-    if 'train_dataloader' in loaders and init_cfg.get('type') == 'Pretrained' and rank == '0':
-        local_checkpoint(init_cfg['checkpoint'])
+    if 'train_dataloader' in loaders and rank == '0':
+        if init_cfg.get('type') == 'Pretrained':
+            local_checkpoint(init_cfg['checkpoint'])
+        load_from = cfg.get('load_from')
+        if load_from and not cfg.get('resume') and not OTHER_STORE.match(load_from):
+            local_checkpoint(load_from, 'load_from')
 
 
 def _dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
@@ -193,10 +197,16 @@ class PreflightHook(Hook):
         classes = getattr(dataset, 'metainfo', {}).get('classes')
         if not classes:
             return
-        for head, module in runner.model.named_modules():
+        heads = [
+            (head, module)
+            for head, module in runner.model.named_modules()
+            if head.split('.')[-1].endswith('head') and 'rpn' not in head
+        ]
+        for head, module in heads or [
+            (type(runner.model).__name__, runner.model)
+        ]:  # or one with plain layers
             num_classes = getattr(module, 'num_classes', None)
-            is_head = head.split('.')[-1].endswith('head') and 'rpn' not in head
-            if is_head and isinstance(num_classes, int) and num_classes != len(classes):
+            if isinstance(num_classes, int) and num_classes != len(classes):
                 raise PreflightError(
                     f'{head} of the model has num_classes={num_classes}, {name} has {len(classes)} classes'
                 )

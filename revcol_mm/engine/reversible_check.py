@@ -24,10 +24,13 @@ class ReversibleCheckHook(Hook):
         tolerance: Warn of errors above this. The default is the resolution of float32.
 
     Raises:
-        ValueError: Before the first iteration, if no backbone is a RevCol with ``save_memory=True``.
+        ValueError: If ``interval`` is below 1 or, before the first iteration, if no backbone is a RevCol with
+            ``save_memory=True``.
     """
 
     def __init__(self, interval: int = 50, tolerance: float = 1e-7) -> None:
+        if interval < 1:  # MMEngine takes that for never
+            raise ValueError(f'interval takes a number of iterations from 1 on, got {interval}')
         self.interval = interval
         self.tolerance = tolerance
 

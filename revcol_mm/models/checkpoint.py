@@ -34,6 +34,7 @@ from torch import Tensor, nn
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
 CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
+OTHER_STORE = re.compile(r'(?!https?:)\w[\w-]+:')  # such as s3://, which MMEngine's own loaders read
 _BACKBONE_NAME = re.compile(r'(?:stem|subnet\d+)\.')
 
 

@@ -138,7 +138,7 @@ def _shifts(width: int, device: torch.device) -> Tensor:
 def _pack(words: Tensor, width: int) -> Tensor:
     """The ``width`` low bits of each word: bytes that hold 8 / width of them, or int16."""
     if width == 16:
-        return words.clone()
+        return words
     codes = _flat(words.to(torch.uint8)) & (2**width - 1)
     shifts = _shifts(width, codes.device)
     codes = torch.nn.functional.pad(codes, (0, -len(codes) % len(shifts))).view(len(shifts), -1)

@@ -1,6 +1,6 @@
 """Memory and time of a RevCol training step: plain, with activation checkpointing, and reversible.
 
-    python tools/analysis/benchmark_reversible.py tiny --num-columns 4 8 16 32 --out docs/figures
+    python tools/analysis/benchmark_reversible.py tiny --num-columns 4 8 16 32 --repeats 3 --out docs/figures
 
 prints a table and writes it as JSON and as a plot. Activation memory is the peak of live bytes in one step,
 beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
@@ -11,6 +11,7 @@ parameters and the input.
 import argparse
 import json
 import platform
+import re
 import statistics
 import time
 from contextlib import nullcontext
@@ -100,18 +101,13 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
 
 def machine(device: torch.device) -> str:
     """Name what the figures were measured on."""
-    name = f'{torch.get_num_threads()} threads of {platform.processor() or platform.machine()}'
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
-    elif Path('/proc/cpuinfo').is_file():
-        fields = dict(
-            line.split(':', 1) for line in Path('/proc/cpuinfo').read_text().splitlines() if ':' in line
-        )
-        fields = {key.strip(): value.strip() for key, value in fields.items()}
-        name = (
-            f'{torch.get_num_threads()} threads of {fields.get("model name", platform.machine())} '
-            f'(family {fields.get("cpu family", "?")}, model {fields.get("model", "?")})'
-        )
+    else:
+        cpuinfo = Path('/proc/cpuinfo')  # Linux alone tells the model of a CPU
+        model = re.search(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.is_file() else '')
+        cpu = model[1] if model else platform.machine()
+        name = f'{torch.get_num_threads()} threads of {cpu}, {torch.backends.cpu.get_cpu_capability()}'
     return f'{name}, torch {torch.__version__}'
 
 

@@ -154,12 +154,12 @@ class RevCol(BaseModule):
                 layer_scale_init_value=layer_scale_init_value,
             )
             self.add_module(f'subnet{index}', column)  # the published name
-        self.apply(self._init_layer)
+        self.apply(self.init_layer)
         for module in self._frozen_modules():
             module.requires_grad_(False)
 
     @staticmethod
-    def _init_layer(module: nn.Module) -> None:
+    def init_layer(module: nn.Module) -> None:
         """RevCol official code, `FullNet._init_weights`."""
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             nn.init.trunc_normal_(module.weight, std=0.02)

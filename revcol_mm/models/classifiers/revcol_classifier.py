@@ -118,7 +118,7 @@ class RevColClassifier(BaseModel):
                     decoders.append(PixelShuffleDecoder(in_channels, backbone.out_strides[-1]))
         self.decoder_blocks = nn.ModuleList(decoders)
         for module in (*self.heads, *decoders):
-            module.apply(backbone._init_layer)
+            module.apply(backbone.init_layer)
         for head in self.heads:
             for param in head.classifier[1].parameters():
                 param.data.mul_(head_init_scale)
