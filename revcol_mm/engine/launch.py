@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` have in common: from a command line to a checked config."""
+"""What the tools have in common: from a command line to a checked config."""
 
 import argparse
 import logging
@@ -34,6 +34,22 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def read_config(path: str | Path) -> Config:
+    """Read a config, and check that what its task needs is installed.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If ``default_scope`` is wrong.
+        SystemExit: If the environment lacks what the config's task needs.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'no config {path}')
+    cfg = Config.fromfile(path)
+    check_scope(cfg)
+    require(SCOPES[cfg.default_scope])
+    return cfg
+
+
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """Read the config that a command line names, apply its options and check all that can fail late.
 
@@ -46,11 +62,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
         ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong.
         SystemExit: If the environment lacks what the config's task needs.
     """
-    if not Path(args.config).is_file():
-        raise FileNotFoundError(f'no config {args.config}')
-    cfg = Config.fromfile(args.config)
-    check_scope(cfg)
-    require(SCOPES[cfg.default_scope])
+    cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options)
     check_files(cfg, loaders)
     cfg.launcher = args.launcher

@@ -1,0 +1,50 @@
+"""Print the parameters and the FLOPs of the models of configs, part by part.
+
+FLOPs are multiply-accumulates, as papers report them, of one image at inference. Parameters are those of the
+model as trained, auxiliary heads and supervision included. Nothing is downloaded, and no memory is needed for
+weights. Without --shape an input is 800 x 1280 for detectors, a crop four times as wide for segmentors
+(512 x 2048 for crops of 512 x 512) and a crop for classifiers.
+
+Example: python tools/analysis/get_flops.py configs/cascade_mask_rcnn_revcol_t_coco.py --shape 800 1280
+"""
+
+import argparse
+import sys
+
+from revcol_mm.engine.launch import read_config
+from revcol_mm.evaluation.complexity import Complexity, count_complexity
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('configs', nargs='+', metavar='CONFIG')
+    parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='size of the input, in pixels')
+    return parser.parse_args()
+
+
+def table(complexity: Complexity) -> str:
+    """What was counted, one part a line."""
+    height, width = complexity.shape
+    parameters, flops = complexity.parameters, complexity.flops
+    lines = [f'{f"{height} x {width}":20} {"parameters, M":>14} {"FLOPs, G":>12}']
+    for part in {**parameters, **flops}:
+        lines.append(f'{part:20} {parameters[part] / 1e6:14.2f} {flops[part] / 1e9:12.2f}')
+    lines.append(f'{"total":20} {parameters.total() / 1e6:14.2f} {flops.total() / 1e9:12.2f}')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    args = parse_args()
+    for path in args.configs:
+        try:
+            complexity = count_complexity(read_config(path), args.shape)
+        except (FileNotFoundError, ValueError) as error:
+            sys.exit(f'error: {error}')
+        print(f'{path}\n{table(complexity)}\n')
+    print('FLOPs are multiply-accumulates of one image at inference; parameters are as trained.')
+
+
+if __name__ == '__main__':
+    main()
