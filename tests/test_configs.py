@@ -116,22 +116,6 @@ def check_classifier(cfg, backbone):
     assert cfg.val_evaluator.type == 'Accuracy'
 
 
-@pytest.mark.parametrize(
-    ('name', 'millions'),
-    [
-        *((f'cascade_mask_rcnn_revcol_{size}_coco', n) for size, n in zip('tsbl', (88, 118, 196, 330))),
-        *((f'upernet_revcol_{size}_ade20k', n) for size, n in zip('tsl', (60, 90, 306))),
-    ],
-)
-def test_a_model_has_as_many_parameters_as_published(name, millions):
-    """RevCol paper, tables 4 and 5. UPerNet on RevCol-B has 168.9 M where the paper says 122."""
-    cfg = Config.fromfile(REPO / 'configs' / f'{name}.py')
-    init_default_scope(cfg.default_scope)
-    with torch.device('meta'):
-        model = MODELS.build(cfg.model)
-    assert sum(param.numel() for param in model.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
-
-
 USER_CONFIG = """
 model = dict(
     type='FasterRCNN',

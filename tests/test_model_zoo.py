@@ -1,0 +1,222 @@
+"""Counting parameters and FLOPs, what the metafiles say of them, and the tables made from the metafiles."""
+
+import copy
+import re
+import runpy
+import shutil
+import sys
+
+import modelindex
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import MODELS, init_default_scope
+
+from revcol_mm.evaluation.complexity import count_complexity
+
+from .subprocesses import REPO
+
+GET_FLOPS = 'tools/analysis/get_flops.py'
+ZOO = runpy.run_path(str(REPO / 'tools/model_zoo.py'))
+METAFILES = ZOO['read_metafiles']()
+ENTRIES = {model['Name']: model for metafile in METAFILES.values() for model in metafile['Models']}
+
+# RevCol paper, tables 4 and 5: parameters in M, FLOPs in G.
+PUBLISHED = {
+    'cascade_mask_rcnn_revcol_t_coco': (88, 741),
+    'cascade_mask_rcnn_revcol_s_coco': (118, 833),
+    'cascade_mask_rcnn_revcol_b_coco': (196, 988),
+    'cascade_mask_rcnn_revcol_l_coco': (330, 1453),
+    'upernet_revcol_t_ade20k': (60, 937),
+    'upernet_revcol_s_ade20k': (90, 1031),
+    'upernet_revcol_l_ade20k': (306, 2610),
+}
+# Counting all of them takes minutes; with these every kind of model, and the largest, is counted.
+RECOUNTED = (
+    *PUBLISHED,
+    'dino_revcol_t_coco',
+    'mask2former_revcol_h_ade20k',
+    'revcol_t_in1k',
+)
+
+
+@pytest.mark.parametrize('name', RECOUNTED)
+def test_metafiles_hold_what_is_counted(name):
+    assert not ZOO['recount'](copy.deepcopy(ENTRIES[name]))
+
+
+@pytest.mark.parametrize('name', [name for name in ENTRIES if name not in RECOUNTED])
+def test_metafiles_hold_the_number_of_parameters(name):
+    cfg = Config.fromfile(REPO / ENTRIES[name]['Config'])
+    init_default_scope(cfg.default_scope)
+    with torch.device('meta'):
+        model = MODELS.build(cfg.model)
+    assert sum(p.numel() for p in model.parameters()) == ENTRIES[name]['Metadata']['Parameters']
+
+
+@pytest.mark.parametrize('name', PUBLISHED)
+def test_counted_sizes_are_the_published_ones(name):
+    metadata = ENTRIES[name]['Metadata']
+    assert (metadata['Published Parameters (M)'], metadata['Published FLOPs (G)']) == PUBLISHED[name]
+    assert metadata['Parameters'] / 1e6 == pytest.approx(PUBLISHED[name][0], rel=0.01)
+    assert metadata['FLOPs'] / 1e9 == pytest.approx(PUBLISHED[name][1], rel=0.01)
+    assert not list(ZOO['contradicting_sizes'](ENTRIES[name]))
+
+
+def test_only_the_published_size_of_upernet_on_b_contradicts_the_architecture():
+    wrong = {name: list(ZOO['contradicting_sizes'](model)) for name, model in ENTRIES.items()}
+    assert {name: sizes for name, sizes in wrong.items() if sizes} == {
+        'upernet_revcol_b_ade20k': ['122 M', '1169 G'],
+        'upernet_revcol_b_in22k_ade20k': ['122 M', '1827 G'],
+    }
+
+
+@pytest.mark.parametrize(
+    'config, shape, millions, giga',
+    [
+        ('mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py', (800, 1280), 47, 279),
+        ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (512, 512), 44, 71),
+    ],
+)
+def test_deformable_attention_is_counted_as_others_count_it(config, shape, millions, giga):
+    """DINO paper, table 1; Mask2Former paper, table VII of the supplement. RevCol's are not published."""
+    complexity = count_complexity(get_config(config), shape)
+    assert complexity.parameters.total() / 1e6 == pytest.approx(millions, rel=0.02)
+    assert complexity.flops.total() / 1e9 == pytest.approx(giga, rel=0.02)
+
+
+def test_flops_by_hand():
+    """Multiply-accumulates, not twice as many; and those of convolutions grow with the image."""
+    complexity = count_complexity(Config.fromfile(REPO / 'configs/revcol_t_in1k.py'))
+    assert complexity.shape == (224, 224)
+    assert complexity.flops['cls_blocks'] == 512 * 1000  # of four heads inference runs the last one
+    cfg = Config.fromfile(REPO / 'tests/configs/retinanet_revcol_nano_sample.py')
+    small, large = count_complexity(cfg, (64, 96)), count_complexity(cfg, (128, 192))
+    assert large.parameters == small.parameters
+    assert large.flops == {part: 4 * small.flops[part] for part in ('backbone', 'neck', 'bbox_head')}
+
+
+@pytest.fixture
+def start(monkeypatch, capsys):
+    """Runs a tool in this process, as from a command line, and returns what it printed or its error."""
+
+    def start(tool, *arguments):
+        monkeypatch.chdir(REPO)
+        monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
+        try:
+            runpy.run_path(str(tool), run_name='__main__')
+        except SystemExit as exit:
+            if exit.code:
+                return exit.code
+        return capsys.readouterr().out
+
+    return start
+
+
+def test_the_readme_s_command_prints_parts_and_totals(start):
+    (command,) = re.findall(rf'`python ({GET_FLOPS} .*?)`', (REPO / 'README.md').read_text())
+    printed = start(*command.split())
+    metadata = ENTRIES[command.split('/')[-1].removesuffix('.py')]['Metadata']
+    rows = {
+        row[0]: tuple(map(float, row[1:]))
+        for row in re.findall(r'^(\w+) +([\d.]+) +([\d.]+)$', printed, re.M)
+    }
+    assert set(rows) == {'backbone', 'decode_head', 'auxiliary_head', 'total'}
+    assert rows['total'] == (round(metadata['Parameters'] / 1e6, 2), round(metadata['FLOPs'] / 1e9, 2))
+    assert rows['auxiliary_head'][1] == 0
+    assert 'multiply-accumulates' in printed
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('configs/nothing.py',), 'error: no config configs/nothing.py'),
+        (
+            ('configs/revcol_t_in1k.py', '--shape', '0', '224'),
+            'error: height and width of an input are positive, got 0 and 224',
+        ),
+        (
+            ('configs/revcol_t_in1k.py', '--shape', '8', '8'),
+            'error: RevCol takes images (B, 3, H, W) with H and W of at least 32, got (1, 3, 8, 8)',
+        ),
+        (
+            ('tests/configs/classifier_revcol_nano_sample.py',),
+            'error: tests/configs/classifier_revcol_nano_sample.py: its training images are not cropped; '
+            'give an input shape',
+        ),
+    ],
+)
+def test_bad_input_is_an_error_in_one_line(arguments, message, start):
+    assert start(GET_FLOPS, *arguments) == message
+
+
+def test_get_flops_has_help(start):
+    assert 'usage' in start(GET_FLOPS, '--help')
+
+
+def test_metafiles_and_tables_are_as_the_tool_writes_them():
+    for path, text in ZOO['render'](METAFILES).items():
+        assert path.read_text() == text, f'{path} is stale: run python tools/model_zoo.py'
+
+
+def test_every_config_is_listed_once_and_every_listed_config_exists():
+    assert not ZOO['unlisted_configs'](METAFILES)
+    metafiles = copy.deepcopy(METAFILES)
+    models = next(iter(metafiles.values()))['Models']
+    gone, twice = models[0]['Config'], models[1]['Config']
+    models[0]['Config'] = twice
+    models[2]['Config'] = 'configs/nothing.py'
+    assert {gone, twice, 'configs/nothing.py'} < set(ZOO['unlisted_configs'](metafiles))
+
+
+def test_the_index_is_openmmlab_s_format():
+    index = modelindex.load(str(REPO / 'model-index.yml'))
+    assert [model.name for model in index.models] == list(ENTRIES)
+    assert not index.check(silent=True)
+    for model in index.models:
+        assert model.full_model.paper['URL'] == 'https://arxiv.org/abs/2212.11696'
+        assert model.full_model.metadata.parameters and model.full_model.metadata.flops
+
+
+def test_results_are_labelled_as_published_and_agree_with_the_configs():
+    for model in ENTRIES.values():
+        assert model.get('Results Source') == ('published' if 'Results' in model else None)
+        heading = ' '.join(re.findall(r'^# (.*)', (REPO / model['Config']).read_text(), re.M))
+        for name, value in ZOO['metrics'](model):
+            if 'flip' not in name:
+                assert str(value) in heading, f'{model["Config"]} does not say {value} {name}'
+
+
+def test_links_of_the_readme_lead_to_a_section():
+    sections = re.findall(r'^## (.*)', (REPO / 'configs/README.md').read_text(), re.M)
+    slugs = {section.lower().replace(' ', '-') for section in sections}
+    anchors = re.findall(r'\(configs/README.md#(.*?)\)', (REPO / 'README.md').read_text())
+    assert len(anchors) == len(METAFILES) and set(anchors) <= slugs
+
+
+def test_check_names_what_is_stale_and_a_run_mends_it(tmp_path, start):
+    """On a zoo of one model."""
+    name = 'revcol_t_in1k'
+    shutil.copytree(REPO / 'configs/_base_', tmp_path / 'configs/_base_')
+    for path in ('tools/model_zoo.py', f'configs/{name}.py'):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        shutil.copy(REPO / path, tmp_path / path)
+    (tmp_path / 'model-index.yml').write_text('Import: [configs/metafiles/one.yml]')
+    (tmp_path / 'configs/metafiles').mkdir()
+    metafile = dict(Collections=[dict(Name='One')], Models=[copy.deepcopy(ENTRIES[name])])
+    metafile['Models'][0]['Metadata'].update(FLOPs=1)
+    (tmp_path / 'configs/metafiles/one.yml').write_text(yaml.safe_dump(metafile))
+    (tmp_path / 'README.md').write_text('# One\n<!-- table: summary -->\nold\n<!-- end -->\nend\n')
+    (tmp_path / 'configs/README.md').write_text('# One\n<!-- table: one -->\n<!-- end -->\n')
+
+    tool = tmp_path / 'tools/model_zoo.py'
+    names = f'{name}, configs/metafiles/one.yml, README.md, configs/README.md'
+    assert start(tool, '--check') == f'error: stale: {names}; run: python tools/model_zoo.py'
+    assert f'written: {names}' in start(tool)
+    assert '1 models are up to date' in start(tool, '--check')
+    written = yaml.safe_load((tmp_path / 'configs/metafiles/one.yml').read_text())
+    assert written['Models'] == [ENTRIES[name]]
+    readme = (tmp_path / 'README.md').read_text()
+    assert 'old' not in readme and readme.endswith('<!-- end -->\nend\n') and '82.2 Top 1 Accuracy' in readme

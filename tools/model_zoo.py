@@ -1,0 +1,159 @@
+"""Bring the counted numbers of configs/metafiles/ and the tables made from them up to date.
+
+Parameters and FLOPs are counted, as tools/analysis/get_flops.py counts them; the rest of a metafile is
+written by hand. The tables are in README.md and configs/README.md, each between two comments.
+
+Example: python tools/model_zoo.py --check
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Iterator
+
+import yaml
+
+from revcol_mm.engine.launch import read_config
+from revcol_mm.evaluation.complexity import count_complexity
+
+ROOT = Path(__file__).parents[1]
+HEADER = '# Parameters, FLOPs and their input are counted: tools/model_zoo.py writes them.\n'
+TOLERANCE = 0.01  # a published size that is further off than this is shown beside the counted one
+
+
+def read_metafiles() -> dict[Path, dict]:
+    """The metafiles that model-index.yml imports."""
+    paths = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    return {ROOT / path: yaml.safe_load((ROOT / path).read_text()) for path in paths}
+
+
+def unlisted_configs(metafiles: dict[Path, dict]) -> list[str]:
+    """Configs, but for those of the sample data, that are not the Config of exactly one model."""
+    configs = [model['Config'] for metafile in metafiles.values() for model in metafile['Models']]
+    paths = [p for p in (ROOT / 'configs').glob('*.py') if not re.search('nano|sample', p.stem)]
+    own = {str(path.relative_to(ROOT)) for path in paths}
+    return sorted(path for path in own | set(configs) if path not in own or configs.count(path) != 1)
+
+
+def recount(model: dict) -> bool:
+    """Count a metafile's model anew, in place; tells whether anything has changed."""
+    complexity = count_complexity(read_config(ROOT / model['Config']))
+    counted = {
+        'Parameters': complexity.parameters.total(),
+        'FLOPs': complexity.flops.total(),
+        'FLOPs Input': '{}x{}'.format(*complexity.shape),
+    }
+    before = dict(model['Metadata'])
+    model['Metadata'].update(counted)
+    return model['Metadata'] != before
+
+
+def render(metafiles: dict[Path, dict]) -> dict[Path, str]:
+    """Every file that this tool writes, with what should be in it."""
+    tables = {path.stem: family_table(metafile['Models']) for path, metafile in metafiles.items()}
+    tables['summary'] = summary_table(metafiles)
+    rendered = {
+        path: HEADER + yaml.safe_dump(metafile, sort_keys=False, width=110)
+        for path, metafile in metafiles.items()
+    }
+    for path in (ROOT / 'README.md', ROOT / 'configs/README.md'):
+        rendered[path] = re.sub(
+            r'(?<=<!-- table: )(\w+)( -->\n).*?(?=<!-- end -->)',
+            lambda match: f'{match[1]}{match[2]}{tables[match[1]]}\n',
+            path.read_text(),
+            flags=re.DOTALL,
+        )
+    return rendered
+
+
+def family_table(models: list[dict]) -> str:
+    """One row for each config of a family, for configs/README.md."""
+    return markdown(
+        {
+            'config': f'[{model["Name"]}]({Path(model["Config"]).name})',
+            'input': model['Metadata']['FLOPs Input'].replace('x', ' x '),
+            'parameters, M': f'{model["Metadata"]["Parameters"] / 1e6:.1f}',
+            'FLOPs, G': f'{model["Metadata"]["FLOPs"] / 1e9:.1f}',
+            'published size': ', '.join(contradicting_sizes(model)),
+            'published result': ', '.join(f'{value} {name}' for name, value in metrics(model)),
+            'published weights': f'[download]({model["Weights"]})' if 'Weights' in model else '',
+        }
+        for model in models
+    )
+
+
+def summary_table(metafiles: dict[Path, dict]) -> str:
+    """One row for each family, for README.md."""
+    rows = []
+    for metafile in metafiles.values():
+        models, name = metafile['Models'], metafile['Collections'][0]['Name']
+        results = [metric for model in models for metric in metrics(model)]
+        published = {name: span([v for n, v in results if n == name]) for name, _ in results}
+        sizes = [re.search(r'revcol_([a-z]+)', model['Name'])[1].upper() for model in models]
+        anchor = re.sub(r'[^\w-]', '', name.lower().replace(' ', '-'))
+        rows.append(
+            {
+                'family': f'[{name}](configs/README.md#{anchor})',
+                'sizes': ', '.join(dict.fromkeys(sizes)),
+                'data': ', '.join(dict.fromkeys(m['Metadata']['Training Data'][-1] for m in models)),
+                'parameters, M': span([round(m['Metadata']['Parameters'] / 1e6) for m in models]),
+                'FLOPs, G': span([round(m['Metadata']['FLOPs'] / 1e9) for m in models]),
+                'published': ', '.join(f'{values} {name}' for name, values in published.items()),
+            }
+        )
+    return markdown(rows)
+
+
+def metrics(model: dict) -> Iterator[tuple[str, float]]:
+    """Name and value of every metric of a model."""
+    for result in model.get('Results', ()):
+        yield from result['Metrics'].items()
+
+
+def contradicting_sizes(model: dict) -> Iterator[str]:
+    """Published numbers of parameters and FLOPs that the architecture does not have."""
+    metadata = model['Metadata']
+    for name, unit, scale in (('Parameters', 'M', 1e6), ('FLOPs', 'G', 1e9)):
+        published = metadata.get(f'Published {name} ({unit})')
+        if published and abs(metadata[name] / scale / published - 1) > TOLERANCE:
+            yield f'{published} {unit}'
+
+
+def span(values: list[float]) -> str:
+    """Smallest and largest value."""
+    return f'{min(values)} to {max(values)}' if len(set(values)) > 1 else f'{values[0]}'
+
+
+def markdown(rows: Iterator[dict[str, str]] | list[dict[str, str]]) -> str:
+    """Rows with the same keys as a Markdown table, without columns that are empty."""
+    rows = list(rows)
+    columns = [column for column in rows[0] if any(row[column] for row in rows)]
+    lines = [columns, ['---'] * len(columns), *([row[column] for column in columns] for row in rows)]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--check', action='store_true', help='write nothing; exit with 1 if anything is stale'
+    )
+    args = parser.parse_args()
+    metafiles = read_metafiles()
+    if unlisted := unlisted_configs(metafiles):
+        sys.exit(f'error: not listed exactly once in configs/metafiles: {", ".join(unlisted)}')
+    models = [model for metafile in metafiles.values() for model in metafile['Models']]
+    recounted = [model['Name'] for model in models if recount(model)]
+    stale = {path: text for path, text in render(metafiles).items() if text != path.read_text()}
+    names = [*recounted, *(str(path.relative_to(ROOT)) for path in stale)]
+    if args.check and stale:
+        sys.exit(f'error: stale: {", ".join(names)}; run: python tools/model_zoo.py')
+    for path, text in stale.items():
+        path.write_text(text)
+    print(f'written: {", ".join(names)}' if stale else f'{len(models)} models are up to date')
+
+
+if __name__ == '__main__':
+    main()
