@@ -14,7 +14,7 @@ try:
         allow_mmengine_globals,
     )
     from .evaluation import CommonestClassIoU
-    from .models import RevCol, RevColClassifier
+    from .models import ColumnSupervision, RevCol, RevColClassifier
 
     allow_mmengine_globals()
 except ModuleNotFoundError as error:
@@ -28,6 +28,7 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
+    'ColumnSupervision',
     'CommonestClassIoU',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',

@@ -1,4 +1,5 @@
 from .backbones import RevCol
 from .classifiers import RevColClassifier
+from .supervision import ColumnSupervision
 
-__all__ = ['RevCol', 'RevColClassifier']
+__all__ = ['ColumnSupervision', 'RevCol', 'RevColClassifier']

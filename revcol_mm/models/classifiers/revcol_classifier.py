@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..backbones import RevCol
-from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder
+from ..layers import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 
 NUM_SUPERVISED = 4  # columns with a head, the last one included (RevCol official code)
 MAX_LEVELWISE_CLASSES = 1000  # with more, the decoders are single layers (RevCol official code)
@@ -199,16 +198,7 @@ class RevColClassifier(BaseModel):
 
         Returns:
             'loss_cls', of the last column, and with supervision 'loss_rec_i' and 'loss_cls_i', i < 3.
-
-        Raises:
-            ValueError: If supervision gets images whose sides are no multiples of the level's stride, 32.
         """
-        stride = self.backbone.out_strides[-1]
-        if self.decoder_blocks and any(side % stride for side in inputs.shape[2:]):
-            raise ValueError(
-                f'intermediate supervision rebuilds images whose sides are multiples of {stride}, '
-                f'got {tuple(inputs.shape)}'
-            )
         if 'gt_score' in data_samples[0]:
             target = torch.stack([sample.gt_score for sample in data_samples])
         else:
@@ -218,7 +208,9 @@ class RevColClassifier(BaseModel):
         *features, last = self.supervised_features(inputs)
         for i, (feature, head, decoder) in enumerate(zip(features, self.heads, self.decoder_blocks)):
             weight = (1 - i / len(self.decoder_blocks)) * self.reconstruction_weight
-            losses[f'loss_rec_{i}'] = weight * self._reconstruction_loss(decoder, feature, inputs)
+            losses[f'loss_rec_{i}'] = weight * reconstruction_loss(
+                decoder, feature, inputs, self.data_preprocessor, recompute=self.backbone.save_memory
+            )
             weight = (i + 1) / len(self.heads) * self.classification_weight
             losses[f'loss_cls_{i}'] = weight * self._classification_loss(head, feature, target)
         losses['loss_cls'] = self._classification_loss(self.heads[-1], last, target)
@@ -226,13 +218,3 @@ class RevColClassifier(BaseModel):
 
     def _classification_loss(self, head: nn.Module, feature: Tensor, target: Tensor) -> Tensor:
         return F.cross_entropy(head(feature), target, label_smoothing=self.label_smoothing)
-
-    def _reconstruction_loss(self, decoder: nn.Module, feature: Tensor, inputs: Tensor) -> Tensor:
-        def compare(feature: Tensor) -> Tensor:
-            image = (inputs * self.data_preprocessor.std + self.data_preprocessor.mean) / 255
-            # RevCol official code: targets of 0 and 1 would ask for infinite logits
-            return F.binary_cross_entropy_with_logits(decoder(feature), image.clamp(0.01, 0.99))
-
-        if not self.backbone.save_memory:
-            return compare(feature)
-        return checkpoint(compare, feature, use_reentrant=False, preserve_rng_state=False)

@@ -1,5 +1,13 @@
 from .column import Column
 from .convnext_block import ConvNeXtBlock
+from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 from .layer_norm import LayerNorm2d
 
-__all__ = ['Column', 'ConvNeXtBlock', 'LayerNorm2d']
+__all__ = [
+    'Column',
+    'ConvNeXtBlock',
+    'LayerNorm2d',
+    'LevelwiseDecoder',
+    'PixelShuffleDecoder',
+    'reconstruction_loss',
+]

@@ -1,14 +1,16 @@
-"""Decoders that rebuild the image from a column's last level, for intermediate supervision.
+"""Decoders that rebuild the image from a column's level, and their loss, for intermediate supervision.
 
-RevCol official code, `models/modules.py`; parameter names are the published ones.
+RevCol official code, `models/modules.py` and `loss.py`; parameter names are the published ones.
 """
 
 from typing import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from ..layers import ConvNeXtBlock, LayerNorm2d
+from .convnext_block import ConvNeXtBlock
+from .layer_norm import LayerNorm2d
 
 
 class LevelwiseDecoder(nn.Module):
@@ -61,3 +63,29 @@ class PixelShuffleDecoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, stride * h, stride * w); logits."""
         return self.projback(x)
+
+
+def reconstruction_loss(
+    decoder: nn.Module, feature: Tensor, inputs: Tensor, data_preprocessor: nn.Module, recompute: bool
+) -> Tensor:
+    """Binary cross entropy between the decoded image and what the network saw, a scalar.
+
+    Args:
+        decoder: One of the decoders above.
+        feature: (B, C, h, w).
+        inputs: Normalised images, (B, 3, H, W). A level's size is rounded down: up to stride - 1 rows and
+            columns, at the bottom and on the right, have no counterpart in it and are left out.
+        data_preprocessor: Its ``mean`` and ``std``, in 0 to 255, turn inputs back into images.
+        recompute: Decode again in backward instead of storing what decoding computes.
+    """
+
+    def compare(feature: Tensor) -> Tensor:
+        decoded = decoder(feature)
+        seen = inputs[..., : decoded.shape[-2], : decoded.shape[-1]]
+        image = (seen * data_preprocessor.std + data_preprocessor.mean) / 255
+        # RevCol official code: targets of 0 and 1 would ask for infinite logits
+        return F.binary_cross_entropy_with_logits(decoded, image.clamp(0.01, 0.99))
+
+    if not recompute:
+        return compare(feature)
+    return checkpoint(compare, feature, use_reentrant=False, preserve_rng_state=False)
