@@ -1,0 +1,57 @@
+# The sample data as detection and instance segmentation, beside _base_/coco.py, which this does not touch:
+# a config takes what it wants. All numbers are ours.
+_base_ = ['sample.py']
+
+annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+pack = dict(type='PackDetInputs', meta_keys=meta_keys)
+dataset = dict(data_root='data/sample/coco/', metainfo=dict(classes=_base_.digits))
+sample_train_dataloader = dict(
+    batch_size=4,
+    num_workers=0,
+    persistent_workers=False,
+    sampler=dict(type='InfiniteSampler'),
+    batch_sampler=None,
+    dataset=dict(
+        filter_cfg=dict(filter_empty_gt=False),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            annotations,
+            # No flip: a mirrored digit is another one, or none.
+            dict(
+                type='RandomChoiceResize',
+                scales=[(512, side) for side in range(96, 145, 16)],
+                keep_ratio=True,
+            ),
+            dict(type='PhotoMetricDistortion'),
+            pack,
+        ],
+        **dataset,
+    ),
+)
+sample_val_dataloader = dict(
+    num_workers=0,
+    persistent_workers=False,
+    dataset=dict(
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(512, 128), keep_ratio=True),
+            annotations,
+            pack,
+        ],
+        **dataset,
+    ),
+)
+sample_tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(512, side), keep_ratio=True) for side in (96, 128, 160)],
+            [dict(type='RandomFlip', prob=0.0)],
+            [annotations],
+            [pack],
+        ],
+    ),
+]
+sample_ann_file = 'data/sample/coco/annotations/instances_val2017.json'

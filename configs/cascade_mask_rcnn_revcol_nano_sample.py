@@ -1,0 +1,53 @@
+# Cascade Mask R-CNN on the sample data. All numbers are ours.
+_base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_sample.py']
+
+num_classes = len(_base_.digits)
+width = 64
+bbox_heads = _base_.model.roi_head.bbox_head
+for head in bbox_heads:
+    head.update(
+        num_shared_convs=1,
+        in_channels=width,
+        conv_out_channels=width,
+        fc_out_channels=128,
+        num_classes=num_classes,
+        norm_cfg=dict(type='BN', requires_grad=True),
+    )
+rcnn = _base_.model.train_cfg.rcnn
+for stage in rcnn:
+    stage.sampler.update(num=64)
+model = dict(
+    backbone=_base_.sample_backbone,
+    neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width),
+    rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[6])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=width),
+        bbox_head=bbox_heads,
+        mask_roi_extractor=dict(out_channels=width),
+        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=num_classes),
+    ),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=200), rcnn=rcnn),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
+)
+train_dataloader = _base_.sample_train_dataloader
+val_dataloader = _base_.sample_val_dataloader
+test_dataloader = val_dataloader
+tta_pipeline = _base_.sample_tta_pipeline
+val_evaluator = dict(ann_file=_base_.sample_ann_file)
+test_evaluator = val_evaluator
+
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(lr=5e-4),
+    clip_grad=dict(max_norm=1.0),
+    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+)
+param_scheduler = _base_.sample_schedule
+max_iters = 800
+param_scheduler[-1].update(end=max_iters)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 5)
+log_processor = dict(by_epoch=False)
+default_hooks = dict(
+    logger=dict(interval=20, log_metric_by_epoch=False),
+    checkpoint=dict(by_epoch=False, interval=max_iters),
+)
