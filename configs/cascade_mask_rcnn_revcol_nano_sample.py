@@ -19,7 +19,7 @@ for stage in rcnn:
 model = dict(
     backbone=_base_.sample_backbone,
     neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width),
-    rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[6])),
+    rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[3])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=width),
         bbox_head=bbox_heads,

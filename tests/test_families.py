@@ -1,0 +1,100 @@
+"""Every family of configs trains and predicts, at a small arch, on the sample data."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from .subprocesses import REPO
+
+FAMILIES = {
+    'mask2former_revcol_nano_sample': 'ade20k',
+    'upernet_revcol_nano_sample': 'ade20k',
+    'upernet_revcol_nano_supervised_sample': 'ade20k',
+    'dino_revcol_nano_sample': 'coco',
+    'cascade_mask_rcnn_revcol_nano_sample': 'coco',
+    'revcol_nano_sample': 'imagenet',
+}
+
+
+def test_every_sample_config_is_tested():
+    assert set(FAMILIES) == {path.stem for path in (REPO / 'configs').glob('*_sample.py')}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request, sample_data):
+    """Config, model with reversible training, and four training samples of a family."""
+    cfg = Config.fromfile(REPO / f'configs/{request.param}.py')
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.save_memory = True
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    dataset = cfg.train_dataloader.dataset
+    dataset.data_root = str(sample_data / FAMILIES[request.param])
+    dataset = DATASETS.build(dataset)
+    return cfg, model, [dataset[i] for i in range(4)]
+
+
+def keep_objects(sample, number):
+    """Take all but the first objects out of a sample's annotations; classification has none to take."""
+    sample = sample['data_samples']
+    if 'gt_instances' in sample:
+        sample.gt_instances = sample.gt_instances[:number]
+    elif 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data
+        objects = [label for label in labels.unique().tolist() if label not in (0, 255)]
+        for label in objects[number:]:
+            labels[labels == label] = 0
+
+
+def test_it_learns_and_every_parameter_moves(family):
+    """No class but a few is in the four images, one of which has no object and another one."""
+    cfg, model, samples = family
+    keep_objects(samples[0], 0)
+    keep_objects(samples[1], 1)
+    optim_wrapper = build_optim_wrapper(model, dict(cfg.optim_wrapper, clip_grad=None))
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    model.train()
+    losses = []
+    for _ in range(6):
+        torch.manual_seed(0)  # the same noise, masks and samples of regions each time
+        log = model.train_step(pseudo_collate(samples), optim_wrapper)
+        losses.append(log['loss'].item())
+    assert all(map(torch.isfinite, map(torch.tensor, losses))) and losses[-1] < losses[0], losses
+    for name, param in model.named_parameters():
+        # The first column's alphas multiply the zeros that come before it.
+        assert torch.equal(param, before[name]) == name.startswith('backbone.subnet0.alpha'), name
+
+
+def test_images_without_objects_have_a_finite_loss_and_gradient(family):
+    _, model, samples = family
+    for sample in samples:
+        keep_objects(sample, 0)
+    model.train()
+    data = model.data_preprocessor(pseudo_collate(samples), training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_it_predicts(family):
+    cfg, model, samples = family
+    for sample in samples:
+        (prediction,) = model.eval().test_step(pseudo_collate([sample]))
+        if cfg.default_scope == 'mmseg':
+            assert prediction.pred_sem_seg.data.shape == (1, *sample['data_samples'].ori_shape)
+            assert prediction.seg_logits.data.isfinite().all()
+        elif cfg.default_scope == 'mmdet':
+            instances, (height, width) = prediction.pred_instances, sample['data_samples'].ori_shape
+            assert instances.labels.max() < 10 if len(instances) else True
+            limits = torch.tensor([width, height, width, height])
+            assert ((instances.bboxes >= 0) & (instances.bboxes <= limits)).all()
+            assert instances.scores.isfinite().all()
+            if 'masks' in instances:
+                assert instances.masks.shape[1:] == (height, width)
+        else:
+            assert prediction.pred_score.sum().item() == pytest.approx(1, abs=1e-5)
