@@ -26,12 +26,20 @@ model = dict(
         mask_roi_extractor=dict(out_channels=width),
         mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=num_classes),
     ),
-    train_cfg=dict(rpn_proposal=dict(nms_pre=200, max_per_img=200), rcnn=rcnn),
+    train_cfg=dict(
+        rpn=dict(allowed_border=-1),  # no anchor of the coarse levels lies inside images as small as these
+        rpn_proposal=dict(nms_pre=200, max_per_img=200),
+        rcnn=rcnn,
+    ),
     test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100)),
 )
 train_dataloader = _base_.sample_train_dataloader
 val_dataloader = _base_.sample_val_dataloader
 test_dataloader = val_dataloader
+train_pipeline = train_dataloader.dataset.pipeline
+test_pipeline = val_dataloader.dataset.pipeline
+train_pipeline[1].update(with_mask=True)
+test_pipeline[2].update(with_mask=True)
 tta_pipeline = _base_.sample_tta_pipeline
 val_evaluator = dict(ann_file=_base_.sample_ann_file)
 test_evaluator = val_evaluator

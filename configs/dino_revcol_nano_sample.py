@@ -15,6 +15,8 @@ model = dict(
 train_dataloader = _base_.sample_train_dataloader
 val_dataloader = _base_.sample_val_dataloader
 test_dataloader = val_dataloader
+train_pipeline = train_dataloader.dataset.pipeline
+test_pipeline = val_dataloader.dataset.pipeline
 tta_pipeline = _base_.sample_tta_pipeline
 val_evaluator = dict(ann_file=_base_.sample_ann_file)
 test_evaluator = val_evaluator

@@ -50,6 +50,11 @@ def test_config_builds_and_agrees_with_itself(path):
     check(cfg, backbone)
 
 
+def dataset_classes(cfg):
+    dataset = DATASETS.get(f'{cfg.default_scope}.{cfg.train_dataloader.dataset.type}')
+    return cfg.train_dataloader.dataset.get('metainfo', dataset.METAINFO)['classes']
+
+
 def check_segmentor(cfg, backbone):
     head = cfg.model.decode_head
     assert head.in_channels == list(backbone.out_channels)
@@ -63,9 +68,7 @@ def check_segmentor(cfg, backbone):
     if cfg.model.test_cfg.mode == 'slide':
         assert cfg.model.test_cfg.crop_size == cfg.crop_size
         assert cfg.model.test_cfg.stride[0] == cfg.crop_size[0] * 2 // 3
-    dataset = DATASETS.get(f'{cfg.default_scope}.{cfg.train_dataloader.dataset.type}')
-    classes = cfg.train_dataloader.dataset.get('metainfo', dataset.METAINFO)['classes']
-    assert head.num_classes == len(classes)
+    assert head.num_classes == len(dataset_classes(cfg))
     (crop,) = [t.crop_size for t in cfg.train_pipeline if t.type == 'RandomCrop']
     assert tuple(crop) == tuple(cfg.model.data_preprocessor.size)
     loads = [t for t in (*cfg.train_pipeline, *cfg.test_pipeline) if t.type == 'LoadAnnotations']
@@ -80,7 +83,7 @@ def check_segmentor(cfg, backbone):
 
 def check_detector(cfg, backbone):
     assert cfg.model.neck.in_channels == list(backbone.out_channels)
-    classes = DATASETS.get(f'{cfg.default_scope}.{cfg.train_dataloader.dataset.type}').METAINFO['classes']
+    classes = dataset_classes(cfg)
     if cfg.model.type == 'DINO':
         assert cfg.model.bbox_head.num_classes == len(classes)
         num_levels = cfg.model.num_feature_levels
@@ -109,7 +112,8 @@ def check_detector(cfg, backbone):
 
 def check_classifier(cfg, backbone):
     """Recipes are in test_supervision.py."""
-    assert cfg.model.num_classes == (21841 if 'in22k' in Path(cfg.filename).stem else 1000)
+    dataset = Path(cfg.filename).stem.removesuffix('_finetune').split('_')[-1]
+    assert cfg.model.num_classes == dict(in1k=1000, in22k=21841, sample=10)[dataset]
     assert backbone.out_indices[-1] == len(backbone.channels) - 1
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline

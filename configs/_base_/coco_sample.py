@@ -2,7 +2,7 @@
 # a config takes what it wants. All numbers are ours.
 _base_ = ['sample.py']
 
-annotations = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+annotations = dict(type='LoadAnnotations', with_bbox=True)
 meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 pack = dict(type='PackDetInputs', meta_keys=meta_keys)
 dataset = dict(data_root='data/sample/coco/', metainfo=dict(classes=_base_.digits))

@@ -122,8 +122,8 @@ class ColumnSupervision(BaseModule):
 
         Args:
             model: The detector or segmentor.
-            features: Of every supervised column all levels, as ``RevCol.forward_columns`` yields them; without
-                heads the last one is enough.
+            features: Of every supervised column all levels, as ``RevCol.forward_columns`` yields them, or,
+                without heads, the last one.
             inputs: Normalised images, (B, 3, H, W).
             data_samples: With the annotations that the heads want.
 

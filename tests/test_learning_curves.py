@@ -1,0 +1,81 @@
+"""tools/analysis/learning_curves.py on logs as MMEngine writes them."""
+
+import json
+
+import pytest
+
+from .subprocesses import run
+
+TOOL = 'tools/analysis/learning_curves.py'
+
+
+def write_run(work_dir, *logs, save_best='mIoU'):
+    """Write logs, one for each time that the run was started."""
+    for number, records in enumerate(logs):
+        folder = work_dir / f'2026010{number}_000000/vis_data'
+        folder.mkdir(parents=True)
+        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, records)))
+        (folder / 'config.py').write_text(f'default_hooks = dict(checkpoint=dict(save_best={save_best!r}))')
+
+
+def train(step, loss, **more):
+    return dict(lr=0.1, loss=loss, iter=step, step=step, **more)
+
+
+def validate(step, **metrics):
+    return dict(**metrics, data_time=0.1, time=0.2, step=step)
+
+
+def curves(out, *runs):
+    printed = run(TOOL, *runs, '--out', out)
+    assert (out / 'learning_curves.png').stat().st_size > 5000
+    return printed, json.loads((out / 'learning_curves.json').read_text())
+
+
+def test_a_resumed_run_is_one_curve_of_the_metric_that_its_config_calls_best(tmp_path):
+    first = [train(10, 3.0), train(20, 2.0), validate(20, aAcc=50.0, mIoU=10.0), train(30, 9.0)]
+    again = [train(30, 1.5), train(40, 1.0), validate(40, aAcc=60.0, mIoU=20.0)]
+    write_run(tmp_path / 'seg', first, again)
+    printed, (loss, metric) = curves(tmp_path / 'out', tmp_path / 'seg')
+    assert (loss['metric'], loss['steps'], loss['mean']) == ('loss', [10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
+    assert (metric['metric'], metric['steps'], metric['mean']) == ('mIoU', [20, 40], [10.0, 20.0])
+    assert '| seg | 40 | mIoU | 20 |  |' in printed
+
+
+def test_seeds_are_one_curve_with_a_band_where_all_have_been(tmp_path):
+    for seed, value in enumerate((10.0, 14.0, 12.0)):
+        records = [train(10, 1.0), validate(10, mIoU=value), validate(20 + seed // 2, mIoU=50.0)]
+        write_run(tmp_path / f'seg/seed{seed}', records)
+    printed, (_, metric) = curves(tmp_path / 'out', tmp_path / 'seg')
+    assert (metric['seeds'], metric['steps']) == (3, [10])
+    assert (metric['mean'], metric['low'], metric['high']) == ([12.0], [10.0], [14.0])
+    assert '| seg | 10 | mIoU | 12 | 10, 14, 12 |' in printed
+
+
+def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path):
+    records = [
+        *(
+            train(50, 2.0, epoch=1),
+            train(100, 1.5, epoch=1),
+            validate(1, **{'coco/bbox_mAP': 0.1, 'other': 1}),
+        ),
+        *(
+            train(150, 1.2, epoch=2),
+            train(200, 1.1, epoch=2),
+            validate(2, **{'coco/bbox_mAP': 0.2, 'other': 1}),
+        ),
+    ]
+    write_run(tmp_path / 'det', records, save_best='auto')
+    _, (_, metric) = curves(tmp_path / 'out', tmp_path / 'det')
+    assert (metric['metric'], metric['steps'], metric['mean']) == ('coco/bbox_mAP', [100, 200], [0.1, 0.2])
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [((), r'has no */vis_data/scalars.json'), (('--metrics', 'AP'), "has no metric 'AP'; it has loss, mIoU")],
+)
+def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path):
+    if arguments:
+        write_run(tmp_path, [train(10, 1.0), validate(10, mIoU=10.0)])
+    printed = run(TOOL, tmp_path, *arguments, expect=1)
+    assert printed.startswith('error: ') and message in printed and 'Traceback' not in printed

@@ -1,0 +1,159 @@
+"""Loss and validation metrics of one or several trainings against iterations, from MMEngine's logs.
+
+    python tools/analysis/learning_curves.py work_dirs/a work_dirs/b --out work_dirs/curves
+
+prints a table of the last validation, and writes the curves as learning_curves.json and as a plot. A RUN is a
+work dir, or a folder of work dirs that differ in their seed: these are one curve, their mean, with a band
+from the lowest to the highest.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+from mmengine.config import Config
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
+Curve = dict[int, float]  # iteration to value
+NOT_METRICS = ('time', 'data_time', 'step')
+
+
+def read_run(work_dir: Path) -> dict[str, Curve]:
+    """Curves of a work dir by name, 'loss' and the validation metrics.
+
+    A run that was resumed has several logs; what it did again replaces what it did before.
+    """
+    curves, end_of_epoch = defaultdict(dict), {}
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in log.read_text().splitlines():
+            record = json.loads(line)
+            if 'loss' in record:
+                curves['loss'][record['step']] = record['loss']
+                end_of_epoch[record.get('epoch')] = record['step']
+            else:  # validation, whose step is an epoch where training goes by epochs
+                step = end_of_epoch.get(record['step'], record['step'])
+                for name in record:
+                    if name not in NOT_METRICS:
+                        curves[name][step] = record[name]
+    return dict(curves)
+
+
+def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
+    """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
+    logged = [name for name in curves if name != 'loss']
+    (config, *_) = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
+    named = Config.fromfile(config).default_hooks.checkpoint.get('save_best')
+    return [named] if named in logged else logged[:1]  # 'auto' means the first
+
+
+def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
+    """Curves of a work dir, or of every work dir in a folder, by work dir.
+
+    Raises:
+        ValueError: If there is no log.
+    """
+    runs = {path: run for path in (folder, *sorted(folder.glob('*/'))) if (run := read_run(path))}
+    if not runs:
+        raise ValueError(f'{folder} has no */vis_data/scalars.json, which MMEngine writes when it trains')
+    return runs
+
+
+def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
+    """Of the loss and every metric the mean curve of all seeds, its spread, and the values at the end.
+
+    Args:
+        folder: A work dir, or a folder of them.
+        metrics: Names of validation metrics. None: the one that the run's config calls best.
+
+    Raises:
+        ValueError: If a metric is not in the log.
+    """
+    work_dirs, runs = zip(*find_runs(folder).items())
+    rows = []
+    for name in ['loss', *(metrics or best_metric(work_dirs[0], runs[0]))]:
+        if not all(name in run for run in runs):
+            raise ValueError(f'{folder} has no metric {name!r}; it has {", ".join(sorted(runs[0]))}')
+        steps = sorted(set.intersection(*(set(run[name]) for run in runs)))
+        values = [[run[name][step] for run in runs] for step in steps]
+        rows.append(
+            dict(
+                run=folder.resolve().name,
+                metric=name,
+                seeds=len(runs),
+                steps=steps,
+                mean=[statistics.mean(v) for v in values],
+                low=[min(v) for v in values],
+                high=[max(v) for v in values],
+                last=values[-1],
+            )
+        )
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The last validation of every run as a Markdown table: the mean of its seeds, and each of them."""
+    lines = ['| run | iterations | metric | last | seeds |', '|---|---|---|---|---|']
+    for row in rows:
+        if row['metric'] != 'loss':
+            seeds = ', '.join(f'{value:.4g}' for value in row['last']) if row['seeds'] > 1 else ''
+            lines.append(
+                f'| {row["run"]} | {row["steps"][-1]} | {row["metric"]} | {row["mean"][-1]:.4g} | {seeds} |'
+            )
+    return '\n'.join(lines)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw a panel for the loss and one for each metric, against iterations."""
+    metrics = list(dict.fromkeys(row['metric'] for row in rows))
+    colours = {run: f'C{index}' for index, run in enumerate(dict.fromkeys(row['run'] for row in rows))}
+    figure, axes = plt.subplots(
+        1, len(metrics), figsize=(4.6 * len(metrics), 3.8), layout='constrained', squeeze=False
+    )
+    for axis, metric in zip(axes[0], metrics):
+        for row in rows:
+            if row['metric'] == metric:
+                draw(axis, row, colours[row['run']])
+        axis.set_title(metric)
+        axis.set_xlabel('iterations')
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize='small')
+        axis.set_ylim(bottom=0)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def draw(axis: Axes, row: dict, colour: str) -> None:
+    marker = '' if len(row['steps']) > 15 else 'o'
+    axis.plot(row['steps'], row['mean'], color=colour, marker=marker, markersize=4, label=row['run'])
+    if row['seeds'] > 1:
+        axis.fill_between(row['steps'], row['low'], row['high'], color=colour, alpha=0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument('runs', nargs='+', type=Path, metavar='RUN', help='work dir, or folder of work dirs')
+    parser.add_argument('--metrics', nargs='+', help='validation metrics, such as mIoU coco/bbox_mAP')
+    parser.add_argument('--out', type=Path, help='folder for learning_curves.json and .png')
+    args = parser.parse_args()
+    rows = []
+    try:
+        for run in args.runs:
+            rows += summarise(run, args.metrics)
+    except ValueError as error:
+        sys.exit(f'error: {error}')
+    print(table(rows))
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        (args.out / 'learning_curves.json').write_text(json.dumps(rows, indent=1) + '\n')
+        plot(rows, args.out / 'learning_curves.png')
+
+
+if __name__ == '__main__':
+    main()
