@@ -41,7 +41,8 @@ test_pipeline = val_dataloader.dataset.pipeline
 train_pipeline[1].update(with_mask=True)
 test_pipeline[2].update(with_mask=True)
 tta_pipeline = _base_.sample_tta_pipeline
-val_evaluator = dict(ann_file=_base_.sample_ann_file)
+data_root = _base_.sample_data_root
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(

@@ -18,7 +18,8 @@ test_dataloader = val_dataloader
 train_pipeline = train_dataloader.dataset.pipeline
 test_pipeline = val_dataloader.dataset.pipeline
 tta_pipeline = _base_.sample_tta_pipeline
-val_evaluator = dict(ann_file=_base_.sample_ann_file)
+data_root = _base_.sample_data_root
+val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator
 
 optim_wrapper = dict(

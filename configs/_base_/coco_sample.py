@@ -5,7 +5,8 @@ _base_ = ['sample.py']
 annotations = dict(type='LoadAnnotations', with_bbox=True)
 meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 pack = dict(type='PackDetInputs', meta_keys=meta_keys)
-dataset = dict(data_root='data/sample/coco/', metainfo=dict(classes=_base_.digits))
+sample_data_root = 'data/sample/coco/'
+dataset = dict(data_root=sample_data_root, metainfo=dict(classes=_base_.digits))
 sample_train_dataloader = dict(
     batch_size=4,
     num_workers=0,
@@ -54,4 +55,3 @@ sample_tta_pipeline = [
         ],
     ),
 ]
-sample_ann_file = 'data/sample/coco/annotations/instances_val2017.json'
