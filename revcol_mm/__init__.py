@@ -10,6 +10,7 @@ try:
     from .engine import (
         LayerDecayOptimWrapperConstructor,
         LoadFromHook,
+        PreflightHook,
         ReversibleCheckHook,
         allow_mmengine_globals,
     )
@@ -32,6 +33,7 @@ __all__ = [
     'CommonestClassIoU',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
+    'PreflightHook',
     'RevCol',
     'RevColClassifier',
     'ReversibleCheckHook',

@@ -2,10 +2,13 @@
 
 import numpy as np
 import pytest
+import torch
 from mmengine.config import Config
 from PIL import Image
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
+from revcol_mm import RevCol
 from revcol_mm.engine.preflight import PreflightHook, check_files, check_scope, merge_options
 
 from .subprocesses import REPO
@@ -199,3 +202,28 @@ def test_classes_without_a_category_are_an_error(tmp_path):
     dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[])
     with pytest.raises(ValueError, match='of 3 classes only 0'):
         PreflightHook().before_run(Runner(dataset))
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize('save_memory', [True, False])
+@pytest.mark.parametrize(
+    'wrap',
+    [nn.DataParallel, lambda model: FullyShardedDataParallel(model, device_id=torch.device('cpu'))],
+    ids=['DataParallel', 'FullyShardedDataParallel'],
+)
+def test_a_wrapper_that_hides_parameters_is_refused_for_reversible_training(wrap, save_memory, process_group):
+    arch = dict(channels=(8, 16), layers=(1, 1), num_columns=2)
+    runner = Runner(Dataset([]))
+    runner._train_loop = None
+    runner.model = wrap(RevCol(arch, out_indices=(0, 1), save_memory=save_memory))
+    if save_memory:
+        with pytest.raises(ValueError, match='save_memory=True .*DataParallel, which hides'):
+            PreflightHook().before_run(runner)
+    else:
+        PreflightHook().before_run(runner)

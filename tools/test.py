@@ -15,9 +15,8 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from revcol_mm.engine import LoadFromHook
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
-from revcol_mm.engine.preflight import PreflightError, PreflightHook
+from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.models.checkpoint import CheckpointError
 
 
@@ -94,8 +93,6 @@ def main() -> None:
     cfg.load_from = args.checkpoint
     adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(PreflightHook())
-    runner.register_hook(LoadFromHook(strict=True))
     try:
         metrics = runner.test()
     except (PreflightError, CheckpointError) as error:

@@ -13,9 +13,8 @@ require_parts('training', CORE)
 
 from mmengine.runner import Runner
 
-from revcol_mm.engine import LoadFromHook
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
-from revcol_mm.engine.preflight import PreflightError, PreflightHook
+from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.models.checkpoint import CheckpointError
 
 
@@ -52,8 +51,6 @@ def main() -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     adapt_to_device(cfg)
     runner = Runner.from_cfg(cfg)
-    runner.register_hook(PreflightHook())
-    runner.register_hook(LoadFromHook())
     try:
         runner.train()
     except (PreflightError, CheckpointError) as error:

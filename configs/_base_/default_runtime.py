@@ -7,6 +7,8 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=3),  # ours: weeks of runs fill disks
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    preflight=dict(type='PreflightHook'),  # data, classes and model fit each other
+    load_from=dict(type='LoadFromHook'),  # takes published checkpoints as they are
 )
 env_cfg = dict(
     cudnn_benchmark=True,

@@ -5,7 +5,6 @@ sample_backbone = dict(
     arch='nano',
     drop_path_rate=0.0,
     layer_scale_init_value=1.0,  # as ConvNeXt's detectors: 1e-6 takes longer than these schedules
-    init_cfg=None,
 )
 sample_schedule = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.config import Config, DictAction
+from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
 
 from revcol_mm.check_env import SCOPES, require
@@ -53,9 +53,12 @@ def read_config(path: str | Path) -> Config:
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """Read the config that a command line names, apply its options and check all that can fail late.
 
+    PreflightHook and LoadFromHook are added where the config has none.
+
     Args:
         args: Parsed :func:`add_common_arguments`.
-        loaders: Names of the dataloaders that the run will use.
+        loaders: Names of the dataloaders that the run will use. Without 'train_dataloader' all of the model's
+            weights must be in the checkpoint.
 
     Raises:
         FileNotFoundError: If the config, data or a pretrained checkpoint is missing.
@@ -65,6 +68,9 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     cfg = read_config(args.config)
     merge_options(cfg, args.cfg_options)
     check_files(cfg, loaders)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('preflight', dict(type='PreflightHook'))
+    hooks.setdefault('load_from', dict(type='LoadFromHook'))['strict'] = 'train_dataloader' not in loaders
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     return cfg

@@ -12,6 +12,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, Registry, init_default_scope
 from mmengine.runner import Runner
 from PIL import Image
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset
 
 from revcol_mm.models.checkpoint import OTHER_STORE, local_checkpoint
@@ -170,21 +172,34 @@ class PreflightError(ValueError):
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
-    """Compare the data sets of a run with its model before the first iteration.
+    """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
 
     Raises:
         PreflightError: If a data set is empty, a head's ``num_classes`` is not its number of classes, a class
-            of a COCO-style data set has no category in its file, or a label of one of 50 evenly spaced
-            segmentation masks is beyond the classes.
+            of a COCO-style data set has no category in its file, a label of one of 50 evenly spaced
+            segmentation masks is beyond the classes, or the model's wrapper does not let it train reversibly.
     """
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
+        self._check_wrapper(runner.model)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 self._check(runner, dataset)
+
+    @staticmethod
+    def _check_wrapper(model: nn.Module) -> None:
+        """Reversible training would find out too, but only in the first backward pass."""
+        for module in model.modules():
+            if isinstance(module, (nn.DataParallel, FullyShardedDataParallel)):
+                if any(getattr(part, 'save_memory', False) for part in module.modules()):
+                    raise PreflightError(
+                        f'save_memory=True does not work in {type(module).__name__}, which hides parameters: '
+                        "use MMDistributedDataParallel, or torch's fully_shard on whole columns or the whole "
+                        'model'
+                    )
 
     def _check(self, runner: Runner, dataset: Dataset) -> None:
         while hasattr(dataset, 'dataset'):
