@@ -3,6 +3,7 @@ _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_sample.py']
 
 num_classes = len(_base_.digits)
 width = 64
+norm_cfg = dict(type='BN', requires_grad=True)  # in more places than published: it learns from little
 bbox_heads = _base_.model.roi_head.bbox_head
 for head in bbox_heads:
     head.update(
@@ -11,20 +12,26 @@ for head in bbox_heads:
         conv_out_channels=width,
         fc_out_channels=128,
         num_classes=num_classes,
-        norm_cfg=dict(type='BN', requires_grad=True),
+        norm_cfg=norm_cfg,
     )
 rcnn = _base_.model.train_cfg.rcnn
 for stage in rcnn:
     stage.sampler.update(num=64)
 model = dict(
     backbone=_base_.sample_backbone,
-    neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width),
+    neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[3])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=width),
         bbox_head=bbox_heads,
         mask_roi_extractor=dict(out_channels=width),
-        mask_head=dict(num_convs=2, in_channels=width, conv_out_channels=width, num_classes=num_classes),
+        mask_head=dict(
+            num_convs=2,
+            in_channels=width,
+            conv_out_channels=width,
+            num_classes=num_classes,
+            norm_cfg=norm_cfg,
+        ),
     ),
     train_cfg=dict(
         rpn=dict(allowed_border=-1),  # no anchor of the coarse levels lies inside images as small as these
@@ -47,8 +54,8 @@ test_evaluator = val_evaluator
 
 optim_wrapper = dict(
     type='OptimWrapper',
-    optimizer=dict(lr=5e-4),
-    clip_grad=dict(max_norm=1.0),
+    optimizer=dict(lr=1e-3),
+    clip_grad=dict(max_norm=10.0),
     paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
 )
 param_scheduler = _base_.sample_schedule

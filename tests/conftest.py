@@ -2,7 +2,10 @@
 
 import json
 import logging
+import os
 from pathlib import Path
+
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: two workers' threads would fight for 2 cores
 
 import pytest
 import torch

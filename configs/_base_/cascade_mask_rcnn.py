@@ -115,6 +115,8 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1].update(with_mask=True)
 test_pipeline = _base_.test_pipeline
 test_pipeline[2].update(with_mask=True)
+custom_imports = dict(imports=[*_base_.custom_imports.imports, 'revcol_mm.models.instance_tta'])
+tta_model = dict(type='InstanceTTAModel')
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
