@@ -16,6 +16,7 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
 )
 param_scheduler = _base_.sample_schedule
-max_iters = param_scheduler[-1].end
-train_cfg = dict(max_iters=max_iters, val_interval=100)
+max_iters = 300
+param_scheduler[-1].update(end=max_iters)
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 3)
 default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=max_iters))
