@@ -244,9 +244,24 @@ def test_drop_path_keeps_the_expectation():
     torch.testing.assert_close(mean, expected, rtol=0.05, atol=1e-4)
 
 
-def test_features_are_channels_last_for_any_input_layout():
-    for feature in RevCol(arch=SMALL)(torch.rand(2, 3, 64, 64)):
+@pytest.mark.parametrize('save_memory', [True, False])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_features_are_laid_out_as_the_image_though_columns_are_channels_last(layout, save_memory):
+    model, image = RevCol(arch=SMALL, save_memory=save_memory), torch.rand(2, 3, 64, 64)
+    for feature in model(image.contiguous(memory_format=layout)):
+        assert feature.is_contiguous(memory_format=layout)
+    for feature in next(model.forward_columns(image)):
         assert feature.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_roi_align_reads_the_features_aright():
+    """MMCV's takes features that are laid out channels-last for contiguous ones, without an error."""
+    mmcv_ops = pytest.importorskip('mmcv.ops')
+    torchvision_ops = pytest.importorskip('torchvision.ops')
+    feature = RevCol(arch=SMALL)(torch.rand(1, 3, 64, 96))[0].detach()
+    boxes = torch.tensor([[0, 8.0, 4.0, 50.0, 40.0]])
+    expected = torchvision_ops.roi_align(feature, boxes, (7, 7), 1 / 4, aligned=True)
+    assert_near(mmcv_ops.roi_align(feature, boxes, (7, 7), 1 / 4, 0, 'avg', True), expected)
 
 
 def test_the_documented_example_runs():

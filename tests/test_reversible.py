@@ -285,11 +285,22 @@ def test_differentiating_twice_is_an_error():
 
 def test_features_that_are_changed_in_place_before_backward_are_an_error():
     _, model = pair()
-    features = model(torch.randn(IMAGE))
+    *_, features = model.forward_columns(torch.randn(IMAGE))
     loss = features[0].mean()
     features[0].detach().zero_()
     with pytest.raises(RuntimeError, match='in place'):
         loss.backward()
+
+
+def test_the_model_s_outputs_may_be_changed_in_place():
+    """They are copies, in the image's layout, of what the chain needs."""
+    plain, model = pair()
+    image, grads = torch.randn(IMAGE), []
+    for each in (model, plain):
+        torch.manual_seed(0)
+        sum(feature.mul_(2).square().mean() for feature in each(image)).backward()
+        grads.append({name: param.grad for name, param in each.named_parameters()})
+    assert worst_errors(*grads)[0][0] < 2e-5
 
 
 def test_a_weight_that_is_changed_in_place_before_backward_is_an_error():

@@ -142,7 +142,7 @@ class ColumnSupervision(BaseModule):
             if 'head' in part:
                 head = part['head']
                 weight = (i + 1) / (num_supervised + 1) * self.task_weight
-                levels = tuple(levels[level] for level in backbone.out_indices)
+                levels = tuple(levels[level].contiguous() for level in backbone.out_indices)
                 if 'neck' in part:
                     levels = part['neck'](levels)
                 # MMSegmentation's heads are handed the segmentor's train_cfg, which they do not use.

@@ -242,9 +242,15 @@ class RevCol(BaseModule):
             yield features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Levels ``out_indices`` of the last column; shapes and errors as in :meth:`forward_columns`."""
+        """Levels ``out_indices`` of the last column; shapes and errors as in :meth:`forward_columns`.
+
+        In memory they are laid out as ``x`` is. MMCV's RoIAlign, for one, takes other layouts for contiguous
+        ones, without an error.
+        """
+        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         (features,) = deque(self.forward_columns(x), maxlen=1)  # holds one column at a time
-        return tuple(features[i] for i in self.out_indices)
+        return tuple(features[i].contiguous(memory_format=layout) for i in self.out_indices)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay (MMPretrain's convention).
