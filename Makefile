@@ -10,7 +10,7 @@ SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo test lint
+.PHONY: install demo trainings test lint
 install: .venv/installed
 
 .venv/installed: requirements.txt setup.py
@@ -49,6 +49,25 @@ demo: install $(SAMPLE)
 	@$(BIN)/python tools/train.py $(DEMO) --work-dir $(WORK) --seed 0
 	$(BIN)/python tools/test.py $(DEMO) "$$(cat $(WORK)/last_checkpoint)" --work-dir $(WORK) \
 	    --show-dir $(WORK)/pictures
+
+# What docs/trainings.md reports, hours on 2 cores. SEEDS and OMP_NUM_THREADS may be given.
+SEEDS ?= 0 1 2
+trainings: install $(SAMPLE)
+	@runs=work_dirs/trainings
+	train() { $(BIN)/python tools/train.py "configs/$$1.py" --seed $$2 --work-dir "$$runs/$$(basename $$1)/seed$$2" \
+	    "$${@:3}"; }
+	train revcol_nano_sample 0
+	pretrained="--cfg-options model.backbone.init_cfg.type=Pretrained
+	    model.backbone.init_cfg.checkpoint=$$runs/revcol_nano_sample/seed0/iter_500.pth"
+	train dino_revcol_nano_sample 0 $$pretrained
+	train cascade_mask_rcnn_revcol_nano_sample 0 $$pretrained
+	train mask2former_revcol_nano_sample 0
+	for seed in $(SEEDS); do
+	    train upernet_revcol_nano_sample $$seed
+	    train upernet_revcol_nano_supervised_sample $$seed
+	    train baselines/upernet_convnext_sample $$seed
+	done
+	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --out docs/trainings
 
 test: install
 	$(BIN)/python -m pytest

@@ -22,9 +22,9 @@ model = dict(
     neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[3])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width),
+        bbox_roi_extractor=dict(out_channels=width, finest_scale=14),  # a quarter of the usual, as the images
         bbox_head=bbox_heads,
-        mask_roi_extractor=dict(out_channels=width),
+        mask_roi_extractor=dict(out_channels=width, finest_scale=14),
         mask_head=dict(
             num_convs=2,
             in_channels=width,

@@ -28,9 +28,9 @@ optim_wrapper = dict(
     paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
 )
 param_scheduler = _base_.sample_schedule
-max_iters = 1500
+max_iters = 1000
 param_scheduler[-1].update(end=max_iters)
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 6)
+train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 5)
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),

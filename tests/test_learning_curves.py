@@ -1,10 +1,11 @@
 """tools/analysis/learning_curves.py on logs as MMEngine writes them."""
 
 import json
+import runpy
 
 import pytest
 
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 TOOL = 'tools/analysis/learning_curves.py'
 
@@ -79,3 +80,14 @@ def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path)
         write_run(tmp_path, [train(10, 1.0), validate(10, mIoU=10.0)])
     printed = run(TOOL, tmp_path, *arguments, expect=1)
     assert printed.startswith('error: ') and message in printed and 'Traceback' not in printed
+
+
+def test_the_recorded_trainings_are_quoted_as_recorded_and_learn():
+    rows = json.loads((REPO / 'docs/trainings/learning_curves.json').read_text())
+    text = (REPO / 'docs/trainings.md').read_text()
+    assert runpy.run_path(str(REPO / TOOL))['table'](rows) in text
+    for row in rows:
+        first, last = row['mean'][0], row['mean'][-1]
+        assert last < first if row['metric'] == 'loss' else last > first, row['run']
+    configs = [p for folder in ('.', 'baselines') for p in (REPO / 'configs' / folder).glob('*_sample.py')]
+    assert {row['run'] for row in rows} == {path.stem for path in configs}

@@ -11,8 +11,7 @@ from revcol_mm.check_env import CORE, require_parts
 
 require_parts('training', CORE)
 
-from mmengine.runner import Runner
-
+from revcol_mm.engine import ResumableRunner
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.models.checkpoint import CheckpointError
@@ -50,9 +49,8 @@ def main() -> None:
     if args.amp:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     adapt_to_device(cfg)
-    runner = Runner.from_cfg(cfg)
     try:
-        runner.train()
+        ResumableRunner.from_cfg(cfg).train()
     except (PreflightError, CheckpointError) as error:
         sys.exit(f'error: {error}')
 

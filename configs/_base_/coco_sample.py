@@ -18,13 +18,12 @@ sample_train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             annotations,
-            # No flip: a mirrored digit is another one, or none.
+            # No flip: a mirrored digit is another one, or none. No change of hue, which is a hint.
             dict(
                 type='RandomChoiceResize',
                 scales=[(512, side) for side in range(96, 145, 16)],
                 keep_ratio=True,
             ),
-            dict(type='PhotoMetricDistortion'),
             pack,
         ],
         **dataset,

@@ -2,12 +2,14 @@ from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
 from .preflight import PreflightHook
 from .reversible_check import ReversibleCheckHook
+from .runner import ResumableRunner
 from .safe_globals import allow_mmengine_globals
 
 __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
     'PreflightHook',
+    'ResumableRunner',
     'ReversibleCheckHook',
     'allow_mmengine_globals',
 ]

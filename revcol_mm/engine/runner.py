@@ -1,0 +1,177 @@
+"""A runner whose interrupted runs go on as if they had not been interrupted."""
+
+import copy
+import os
+import signal
+from itertools import chain, repeat
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from mmengine.dist import all_reduce, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import LOOPS, RUNNERS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch.utils.data import DataLoader
+
+from revcol_mm.models.checkpoint import CheckpointError
+
+from .checkpoint_files import is_whole, newest_whole_checkpoint
+from .resumable_data import seed_everything
+
+INTERRUPTED = os.EX_TEMPFAIL  # exit status of a run that has saved itself after a signal
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def shield_worker(worker_id: int) -> None:
+    """Let a worker that loads data outlive SIGTERM and SIGINT, which the whole group of processes may get.
+
+    Its parent, which has an iteration to finish, can still end it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    Thread(target=_end_by_parent, daemon=True).start()
+
+
+def _end_by_parent() -> None:
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+class _Interruption(Hook):
+    """Seeds every iteration by its number, and saves and ends the run after a signal."""
+
+    priority = 'LOWEST'  # after CheckpointHook
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.handlers = {}
+
+    def receive(self, number: int, frame: Any) -> None:
+        self.received = number
+        for number in SIGNALS:
+            signal.signal(number, self.handlers[number])  # the next one ends the run at once
+
+    def before_train(self, runner: Runner) -> None:
+        self.handlers = {number: signal.signal(number, self.receive) for number in SIGNALS}
+
+    def after_train(self, runner: Runner) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        seed_everything(runner.seed, get_rank(), runner.iter)
+
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        self._end(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        if get_world_size() == 1:  # else processes may have different numbers of batches
+            self._end(runner, runner.iter)
+
+    def after_val_epoch(self, runner: Runner, *_: Any, **__: Any) -> None:
+        self._end(runner, runner.iter)
+
+    def _end(self, runner: Runner, num_iters: int) -> None:
+        """Save and exit if any process has received a signal."""
+        received = torch.tensor(self.received)
+        if get_world_size() > 1:
+            all_reduce(received, 'max')
+        if not received:
+            return
+        name = f'iter_{num_iters}.pth'
+        meta = dict(epoch=runner.epoch, iter=num_iters)
+        runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False)
+        runner.logger.warning(
+            f'{signal.Signals(received.item()).name}: saved {name} after {num_iters} iterations; go on with '
+            '--resume'
+        )
+        raise SystemExit(INTERRUPTED)
+
+
+@RUNNERS.register_module()
+class ResumableRunner(Runner):
+    """MMEngine's runner, whose interrupted runs, resumed, equal one that was not interrupted.
+
+    - A checkpoint is either whole or not there. Of those in the work dir, resuming takes the newest that is
+      whole and names those that are damaged.
+    - Augmentation depends on the seed and on a sample's place in the run, and what the model draws on the
+      seed and the iteration: not on the number of workers, nor on where a run was interrupted.
+    - Resuming goes to its place in the data without loading what comes before, also within an epoch.
+    - After SIGTERM or SIGINT it finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL).
+
+    Gradients that were accumulated for a step that was not yet taken are lost: save between steps.
+
+    Raises:
+        ValueError: If ``max_keep_ckpts`` is 1: MMEngine deletes the old checkpoint before it writes the new.
+        CheckpointError: If the checkpoint that is named to resume from is damaged or not there.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
+        if checkpoint_hook.get('max_keep_ckpts') == 1:
+            raise ValueError(
+                'max_keep_ckpts=1 leaves no checkpoint while the next is written; keep 2 or more'
+            )
+        damaged, self._resumed_meta = [], None
+        if kwargs.get('resume'):
+            source = kwargs.get('load_from')
+            if source is None:
+                source, damaged = newest_whole_checkpoint(kwargs['work_dir'])
+            elif not is_whole(Path(source)):
+                raise CheckpointError(f'cannot resume: {source} is damaged or does not exist')
+            if source is None:
+                kwargs['resume'] = False
+            else:
+                # The data's order is drawn, and loading begins, before MMEngine reads a checkpoint.
+                self._resumed_meta = torch.load(source, 'cpu', mmap=True)['meta']
+                kwargs['load_from'] = str(source)
+                kwargs['randomness'] = {
+                    **(kwargs.get('randomness') or {}),
+                    'seed': self._resumed_meta['seed'],
+                }
+        super().__init__(*args, **kwargs)
+        for checkpoint in damaged:
+            self.logger.warning(f'{checkpoint} is damaged and not used')
+        self.register_hook(_Interruption())
+
+    def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
+        """Build the training loop on data that begin where a resumed run was."""
+        if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
+            cfg = copy.deepcopy(self._train_dataloader)
+            by_epoch = loop.get('by_epoch', False)
+            if 'type' in loop:
+                by_epoch = issubclass(LOOPS.get(loop['type']), EpochBasedTrainLoop)
+            done = self._resumed_meta or dict(iter=0, epoch=0)
+            cfg['dataset'] = dict(type='SeededDataset', dataset=cfg['dataset'])
+            cfg['batch_sampler'] = dict(
+                type='ResumableBatchSampler',
+                batch_sampler=cfg.get('batch_sampler'),
+                drop_last=cfg.pop('drop_last', False),
+                seed=self.seed,
+                num_iters=done['iter'],
+                num_epochs=done['epoch'] if by_epoch else None,
+            )
+            self._train_dataloader = cfg
+        return super().build_train_loop(loop)
+
+    @staticmethod
+    def build_dataloader(dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
+        """As in MMEngine, with workers that leave signals to the main process."""
+        if isinstance(dataloader, dict):
+            dataloader = {'worker_init_fn': dict(type=shield_worker), **dataloader}
+        return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def resume(self, *args: Any, **kwargs: Any) -> None:
+        """As in MMEngine, which then drops as many batches as there were iterations: none that was loaded."""
+        super().resume(*args, **kwargs)
+        loop = self.train_loop
+        if isinstance(loop, IterBasedTrainLoop):
+            loop.dataloader_iterator._epoch = getattr(loop.dataloader.batch_sampler.sampler, 'epoch', 0)
+            loop.dataloader_iterator = chain(repeat(None, loop.iter), loop.dataloader_iterator)
+
+    def save_checkpoint(self, *args: Any, backend_args: dict | None = None, **kwargs: Any) -> None:
+        """As in MMEngine; a local file is either whole or not there."""
+        super().save_checkpoint(*args, backend_args=backend_args or dict(backend='atomic'), **kwargs)
