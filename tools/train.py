@@ -13,6 +13,7 @@ require_parts('training', CORE)
 
 from revcol_mm.engine import ResumableRunner
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
+from revcol_mm.engine.nonfinite import NonFiniteError
 from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.models.checkpoint import CheckpointError
 
@@ -51,7 +52,7 @@ def main() -> None:
     adapt_to_device(cfg)
     try:
         ResumableRunner.from_cfg(cfg).train()
-    except (PreflightError, CheckpointError) as error:
+    except (PreflightError, CheckpointError, NonFiniteError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -8,6 +8,7 @@ default_hooks = dict(
     checkpoint=dict(type='CheckpointHook', max_keep_ckpts=3),  # ours: weeks of runs fill disks
     sampler_seed=dict(type='DistSamplerSeedHook'),
     preflight=dict(type='PreflightHook'),  # data, classes and model fit each other
+    nonfinite=dict(type='NonFiniteHook'),  # max_skips=N leaves out N iterations before it stops
     load_from=dict(type='LoadFromHook'),  # takes published checkpoints as they are
 )
 env_cfg = dict(

@@ -1,5 +1,6 @@
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
+from .nonfinite import NonFiniteHook
 from .preflight import PreflightHook
 from .reversible_check import ReversibleCheckHook
 from .runner import ResumableRunner
@@ -8,6 +9,7 @@ from .safe_globals import allow_mmengine_globals
 __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
+    'NonFiniteHook',
     'PreflightHook',
     'ResumableRunner',
     'ReversibleCheckHook',
