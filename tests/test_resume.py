@@ -81,10 +81,10 @@ torch.save(final, work_dir + '/final.pt')
 """
 
 
-def start(kind, work_dir, pause=0.0, resume=False):
+def start(kind, work_dir, pause=0.0, resume=False, prefix=()):
     """Start a training in a process group of its own; give it a while between forward and backward."""
     return subprocess.Popen(
-        [sys.executable, '-c', TRAINING, kind, str(work_dir), str(pause), '1' if resume else ''],
+        [*prefix, sys.executable, '-c', TRAINING, kind, str(work_dir), str(pause), '1' if resume else ''],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(REPO)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -189,6 +189,19 @@ def test_a_file_is_whole_or_not_there(tmp_path, monkeypatch):
         backend.put(b'new', path)
     assert path.read_bytes() == b'old'
     assert os.listdir(path.parent) == ['a.pth']
+
+
+def test_on_a_full_disk_the_error_names_the_checkpoint_that_is_left(tmp_path):
+    """A limit on the size of files stands in for the disk's: a checkpoint does not fit, a log does."""
+    finish(start('iterations', tmp_path))
+    size = (tmp_path / 'iter_28.pth').stat().st_size
+    limited = ['bash', '-c', f'ulimit -f {size // 2048}; exec "$@"', 'bash']
+    process = start('iterations', tmp_path / 'new', prefix=limited)
+    printed = finish(process, expect=1)
+    folder = tmp_path / 'new'
+    message = f'cannot write iter_4.pth in {folder}: File too large; the newest checkpoint there is None'
+    assert message in printed
+    assert not [path for path in folder.rglob('*') if '.pth' in path.name]
 
 
 def test_only_whole_checkpoints_of_a_run_are_found(tmp_path):

@@ -188,6 +188,13 @@ def test_a_bad_command_line_is_an_error_without_a_stack_trace(arguments, message
     assert message in printed and 'Traceback' not in printed
 
 
+def test_a_work_dir_that_cannot_be_written_is_an_error_before_anything_is_built(sample_data, tmp_path):
+    (tmp_path / 'file').touch()
+    work_dir = tmp_path / 'file' / 'work'
+    printed = run('tools/train.py', DEMO, '--work-dir', work_dir, *on(sample_data, 'ade20k'), expect=1)
+    assert f'error: cannot write in the work dir {work_dir}: Not a directory' in printed
+
+
 @pytest.mark.parametrize('tool', sorted(p.name for p in (REPO / 'tools').glob('*.py')))
 def test_every_tool_has_help(tool):
     assert 'usage' in run(f'tools/{tool}', '--help')

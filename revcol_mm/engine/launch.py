@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import tempfile
 from pathlib import Path
 
 import torch
@@ -62,7 +63,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
 
     Raises:
         FileNotFoundError: If the config, data or a pretrained checkpoint is missing.
-        ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong.
+        ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong, or the work dir not writable.
         SystemExit: If the environment lacks what the config's task needs.
     """
     cfg = read_config(args.config)
@@ -73,7 +74,21 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     hooks.setdefault('load_from', dict(type='LoadFromHook'))['strict'] = 'train_dataloader' not in loaders
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
+    check_writable(Path(cfg.work_dir))
     return cfg
+
+
+def check_writable(folder: Path) -> None:
+    """Make a folder where there is none, and write in it.
+
+    Raises:
+        ValueError: If that fails, with the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f'cannot write in the work dir {folder}: {error.strerror}') from error
 
 
 def adapt_to_device(cfg: Config) -> None:

@@ -172,6 +172,20 @@ class ResumableRunner(Runner):
             loop.dataloader_iterator._epoch = getattr(loop.dataloader.batch_sampler.sampler, 'epoch', 0)
             loop.dataloader_iterator = chain(repeat(None, loop.iter), loop.dataloader_iterator)
 
-    def save_checkpoint(self, *args: Any, backend_args: dict | None = None, **kwargs: Any) -> None:
-        """As in MMEngine; a local file is either whole or not there."""
-        super().save_checkpoint(*args, backend_args=backend_args or dict(backend='atomic'), **kwargs)
+    def save_checkpoint(
+        self, out_dir: str, filename: str, *args: Any, backend_args: dict | None = None, **kwargs: Any
+    ) -> None:
+        """As in MMEngine; a local file is either whole or not there.
+
+        Raises:
+            CheckpointError: If it cannot be written, as on a full disk, with what there is to resume from.
+        """
+        backend_args = backend_args or dict(backend='atomic')
+        try:
+            super().save_checkpoint(out_dir, filename, *args, backend_args=backend_args, **kwargs)
+        except OSError as error:
+            newest, _ = newest_whole_checkpoint(out_dir)
+            raise CheckpointError(
+                f'cannot write {filename} in {out_dir}: {error.strerror}; the newest checkpoint there is '
+                f'{newest}'
+            ) from error
