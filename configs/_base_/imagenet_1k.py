@@ -8,7 +8,7 @@ mean = [123.675, 116.28, 103.53]
 std = [58.395, 57.12, 57.375]
 model = dict(
     type='RevColClassifier',
-    backbone=dict(type='RevCol', save_memory=True),
+    backbone=dict(type='RevCol', save_memory=True),  # as published; README.md has what it saves
     num_classes=1000,
     supervision=dict(reconstruction_weight=3.0, classification_weight=0.7),
     label_smoothing=0.1,

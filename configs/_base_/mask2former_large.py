@@ -9,7 +9,7 @@ position = dict(num_feats=embed_dims // 2)
 model = dict(
     backbone=dict(
         drop_path_rate=0.4,  # RevCol-H, fine-tuning on ImageNet
-        save_memory=True,
+        save_memory=True,  # of RevCol-XL and a 256x256 image in float32: 0.34 GiB instead of 1.41
     ),
     decode_head=dict(
         feat_channels=embed_dims,
