@@ -142,8 +142,11 @@ def test_a_detector_has_the_same_gradients_with_reversible_training():
     options = dict(reconstruction_weight=0.3, head=FCOS, neck=FPN)
     plain, reversible = (build('cascade_mask_rcnn', save, **options) for save in (False, True))
     data = batch(plain)
-    results = [losses_and_gradients(model, data)[1] for model in (reversible, plain)]
-    assert worst_errors(*results)[0][0] < 1e-3
+    actual, expected = (losses_and_gradients(model, data)[1] for model in (reversible, plain))
+    # What batch norm takes out again, in the FPN, has a gradient that is 0 but for rounding.
+    before_norm = 'backbone.subnet3.level3.blocks.0.pwconv2.bias'
+    assert expected.pop(before_norm).abs().max() < 1e-6 and actual[before_norm].abs().max() < 1e-6
+    assert worst_errors(actual, expected)[0][0] < 1e-3
 
 
 def test_no_column_is_stored_for_reconstruction():
