@@ -22,6 +22,7 @@ TRAINING = """
 import random, sys, time
 import numpy as np
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from torch.utils.data import Dataset
@@ -47,6 +48,8 @@ class Regression(BaseModel):
         image = torch.stack(image)
         image = image + 0.1 * torch.randn_like(image)
         time.sleep(pause)
+        if mode == 'predict':
+            return [image]
         return dict(loss=(self.backbone(image)[0].mean((1, 2, 3)) - torch.stack(target)).square().mean())
 
 kind, work_dir, pause, resume = sys.argv[1], sys.argv[2], float(sys.argv[3]), bool(sys.argv[4])
@@ -54,8 +57,21 @@ by_epoch = kind == 'epochs'
 loops = dict(
     epochs=dict(type='EpochBasedTrainLoop', max_epochs=6),
     iterations=dict(type='IterBasedTrainLoop', max_iters=30, val_interval=1000),
+    validating=dict(type='IterBasedTrainLoop', max_iters=15, val_interval=5),
     finite=dict(type='IterBasedTrainLoop', max_iters=14, val_interval=1000))
-sampler = dict(type='InfiniteSampler' if kind == 'iterations' else 'DefaultSampler', shuffle=True)
+finite = kind in ('epochs', 'finite')
+sampler = dict(type='DefaultSampler' if finite else 'InfiniteSampler', shuffle=True)
+class Nothing(BaseMetric):
+    def process(self, data_batch, data_samples):
+        self.results.append(1)
+    def compute_metrics(self, results):
+        return dict(number=len(results))
+
+validation = dict(
+    val_dataloader=dict(
+        batch_size=2, num_workers=1, sampler=dict(type='DefaultSampler'), dataset=dict(type='Noise')),
+    val_cfg=dict(type='ValLoop'),
+    val_evaluator=[Nothing()]) if kind == 'validating' else {}
 runner = ResumableRunner(
     model=dict(type='Regression'),
     work_dir=work_dir,
@@ -73,7 +89,8 @@ runner = ResumableRunner(
         logger=dict(type='LoggerHook', interval=1, log_metric_by_epoch=False)),
     custom_hooks=[dict(type='EMAHook', momentum=0.1)],
     randomness=dict(seed=None if resume else 3, deterministic=True),
-    resume=resume)
+    resume=resume,
+    **validation)
 runner.train()
 (ema,) = (hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
 final = {**runner.model.state_dict(), **{'ema.' + n: v for n, v in ema.state_dict().items()}}
@@ -99,11 +116,11 @@ def finish(process, expect=0):
     return printed
 
 
-def wait_for_iteration(work_dir, number):
+def wait_for_iteration(work_dir, number, of='train'):
     """Wait until a run's log says that an iteration is over."""
     for _ in range(1200):
         logs = sorted(work_dir.glob('*/*.log'))
-        if logs and len(re.findall(r'\(train\)', logs[-1].read_text())) >= number:
+        if logs and len(re.findall(rf'\({of}\)', logs[-1].read_text())) >= number:
             return
         time.sleep(0.05)
     raise AssertionError('the run does not get on')
@@ -156,6 +173,16 @@ def test_a_signal_lets_the_iteration_finish_and_nothing_is_done_twice(kind, numb
     assert newest_whole_checkpoint(tmp_path)[0].name == f'iter_{saved}.pth'
     printed = finish(start(kind, tmp_path, resume=True))
     assert f'iter: {saved}' in re.search('resumed epoch.*', printed)[0]
+    assert_same(tmp_path, expected)
+
+
+def test_a_signal_during_validation_saves_the_weights_not_their_averages(unbroken, tmp_path):
+    expected = unbroken('validating')
+    process = start('validating', tmp_path, pause=0.2)
+    wait_for_iteration(tmp_path, 2, of='val')
+    os.killpg(process.pid, signal.SIGTERM)
+    assert 'SIGTERM: saved iter_5.pth' in finish(process, expect=INTERRUPTED)
+    finish(start('validating', tmp_path, resume=True))
     assert_same(tmp_path, expected)
 
 

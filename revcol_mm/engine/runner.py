@@ -9,8 +9,8 @@ from threading import Thread
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, get_rank, get_world_size
-from mmengine.hooks import Hook
+from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from revcol_mm.models.checkpoint import CheckpointError
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
-from .resumable_data import seed_everything
+from .resumable_data import ResumableBatchSampler, seed_everything
 
 INTERRUPTED = os.EX_TEMPFAIL  # exit status of a run that has saved itself after a signal
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -68,7 +68,10 @@ class _Interruption(Hook):
         self._end(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        if get_world_size() == 1:  # else processes may have different numbers of batches
+        if get_world_size() == 1 and self.received:  # else processes may have different numbers of batches
+            for hook in runner.hooks:
+                if isinstance(hook, EMAHook):
+                    hook.after_val_epoch(runner)  # the model has the averages' weights until then
             self._end(runner, runner.iter)
 
     def after_val_epoch(self, runner: Runner, *_: Any, **__: Any) -> None:
@@ -88,6 +91,7 @@ class _Interruption(Hook):
             f'{signal.Signals(received.item()).name}: saved {name} after {num_iters} iterations; go on with '
             '--resume'
         )
+        barrier()  # a launcher ends all processes when the first has exited
         raise SystemExit(INTERRUPTED)
 
 
@@ -168,8 +172,9 @@ class ResumableRunner(Runner):
         """As in MMEngine, which then drops as many batches as there were iterations: none that was loaded."""
         super().resume(*args, **kwargs)
         loop = self.train_loop
-        if isinstance(loop, IterBasedTrainLoop):
-            loop.dataloader_iterator._epoch = getattr(loop.dataloader.batch_sampler.sampler, 'epoch', 0)
+        batches = loop.dataloader.batch_sampler
+        if isinstance(loop, IterBasedTrainLoop) and isinstance(batches, ResumableBatchSampler):
+            loop.dataloader_iterator._epoch = getattr(batches.sampler, 'epoch', 0)
             loop.dataloader_iterator = chain(repeat(None, loop.iter), loop.dataloader_iterator)
 
     def save_checkpoint(
