@@ -72,8 +72,10 @@ trainings: install $(SAMPLE)
 	    train upernet_revcol_nano_supervised_sample $$seed
 	    train baselines/upernet_convnext_sample $$seed
 	done
-	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --out docs/trainings
-	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --out docs/trainings/untrained
+	metrics='accuracy/top1 coco/bbox_mAP coco/segm_mAP mIoU'
+	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --metrics $$metrics --out docs/trainings
+	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --metrics $$metrics \
+	    --out docs/trainings/untrained
 
 test: install
 	$(BIN)/python -m pytest

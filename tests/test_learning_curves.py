@@ -73,7 +73,11 @@ def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path):
 
 @pytest.mark.parametrize(
     'arguments, message',
-    [((), r'has no */vis_data/scalars.json'), (('--metrics', 'AP'), "has no metric 'AP'; it has loss, mIoU")],
+    [
+        ((), r'has no */vis_data/scalars.json'),
+        (('--metrics', 'AP'), 'has no metric AP; it has loss, mIoU'),
+        (('--metrics', 'mIoU', 'AP'), 'no run has a metric AP'),
+    ],
 )
 def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path):
     if arguments:
@@ -83,11 +87,19 @@ def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path)
 
 
 def test_the_recorded_trainings_are_quoted_as_recorded_and_learn():
-    rows = json.loads((REPO / 'docs/trainings/learning_curves.json').read_text())
-    text = (REPO / 'docs/trainings.md').read_text()
-    assert runpy.run_path(str(REPO / TOOL))['table'](rows) in text
+    folder = REPO / 'docs/trainings'
+    rows, untrained = (
+        json.loads((path / 'learning_curves.json').read_text()) for path in (folder, folder / 'untrained')
+    )
+    text = folder.with_suffix('.md').read_text()
+    table = runpy.run_path(str(REPO / TOOL))['table']
+    assert table(rows) in text and table(untrained) in text
     for row in rows:
         first, last = row['mean'][0], row['mean'][-1]
-        assert last < first if row['metric'] == 'loss' else last > first, row['run']
+        if row['metric'] == 'loss':
+            assert last < first, row['run']
+        else:
+            trivial = max(other['mean'][-1] for other in untrained if other['metric'] == row['metric'])
+            assert last > 2 * trivial and last > 0.1, row['run']
     configs = [p for folder in ('.', 'baselines') for p in (REPO / 'configs' / folder).glob('*_sample.py')]
     assert {row['run'] for row in rows} == {path.stem for path in configs}

@@ -70,16 +70,19 @@ def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
 
     Args:
         folder: A work dir, or a folder of them.
-        metrics: Names of validation metrics. None: the one that the run's config calls best.
+        metrics: Names of validation metrics, of which it takes those that the run has. None: the one that
+            the run's config calls best.
 
     Raises:
-        ValueError: If a metric is not in the log.
+        ValueError: If the run has none of the metrics.
     """
     work_dirs, runs = zip(*find_runs(folder).items())
     rows = []
-    for name in ['loss', *(metrics or best_metric(work_dirs[0], runs[0]))]:
-        if not all(name in run for run in runs):
-            raise ValueError(f'{folder} has no metric {name!r}; it has {", ".join(sorted(runs[0]))}')
+    logged = sorted(set.intersection(*(set(run) for run in runs)))
+    chosen = [name for name in metrics if name in logged] if metrics else best_metric(work_dirs[0], runs[0])
+    if metrics and not chosen:
+        raise ValueError(f'{folder} has no metric {" or ".join(metrics)}; it has {", ".join(logged)}')
+    for name in ['loss', *chosen]:
         steps = sorted(set.intersection(*(set(run[name]) for run in runs)))
         values = [[run[name][step] for run in runs] for step in steps]
         rows.append(
@@ -113,18 +116,25 @@ def plot(rows: list[dict], path: Path) -> None:
     """Draw a panel for the loss and one for each metric, against iterations."""
     metrics = list(dict.fromkeys(row['metric'] for row in rows))
     colours = {run: f'C{index}' for index, run in enumerate(dict.fromkeys(row['run'] for row in rows))}
+    columns = min(3, len(metrics))
+    num_rows = -(-len(metrics) // columns)
     figure, axes = plt.subplots(
-        1, len(metrics), figsize=(4.6 * len(metrics), 3.8), layout='constrained', squeeze=False
+        num_rows, columns, figsize=(4.6 * columns, 3.8 * num_rows), layout='constrained', squeeze=False
     )
-    for axis, metric in zip(axes[0], metrics):
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes.flat, metrics):
         for row in rows:
             if row['metric'] == metric:
                 draw(axis, row, colours[row['run']])
         axis.set_title(metric)
         axis.set_xlabel('iterations')
         axis.grid(alpha=0.3)
-        axis.legend(fontsize='small')
-        axis.set_ylim(bottom=0)
+        if metric == 'loss' and len(metrics) > 1:
+            axis.set_yscale('log')  # without a legend, which the other panels have
+        else:
+            axis.set_ylim(bottom=0)
+            axis.legend(fontsize='x-small')
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -146,6 +156,8 @@ def main() -> None:
     try:
         for run in args.runs:
             rows += summarise(run, args.metrics)
+        if unknown := set(args.metrics or ()) - {row['metric'] for row in rows}:
+            raise ValueError(f'no run has a metric {" or ".join(sorted(unknown))}')
     except ValueError as error:
         sys.exit(f'error: {error}')
     print(table(rows))
