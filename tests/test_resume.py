@@ -111,7 +111,7 @@ def start(kind, work_dir, pause=0.0, resume=False, prefix=()):
 
 
 def finish(process, expect=0):
-    printed, _ = process.communicate(timeout=90)
+    printed, _ = process.communicate(timeout=300)
     assert process.returncode == expect, printed[-4000:]
     return printed
 
