@@ -124,7 +124,7 @@ def test_every_family_trains_and_tests(config, sample_data, tmp_path):
         ann_file = sample_data / 'coco/annotations/instances_val2017.json'
         options += (f'val_evaluator.ann_file={ann_file}', f'test_evaluator.ann_file={ann_file}')
     if 'cascade' in config:  # after 4 iterations no score is above the usual threshold
-        options += ('model.test_cfg.rcnn.score_thr=0.01',)
+        options += ('model.test_cfg.rcnn.score_thr=0.0',)
     run('tools/train.py', config, '--work-dir', tmp_path, '--seed', 0, *options)
     out, pictures = tmp_path / 'out', tmp_path / 'pictures'
     test = ('tools/test.py', config, tmp_path / 'iter_4.pth', '--work-dir', tmp_path)
@@ -137,7 +137,15 @@ def test_every_family_trains_and_tests(config, sample_data, tmp_path):
 
 
 def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_schedule(sample_data, tmp_path):
-    options = on(sample_data, 'ade20k', 'train_cfg.max_iters=1', 'default_hooks.checkpoint.save_last=False')
+    options = on(
+        sample_data,
+        'ade20k',
+        'train_cfg.max_iters=1',
+        'default_hooks.checkpoint.save_last=False',
+        # Without weights all biases are 0, and so is the padding of images that are smaller than a crop: layer norm
+        # multiplies gradients by 1000 there, in each of 16 columns.
+        'default_hooks.nonfinite.max_skips=1',
+    )
     printed = run(
         'tools/train.py',
         'configs/mask2former_revcol_b_ade20k.py',
