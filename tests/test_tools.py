@@ -142,7 +142,7 @@ def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_sch
         'ade20k',
         'train_cfg.max_iters=1',
         'default_hooks.checkpoint.save_last=False',
-        # Without weights all biases are 0, and so is the padding of images that are smaller than a crop: layer norm
+        # Without weights all biases are 0, and so is the padding of images smaller than a crop: layer norm
         # multiplies gradients by 1000 there, in each of 16 columns.
         'default_hooks.nonfinite.max_skips=1',
     )
