@@ -145,6 +145,7 @@ def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_sch
         # Without weights all biases are 0, and so is the padding of images smaller than a crop: layer norm
         # multiplies gradients by 1000 there, in each of 16 columns.
         'default_hooks.nonfinite.max_skips=1',
+        'train_dataloader.batch_size=1',
     )
     printed = run(
         'tools/train.py',
