@@ -28,16 +28,17 @@ class NonFiniteHook(Hook):
     infinite gradients itself and makes up for them, only the loss is looked at.
 
     Args:
-        max_skips: Iterations to leave out, of the whole run, before it is stopped.
+        max_skips: Iterations to leave out before the run is stopped; resuming does not begin to count anew.
 
     Raises:
         NonFiniteError: With all of the above.
+        ValueError: If ``max_skips`` is negative.
     """
 
     def __init__(self, max_skips: int = 0) -> None:
         if max_skips < 0:
             raise ValueError(f'max_skips takes a number from 0 on, got {max_skips}')
-        self.max_skips, self.skipped = max_skips, 0
+        self.max_skips = max_skips
 
     def before_train(self, runner: Runner) -> None:
         """Look at every loss before its backward pass and at every gradient before the optimizer's step."""
@@ -76,9 +77,10 @@ class NonFiniteHook(Hook):
         number = runner.iter + 1
         origin, images = self._origin(runner), self._images()
         message = f'the {what} of iteration {number} is not finite: {origin}; images: {images}'
-        self.skipped += 1
-        if self.skipped <= self.max_skips:
-            runner.logger.warning(f'{message}. Skipped; {self.max_skips - self.skipped} more may be')
+        skipped = runner.message_hub.get_info('nonfinite_skips', 0) + 1  # a checkpoint holds it
+        if skipped <= self.max_skips:
+            runner.message_hub.update_info('nonfinite_skips', skipped)
+            runner.logger.warning(f'{message}. Skipped; {self.max_skips - skipped} more may be')
             _restore(runner.model, self.buffers)
             return True
         name = f'nonfinite_iter_{number}.pth'

@@ -91,7 +91,7 @@ class ResumableBatchSampler:
         elif isinstance(sampler, InfiniteSampler):
             epoch, self.skip = 0, num_iters
         else:
-            epoch, self.skip = divmod(num_iters, len(self))
+            epoch, self.skip = divmod(num_iters, max(1, len(self)))  # PreflightHook reports empty data
         if hasattr(sampler, 'set_epoch'):
             sampler.set_epoch(epoch)
 
