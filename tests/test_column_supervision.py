@@ -217,7 +217,9 @@ def test_an_image_whose_size_is_no_multiple_of_32_is_rebuilt_as_far_as_the_level
     'options, message',
     [
         (dict(), 'reconstruction_weight, a head, or both'),
-        (dict(neck=dict(type='FPN'), reconstruction_weight=1.0), 'a neck belongs to a head'),
+        (dict(neck=dict(type='FPN'), reconstruction_weight=1.0), 'a neck and a task_weight belong to a head'),
+        (dict(task_weight=0.5, reconstruction_weight=1.0), 'a neck and a task_weight belong to a head'),
+        (dict(reconstruction_weight=-1.0), 'not negative, got -1.0'),
         (dict(reconstruction_weight=1.0, columns=[3]), r'indices from 0 to 2 in ascending order, got \[3\]'),
         (dict(reconstruction_weight=1.0, columns=[1, 0]), r'got \[1, 0\]'),
         (dict(reconstruction_weight=1.0, columns=[]), r'got \[\]'),

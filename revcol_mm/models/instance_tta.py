@@ -19,6 +19,8 @@ FLIPPED_AXES = dict(horizontal=[-1], vertical=[-2], diagonal=[-2, -1])
 class InstanceTTAModel(DetTTAModel):
     """Merges the boxes of all views by NMS; every one that stays has the mask of the view it was found in.
 
+    Boxes, (n, 4) in pixels of the original image, and masks, (n, H, W) of its size, are flipped back first.
+
     Args:
         tta_cfg: ``nms``, as of mmcv's ``batched_nms``, and ``max_per_img``.
         module: The detector.

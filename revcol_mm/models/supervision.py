@@ -70,9 +70,14 @@ class ColumnSupervision(BaseModule):
                 f'supervision: columns takes indices from 0 to {num_columns - 2} in ascending order, '
                 f'got {list(columns)}'
             )
-        if (not reconstruction_weight and head is None) or (neck is not None and head is None):
+        if min(reconstruction_weight, task_weight) < 0:
             raise ValueError(
-                'supervision needs a reconstruction_weight, a head, or both; a neck belongs to a head'
+                f'supervision: weights are not negative, got {reconstruction_weight} and {task_weight}'
+            )
+        if head is None and (not reconstruction_weight or neck is not None or task_weight != 1):
+            raise ValueError(
+                'supervision needs a reconstruction_weight, a head, or both; a neck and a task_weight belong '
+                'to a head'
             )
         if reconstruction_weight and not hasattr(data_preprocessor, 'mean'):
             raise ValueError(
