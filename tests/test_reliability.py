@@ -11,6 +11,8 @@ import time
 import pytest
 import torch
 
+from revcol_mm.models.checkpoint import model_weights, read_checkpoint
+
 from .subprocesses import REPO
 
 pytestmark = pytest.mark.reliability
@@ -54,8 +56,8 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(config, layou
             last.unlink()  # it has got to the end: again from one before
         print(f'kill {kill}: {sorted(path.name for path in (tmp_path / "b").glob("iter*.pth"))}')
     subprocess.run(broken, check=True, cwd=REPO, env=ENV)
-    expected, actual = (torch.load(tmp_path / run / 'iter_30.pth', weights_only=True) for run in ('a', 'b'))
-    for name, weight in expected['state_dict'].items():
-        assert torch.equal(actual['state_dict'][name], weight), name
+    expected, actual = (model_weights(read_checkpoint(tmp_path / run / 'iter_30.pth')) for run in ('a', 'b'))
+    for name, weight in expected.items():
+        assert torch.equal(actual[name], weight), name
     logs = ''.join(path.read_text() for path in (tmp_path / 'b').glob('*/*.log'))
     assert len(re.findall('resumed epoch', logs)) >= NUM_KILLS / 2
