@@ -1,0 +1,3 @@
+from .init_model import init_model, pick_device
+
+__all__ = ['init_model', 'pick_device']

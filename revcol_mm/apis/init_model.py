@@ -1,0 +1,59 @@
+"""From a config and a checkpoint to a model that predicts."""
+
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.registry import MODELS, DefaultScope
+
+from revcol_mm.engine.launch import read_config
+from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
+
+
+def pick_device(device: str | None = None) -> torch.device:
+    """The device of a name such as 'cpu', 'cuda' or 'cuda:1'; None: a GPU where there is one, else the CPU.
+
+    Raises:
+        ValueError: If there is no such device here.
+    """
+    if device is None:
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    try:
+        torch.empty(1, device=device)  # asks the driver, too
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
+        here = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
+        raise ValueError(f'device {device!r} is none of {", ".join(here)}') from error
+    return torch.device(device)
+
+
+def init_model(
+    config: str | Path | Config, checkpoint: str | Path | None = None, device: str | None = None
+) -> BaseModel:
+    """Build a config's model in evaluation mode.
+
+    Args:
+        config: Path of a config, or one that was read.
+        checkpoint: File or URL, published or ours, read without running anything in it. None: random weights.
+        device: See :func:`pick_device`.
+
+    Returns:
+        The model, whose attribute ``cfg`` is the config.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the checkpoint holds
+            no weights.
+        CheckpointError: If one of the model's weights is not in the checkpoint.
+        SystemExit: If the environment lacks what the config's task needs.
+    """
+    device = pick_device(device)
+    cfg = config if isinstance(config, Config) else read_config(config)
+    weights = None if checkpoint is None else model_weights(read_checkpoint(str(checkpoint), setting=None))
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        model = MODELS.build(cfg.model)
+    if weights is not None:
+        fit_weights(weights, model, str(checkpoint))
+        model.load_state_dict(weights, strict=False)  # what may be missing or left over, fit_weights has said
+    model.cfg = cfg
+    return model.to(device).eval()
