@@ -71,10 +71,9 @@ def check_segmentor(cfg, backbone):
     assert head.num_classes == len(dataset_classes(cfg))
     (crop,) = [t.crop_size for t in cfg.train_pipeline if t.type == 'RandomCrop']
     assert tuple(crop) == tuple(cfg.model.data_preprocessor.size)
-    loads = [t for t in (*cfg.train_pipeline, *cfg.test_pipeline) if t.type == 'LoadAnnotations']
-    loads += cfg.tta_pipeline[1].transforms[2]
-    reduces = cfg.train_dataloader.dataset.type != 'COCOStuffDataset'
-    assert [load.reduce_zero_label for load in loads] == [reduces] * 3
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        dataset = DATASETS.build({**loader.dataset, 'lazy_init': True})
+        assert dataset.reduce_zero_label == ('stuff' not in cfg.data_root)
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     assert cfg.val_evaluator.type == 'IoUMetric'
