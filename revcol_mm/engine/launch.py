@@ -15,16 +15,9 @@ from revcol_mm.check_env import SCOPES, require
 from .preflight import check_files, check_scope, merge_options
 
 
-def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing share."""
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a config and options that override its values."""
     parser.add_argument('config', help='config file, such as configs/mask2former_revcol_b_ade20k.py')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints [work_dirs/CONFIG]')
-    parser.add_argument(
-        '--launcher',
-        choices=['none', 'pytorch', 'slurm', 'mpi'],
-        default='none',
-        help='how the processes of a distributed run were started [none]',
-    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -32,6 +25,18 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar='KEY=VALUE',
         help='override values of the config, such as train_cfg.max_iters=1000',
+    )
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that training and testing share."""
+    add_config_arguments(parser)
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints [work_dirs/CONFIG]')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how the processes of a distributed run were started [none]',
     )
 
 
