@@ -32,7 +32,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         ValueError: If an option is none of these, no part of the model answers ``get_layer_depth``, or a
             custom key matches no parameter.
 
-    Example:
+    Examples:
         >>> optim_wrapper = dict(
         ...     type='OptimWrapper',
         ...     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05),

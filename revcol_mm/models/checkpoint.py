@@ -95,7 +95,8 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
     dictionary.
 
     Args:
-        source, setting: See :func:`local_checkpoint`.
+        source: See :func:`local_checkpoint`.
+        setting: See :func:`local_checkpoint`.
 
     Raises:
         FileNotFoundError: See :func:`local_checkpoint`.

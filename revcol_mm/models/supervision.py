@@ -171,7 +171,7 @@ def supervise_columns(model_type: str, supervision: dict, **model_cfg: Any) -> B
     Raises:
         ValueError: If the model's backbone is no RevCol.
 
-    Example:
+    Examples:
         >>> model = dict(
         ...     type='SupervisedColumns',
         ...     model_type='EncoderDecoder',  # the rest of the model as it was

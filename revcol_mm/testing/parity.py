@@ -79,7 +79,7 @@ def check_reversible(
     Raises:
         AssertionError: If an error is above the tolerance, or the reconstruction is not exact.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> from revcol_mm.ops import Coupling

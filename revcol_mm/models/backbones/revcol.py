@@ -87,7 +87,7 @@ class RevCol(BaseModule):
     Raises:
         ValueError: If an argument is none of the above.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from revcol_mm import RevCol
         >>> backbone = RevCol(arch='nano')
