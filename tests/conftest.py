@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import runpy
+import sys
 from pathlib import Path
 
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: two workers' threads would fight for 2 cores
@@ -11,7 +13,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 DATA = Path(__file__).parent / 'data'
 
@@ -52,3 +54,20 @@ def log_messages():
     logger.addHandler(handler)
     yield messages
     logger.removeHandler(handler)
+
+
+@pytest.fixture
+def call_tool(monkeypatch, capsys):
+    """Runs a tool in this process, which has imported everything; returns what it printed, and its error."""
+
+    def call(tool, *arguments):
+        monkeypatch.chdir(REPO)
+        monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
+        error = ''
+        try:
+            runpy.run_path(tool, run_name='__main__')
+        except SystemExit as exit:
+            error = str(exit.code)
+        return capsys.readouterr().out, error
+
+    return call

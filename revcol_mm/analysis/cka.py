@@ -1,11 +1,14 @@
 """How alike two representations of the same images are: unbiased linear CKA, over minibatches.
 
-Centered kernel alignment of representations X and Y is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the linear
-kernels K = X X^T and L = Y Y^T (Kornblith et al. 2019, arXiv 1905.00414). HSIC_1 (Song et al. 2012), the
-unbiased estimator, can be averaged over minibatches (Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section
-3): memory does not depend on the number of images.
+Centered kernel alignment of representations X and Y is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the
+linear kernels K = X X^T and L = Y Y^T (Kornblith et al. 2019, arXiv 1905.00414). HSIC_1 (Song et al. 2012),
+the unbiased estimator, can be averaged over minibatches (Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327,
+section 3): memory does not depend on the number of images.
 
-Letters: n images of a minibatch, R representations.
+Examples may be places of images instead of images: HSIC_1 is then estimated at every place over the images,
+and averaged over places. Images are independent of each other, places of the same image are not.
+
+Letters: n images of a minibatch, P places, R representations.
 """
 
 from typing import Sequence
@@ -16,28 +19,40 @@ from torch import Tensor, nn
 MIN_IMAGES = 4  # HSIC_1 divides by n - 3
 
 
-def gram(features: Tensor) -> Tensor:
-    """Linear kernel of n images, (n, n) in float64.
+def gram(features: Tensor, grid: tuple[int, int] = (1, 1)) -> Tensor:
+    """Linear kernel of n images at each of P places, (P, n, n) in float64.
 
-    Features are flattened and centred. HSIC_1 is the same without centring, but for rounding.
+    What a place has is flattened, and centred over the images. HSIC_1 is the same without, but for rounding.
 
     Args:
-        features: (n, ...).
+        features: (n, C, H, W), or (n, ...) on a grid of one place.
+        grid: Number of places along height and width; (1, 1) compares whole images.
+
+    Raises:
+        ValueError: If the features do not fall into such a grid.
     """
-    features = features.flatten(1).double()
-    features = features - features.mean(0)
-    return features @ features.T
+    rows, columns = grid
+    if grid == (1, 1):
+        places = features.flatten(1)[None]
+    elif features.ndim == 4 and features.shape[2] % rows == 0 and features.shape[3] % columns == 0:
+        places = features.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
+        places = places.permute(2, 4, 0, 1, 3, 5).flatten(3).flatten(0, 1)
+    else:
+        raise ValueError(f'features {tuple(features.shape)} do not fall into {rows} x {columns} places')
+    places = places.double()
+    places = places - places.mean(1, keepdim=True)
+    return places @ places.mT
 
 
 def unbiased_hsic(grams: Tensor) -> Tensor:
-    """HSIC_1 of every two of R kernels, Song et al.'s eq. 5.
+    """HSIC_1 of every two of R kernels, Song et al.'s eq. 5, summed over places.
 
     With the kernels' diagonals set to 0 and 1 a vector of ones it is ::
 
         (tr(K L) + (1'K 1)(1'L 1) / ((n - 1)(n - 2)) - 2 (1'K L 1) / (n - 2)) / (n (n - 3))
 
     Args:
-        grams: (R, n, n), symmetric.
+        grams: (R, P, n, n), symmetric.
 
     Returns:
         (R, R).
@@ -48,18 +63,16 @@ def unbiased_hsic(grams: Tensor) -> Tensor:
     n = grams.shape[-1]
     if n < MIN_IMAGES:
         raise ValueError(f'unbiased HSIC takes at least {MIN_IMAGES} images in a minibatch, got {n}')
-    grams = grams - torch.diag_embed(grams.diagonal(dim1=1, dim2=2))
-    rows = grams.sum(2)
-    sums = rows.sum(1)
-    traces = grams.flatten(1) @ grams.flatten(1).T
-    hsic = traces + torch.outer(sums, sums) / ((n - 1) * (n - 2)) - 2 / (n - 2) * rows @ rows.T
-    return hsic / (n * (n - 3))
+    grams = grams - torch.diag_embed(grams.diagonal(dim1=-2, dim2=-1))
+    rows = grams.sum(-1)
+    traces, sums, products = (part @ part.T for part in (grams.flatten(1), rows.sum(-1), rows.flatten(1)))
+    return (traces + sums / ((n - 1) * (n - 2)) - products * 2 / (n - 2)) / (n * (n - 3))
 
 
 class MinibatchCKA:
     """CKA of every two of R representations, from minibatch after minibatch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from revcol_mm.analysis.cka import MinibatchCKA, gram
         >>> cka = MinibatchCKA()
@@ -71,36 +84,39 @@ class MinibatchCKA:
     """
 
     def __init__(self) -> None:
-        self.hsic: Tensor | None = None  # a sum: the number of minibatches cancels
+        self.hsic: Tensor | None = None  # a sum: the number of minibatches and places cancels
 
     def update(self, grams: Sequence[Tensor]) -> None:
         """Add a minibatch.
 
         Args:
-            grams: :func:`gram` of each representation, of the same n images.
+            grams: :func:`gram` of each representation, (P, n, n), of the same images and places.
         """
         hsic = unbiased_hsic(torch.stack(list(grams)))
         self.hsic = hsic if self.hsic is None else self.hsic + hsic
 
     def compute(self) -> Tensor:
-        """CKA, (R, R); nan for a representation that does not vary. It may exceed 1, or fall below 0, a little."""
+        """CKA, (R, R); nan for a representation that does not vary. It may lie a little outside 0 to 1."""
         scale = self.hsic.diagonal().clamp(min=0).sqrt()
         return self.hsic / torch.outer(scale, scale)
 
 
-def layer_grams(network: nn.Module, image: Tensor, layers: Sequence[str]) -> list[Tensor]:
+def layer_grams(
+    network: nn.Module, image: Tensor, layers: Sequence[str], grid: tuple[int, int] = (1, 1)
+) -> list[Tensor]:
     """:func:`gram` of the outputs of some of a network's layers, while it runs.
 
     Args:
         network: Called with ``image``.
         image: Images, (n, 3, H, W).
-        layers: Names of modules that return one tensor (n, ...).
+        layers: Names of modules that return one tensor.
+        grid: As in :func:`gram`.
     """
     grams = {}
 
     def keep(name: str):
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            grams[name] = gram(output)
+            grams[name] = gram(output, grid)
 
         return hook
 

@@ -7,15 +7,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
+import matplotlib
 from mmengine.config import Config
 
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.engine.preflight import PreflightError, merge_options
 from revcol_mm.models.checkpoint import CheckpointError
 
+matplotlib.use('Agg')  # figures are files
+
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments CONFIG, --cfg-options and --out, that shows a module's docstring as it is."""
+    """A parser with CONFIG, --cfg-options and --out, whose help shows a module's docstring as it is."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,10 +2,7 @@
 
 from typing import Sequence
 
-import matplotlib
 import numpy as np
-
-matplotlib.use('Agg')
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
@@ -13,26 +10,25 @@ MAX_NUMBERS = 16  # rows or columns; in more, numbers are too small to read
 
 
 def heat_map(
-    axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], title: str
+    axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], highest: float = 1.0
 ) -> AxesImage:
-    """Draw a matrix whose values lie between 0 and 1.
+    """Draw a matrix whose values are not negative.
 
     Args:
         axis: Where.
         matrix: (len(rows), len(columns)).
         rows: Labels from top to bottom.
         columns: Labels from left to right.
-        title: Over the map.
+        highest: Value of the brightest colour.
 
     Returns:
         The image, for a colour bar.
     """
-    image = axis.imshow(matrix, vmin=0, vmax=1, cmap='viridis', aspect='auto')
+    image = axis.imshow(matrix, vmin=0, vmax=highest, cmap='viridis', aspect='auto')
     axis.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 3 else 0)
     axis.set_yticks(range(len(rows)), rows)
-    axis.set_title(title)
     if max(matrix.shape) <= MAX_NUMBERS:
         for (y, x), value in np.ndenumerate(matrix):
-            colour = 'black' if value > 0.5 else 'white'
+            colour = 'black' if value > highest / 2 else 'white'
             axis.text(x, y, f'{value:.2f}', ha='center', va='center', color=colour, fontsize='small')
     return image

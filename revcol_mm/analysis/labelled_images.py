@@ -38,9 +38,9 @@ class Batch(NamedTuple):
 class LabelledImages:
     """Batches of a data set's images, without augmentation.
 
-    Detection and segmentation: images are read as in testing, then brought to one size, annotations with them.
-    The label of a detection data set's pixel is the class of the smallest box around it; without a box it is
-    one class more, 'background'. Classification: images are as in testing, unless a size is given.
+    Detection and segmentation: images are read as in testing, then brought to one size, annotations with
+    them. The label of a detection data set's pixel is the class of the smallest box around it; without a box
+    it is one class more, 'background'. Classification: images are as in testing, unless a size is given.
 
     Args:
         cfg: The config.
@@ -53,8 +53,8 @@ class LabelledImages:
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If the split has no data, the size does not fit, there is not one batch, or, later, an image
-            to classify has several classes.
+        ValueError: If the split has no data, the size does not fit, there is not one batch, or, later, an
+            image to classify has several classes.
     """
 
     def __init__(
@@ -174,7 +174,8 @@ def _fixed_size(cfg: Config, size: Sequence[int] | None) -> list[dict]:
     if any(side < COARSEST_STRIDE or side % COARSEST_STRIDE for side in size):
         raise ValueError(f'height and width are multiples of {COARSEST_STRIDE}, got {size[0]} and {size[1]}')
     read, pack = (
-        [transform for transform in pipeline if _name(transform).startswith(word)] for word in ('Load', 'Pack')
+        [transform for transform in pipeline if _name(transform).startswith(word)]
+        for word in ('Load', 'Pack')
     )
     return [*read, dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False), *pack]
 
