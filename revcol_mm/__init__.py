@@ -8,6 +8,7 @@ __version__ = '0.1.0'
 
 try:
     from .engine import (
+        ColumnStatisticsHook,
         LayerDecayOptimWrapperConstructor,
         LoadFromHook,
         PreflightHook,
@@ -29,6 +30,7 @@ except ModuleNotFoundError as error:
 
 
 __all__ = [
+    'ColumnStatisticsHook',
     'ColumnSupervision',
     'CommonestClassIoU',
     'LayerDecayOptimWrapperConstructor',

@@ -1,3 +1,4 @@
+from .column_statistics import ColumnStatisticsHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
 from .nonfinite import NonFiniteHook
@@ -7,6 +8,7 @@ from .runner import ResumableRunner
 from .safe_globals import allow_mmengine_globals
 
 __all__ = [
+    'ColumnStatisticsHook',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
     'NonFiniteHook',
