@@ -133,6 +133,19 @@ def test_options_of_the_config_or_of_what_it_builds_pass(cfg, key):
     assert node == 7
 
 
+def test_options_may_change_a_type_and_add_a_hook_with_arguments_of_their_own(cfg):
+    uri = 'visualizer.vis_backends.1.tracking_uri'
+    with pytest.raises(ValueError, match="vis_backends.1 has no 'tracking_uri'"):
+        merge_options(cfg, {uri: 'sqlite:///a.db'})
+    hook = 'default_hooks.column_statistics'
+    merge_options(cfg, {uri: 'sqlite:///a.db', 'visualizer.vis_backends.1.type': 'MLflowVisBackend'})
+    merge_options(cfg, {f'{hook}.interval': 7, f'{hook}.type': 'ColumnStatisticsHook'})
+    assert cfg.visualizer.vis_backends[1] == dict(type='MLflowVisBackend', tracking_uri='sqlite:///a.db')
+    assert cfg.default_hooks.column_statistics == dict(type='ColumnStatisticsHook', interval=7)
+    with pytest.raises(ValueError, match="column_statistics has no 'every'"):
+        merge_options(cfg, {f'{hook}.every': 7})
+
+
 class Dataset:
     """As much of a data set as the hook looks at."""
 

@@ -28,9 +28,11 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     Raises:
         ValueError: If a key is neither in the config nor an argument of what the config builds there.
     """
-    for key in options:
-        _check_option(cfg, key)
-    cfg.merge_from_dict(options)
+    types = {key: value for key, value in options.items() if key.endswith('.type')}
+    for part in (types, options):  # a new type has arguments of its own
+        for key in part:
+            _check_option(cfg, key)
+        cfg.merge_from_dict(part)
 
 
 def _check_option(cfg: Config, key: str) -> None:
@@ -53,6 +55,8 @@ def _check_option(cfg: Config, key: str) -> None:
             }
         elif 'type' in node:
             known |= _arguments(cfg, node['type'])
+        elif parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
+            return  # one more hook
         if part in known:
             return  # a new value, which may itself be a dict
         close = difflib.get_close_matches(part, known, n=3) or sorted(known - {'type'})
