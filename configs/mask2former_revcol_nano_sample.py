@@ -45,8 +45,4 @@ optim_wrapper = dict(
 param_scheduler = _base_.sample_schedule
 max_iters = param_scheduler[-1].end
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
-default_hooks = dict(
-    logger=dict(interval=20),
-    checkpoint=dict(interval=max_iters),
-    visualization=dict(interval=10),
-)
+default_hooks = dict(logger=dict(interval=20), checkpoint=dict(interval=max_iters))

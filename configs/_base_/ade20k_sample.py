@@ -39,3 +39,4 @@ val_dataloader = dict(
 )
 test_dataloader = val_dataloader
 test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU']), dict(type='CommonestClassIoU')]
+default_hooks = dict(visualization=dict(interval=10))

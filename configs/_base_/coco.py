@@ -93,5 +93,5 @@ log_processor = dict(by_epoch=True)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
     checkpoint=dict(interval=1, save_best='auto'),
-    visualization=dict(type='DetVisualizationHook', draw=True, interval=50),  # seen in TensorBoard
+    visualization=dict(type='PredictionPicturesHook', draw=True, interval=50),  # seen in TensorBoard
 )

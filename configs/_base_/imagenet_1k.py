@@ -110,5 +110,5 @@ auto_scale_lr = dict(enable=True, base_batch_size=1024)  # the official code alw
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 default_hooks = dict(
     checkpoint=dict(interval=1, save_best='accuracy/top1'),
-    visualization=dict(type='VisualizationHook', enable=False),
+    visualization=dict(type='VisualizationHook', enable=True, interval=2000),  # seen in TensorBoard
 )

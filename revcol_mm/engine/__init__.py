@@ -2,6 +2,7 @@ from .column_statistics import ColumnStatisticsHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
 from .nonfinite import NonFiniteHook
+from .prediction_pictures import PredictionPicturesHook
 from .preflight import PreflightHook
 from .reversible_check import ReversibleCheckHook
 from .runner import ResumableRunner
@@ -12,6 +13,7 @@ __all__ = [
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
     'NonFiniteHook',
+    'PredictionPicturesHook',
     'PreflightHook',
     'ResumableRunner',
     'ReversibleCheckHook',
