@@ -1,0 +1,81 @@
+"""What a training shows by default, and on W&B and MLflow by one option, on the sample data."""
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from .subprocesses import run
+from .test_tools import on
+
+TASKS = {
+    'upernet_revcol_nano_supervised_sample': ('ade20k', 'mIoU', 'val_scene_{}.jpg'),
+    'dino_revcol_nano_sample': ('coco', 'coco/bbox_mAP', 'val_scene_{}.jpg'),
+    'revcol_nano_sample': ('imagenet', 'accuracy/top1', 'scene_{}'),
+}
+COLUMNS = 'default_hooks.column_statistics'
+
+
+def train(config, sample_data, work_dir, *options, **env):
+    """Train for 2 iterations, then validate."""
+    layout = TASKS[config][0]
+    options = on(
+        sample_data,
+        layout,
+        'train_cfg.max_iters=2',
+        'train_cfg.val_interval=2',
+        'train_dataloader.batch_size=2',
+        'default_hooks.visualization.interval=2',
+        *options,
+    )
+    if layout == 'coco':
+        options += (f'val_evaluator.ann_file={sample_data}/coco/annotations/instances_val2017.json',)
+    return run('tools/train.py', f'configs/{config}.py', '--work-dir', work_dir, *options, **env)
+
+
+@pytest.mark.parametrize('config', TASKS)
+def test_tensorboard_has_losses_rates_metrics_columns_and_pictures_of_validation(
+    config, sample_data, tmp_path
+):
+    columns = (f'{COLUMNS}.type=ColumnStatisticsHook', f'{COLUMNS}.interval=1')
+    printed = train(config, sample_data, tmp_path, 'model.backbone.save_memory=True', *columns)
+    assert 'eta: ' in printed and ' lr: ' in printed and 'columns, peak memory' in printed
+    (events,) = tmp_path.glob('*/vis_data/events*')
+    log = EventAccumulator(str(events)).Reload()
+    _, metric, picture = TASKS[config]
+    for name in ('loss', 'lr', 'feature_variance/column_03', 'gradient_norm/column_00'):
+        assert [event.step for event in log.Scalars(name)] == [1, 2], name
+    assert [event.step for event in log.Scalars(metric)] == [2]
+    pictures = log.Tags()['images']
+    assert pictures and all(name.startswith(picture.split('{')[0]) for name in pictures), pictures
+    assert [event.step for event in log.Images(pictures[0])] == [2]
+    assert log.Images(pictures[0])[0].encoded_image_string.startswith(b'\x89PNG')
+    (text,) = log.Tensors('config/text_summary')
+    assert b'custom_imports' in text.tensor_proto.string_val[0]
+
+
+def test_wandb_by_one_option(sample_data, tmp_path):
+    pytest.importorskip('wandb', reason='an extra: pip install wandb')
+    option = 'visualizer.vis_backends.1.type=WandbVisBackend'
+    train('revcol_nano_sample', sample_data, tmp_path, option, WANDB_MODE='offline')
+    (record,) = tmp_path.glob('*/vis_data/wandb/offline-run-*/*.wandb')
+    assert b'accuracy/top1' in record.read_bytes()
+    assert any(record.parent.glob('files/media/images/scene_*.png'))
+
+
+def test_mlflow_by_two_options(sample_data, tmp_path):
+    mlflow = pytest.importorskip('mlflow', reason='an extra: pip install mlflow')
+    uri = f'sqlite:///{tmp_path}/mlflow.db'
+    backend = 'visualizer.vis_backends.1'
+    options = (f'{backend}.type=MLflowVisBackend', f'{backend}.tracking_uri={uri}')
+    artifacts = f'{backend}.artifact_location={tmp_path}/artifacts'
+    train(
+        'dino_revcol_nano_sample',
+        sample_data,
+        tmp_path,
+        *options,
+        f'{backend}.exp_name=revcol',
+        artifacts,
+    )
+    client = mlflow.MlflowClient(uri)
+    (logged,) = client.search_runs([client.get_experiment_by_name('revcol').experiment_id])
+    assert logged.data.metrics['coco/bbox_mAP'] <= 1 and logged.data.metrics['iter'] == 2
+    assert any(file.path.startswith('val_scene_') for file in client.list_artifacts(logged.info.run_id))
