@@ -15,7 +15,7 @@ try:
         ReversibleCheckHook,
         allow_mmengine_globals,
     )
-    from .evaluation import CommonestClassIoU
+    from .evaluation import CommonestClassIoU, ConfusionMetric
     from .models import ColumnSupervision, RevCol, RevColClassifier
 
     allow_mmengine_globals()
@@ -33,6 +33,7 @@ __all__ = [
     'ColumnStatisticsHook',
     'ColumnSupervision',
     'CommonestClassIoU',
+    'ConfusionMetric',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
     'PreflightHook',

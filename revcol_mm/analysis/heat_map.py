@@ -28,7 +28,7 @@ def heat_map(
     axis.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 3 else 0)
     axis.set_yticks(range(len(rows)), rows)
     if max(matrix.shape) <= MAX_NUMBERS:
-        for (y, x), value in np.ndenumerate(matrix):
+        for (y, x), value in np.ndenumerate(np.ma.masked_invalid(matrix)):
             colour = 'black' if value > highest / 2 else 'white'
             axis.text(x, y, f'{value:.2f}', ha='center', va='center', color=colour, fontsize='small')
     return image

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revcol_mm.engine.preflight import IGNORE_INDEX, check_files
+from revcol_mm.evaluation.confusion import BACKGROUND
 
 LABEL_STRIDE = 4  # of dense labels: that of level 0
 COARSEST_STRIDE = 32  # of features; sizes are multiples of it
@@ -92,7 +93,7 @@ class LabelledImages:
             )
         self.classes = tuple(self.loader.dataset.metainfo['classes'])
         if cfg.default_scope == 'mmdet':
-            self.classes += ('background',)
+            self.classes += (BACKGROUND,)
 
     def __len__(self) -> int:
         """Number of batches."""

@@ -1,0 +1,216 @@
+"""Confusion matrices of segmentation, detection and classification."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.structures import InstanceData, PixelData
+from PIL import Image
+from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score
+
+from revcol_mm import ConfusionMetric
+from revcol_mm.apis import init_model
+from revcol_mm.evaluation.confusion import class_scores, count_confusion
+
+from .subprocesses import REPO
+
+TOOL = 'tools/analysis/confusion.py'
+CLASSES = ('cat', 'dog', 'emu')
+
+
+def test_counts_and_scores_are_those_of_scikit_learn():
+    labels, predictions = torch.randint(4, (2, 500))
+    matrix = count_confusion(labels, predictions, 5)
+    np.testing.assert_array_equal(matrix, confusion_matrix(labels, predictions, labels=range(5)))
+    scores = class_scores(matrix)
+    for name, expected in dict(precision=precision_score, recall=recall_score, iou=jaccard_score).items():
+        np.testing.assert_allclose(scores[name][:4], expected(labels, predictions, average=None), rtol=1e-6)
+        assert scores[name][4].isnan()
+
+
+@pytest.mark.parametrize(
+    'labels, predictions, message',
+    [
+        ([0, 3], [0, 0], 'label 3 is none of the 3 classes'),
+        ([0, 1], [0, -1], 'prediction -1 is none of the 3 classes'),
+        ([0, 1], [0], r'\(2,\) labels, but \(1,\) predictions'),
+    ],
+)
+def test_what_is_no_class_is_refused(labels, predictions, message):
+    with pytest.raises(ValueError, match=message):
+        count_confusion(torch.tensor(labels), torch.tensor(predictions), 3)
+
+
+def evaluate(*samples, batch_size=1, **options):
+    """The matrix after an evaluation as MMEngine runs it."""
+    metric = ConfusionMetric(**options)
+    evaluator = Evaluator(metric)
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    samples = [DetDataSample(**sample) for sample in samples]
+    for start in range(0, len(samples), batch_size):
+        evaluator.process(samples[start : start + batch_size])
+        assert len(metric.results) == 1  # one matrix, however many images
+    return evaluator.evaluate(len(samples)), metric.matrix.tolist()
+
+
+def segmentation(labels, predictions):
+    return dict(
+        gt_sem_seg=PixelData(data=torch.tensor([labels])),
+        pred_sem_seg=PixelData(data=torch.tensor([predictions])),
+    )
+
+
+def test_segmentation_counts_pixels_that_have_a_label():
+    images = (
+        segmentation([[0, 0, 1], [2, 255, 255]], [[0, 1, 1], [0, 2, 0]]),
+        segmentation([[2, 2]], [[2, 0]]),
+    )
+    metrics, matrix = evaluate(*images)
+    assert matrix == [[1, 1, 0], [0, 1, 0], [2, 0, 1]]
+    labels, predictions = [0, 0, 1, 2, 2, 2], [0, 1, 1, 0, 2, 0]
+    assert metrics['confusion/iou'] == pytest.approx(
+        100 * jaccard_score(labels, predictions, average='macro'), abs=0.01
+    )
+    assert evaluate(*images, batch_size=2)[1] == matrix
+
+
+def instances(boxes, labels, scores=None):
+    data = InstanceData(
+        bboxes=torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4), labels=torch.tensor(labels).long()
+    )
+    if scores is not None:
+        data.scores = torch.tensor(scores)
+    return data
+
+
+def detection(truth, found, ignored=((), ())):
+    """Objects as (boxes, labels), found ones with scores."""
+    return dict(
+        gt_instances=instances(*truth),
+        pred_instances=instances(*found),
+        ignored_instances=instances(*ignored),
+    )
+
+
+LEFT, RIGHT, FAR = (0, 0, 10, 10), (20, 0, 30, 10), (50, 50, 60, 60)
+
+
+def shifted(box, by):
+    return box[0] + by, box[1], box[2] + by, box[3]
+
+
+def test_a_perfect_detector_gives_a_diagonal():
+    boxes, labels = [LEFT, RIGHT, FAR], [2, 0, 1]
+    _, matrix = evaluate(detection((boxes, labels), (boxes, labels, [0.9, 0.5, 0.3])))
+    assert matrix == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+
+
+def test_boxes_without_objects_and_objects_without_boxes_are_background():
+    truth = [LEFT, RIGHT], [0, 1]
+    found = [shifted(LEFT, 1), FAR, shifted(RIGHT, 6)], [1, 2, 1], [0.9, 0.8, 0.7]  # the last: IoU 0.25
+    metrics, matrix = evaluate(detection(truth, found))
+    assert matrix == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]
+    assert metrics['confusion/recall'] == 0  # of two classes: the third has no objects
+    _, matrix = evaluate(detection(truth, found), iou_threshold=0.2)
+    assert matrix == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
+    _, matrix = evaluate(detection(truth, found), score_threshold=0.85)
+    assert matrix == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_an_object_is_taken_once_by_the_most_confident_box():
+    found = [LEFT, shifted(LEFT, 1)], [0, 1], [0.4, 0.6]
+    _, matrix = evaluate(detection(([LEFT], [0]), found))
+    assert matrix == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
+
+
+def test_a_box_takes_the_object_that_it_overlaps_most_of_those_left():
+    truth = [LEFT, shifted(LEFT, 2)], [0, 1]
+    found = [shifted(LEFT, 2), shifted(LEFT, 2)], [1, 0], [0.9, 0.8]
+    assert evaluate(detection(truth, found))[1] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_boxes_in_a_region_to_be_ignored_do_not_count_unless_they_have_an_object():
+    ignored = [(0, 0, 100, 100)], [0]
+    _, matrix = evaluate(detection(([LEFT], [0]), ([LEFT, FAR], [0, 2], [0.9, 0.8]), ignored))
+    assert matrix == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+
+
+def test_images_without_objects_or_boxes_count():
+    nothing = [], []
+    samples = detection(nothing, ([LEFT], [1], [0.9])), detection(([LEFT], [2]), (*nothing, []))
+    assert evaluate(*samples)[1] == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
+    assert evaluate(detection(nothing, (*nothing, [])))[1] == np.zeros((4, 4)).tolist()
+
+
+def test_classification_counts_images():
+    pairs = [(0, 0), (1, 2), (1, 2), (2, 2)]
+    samples = [dict(gt_label=torch.tensor([a]), pred_label=torch.tensor([b])) for a, b in pairs]
+    assert evaluate(*samples)[1] == [[1, 0, 0], [0, 0, 2], [0, 0, 1]]
+
+
+def test_a_threshold_out_of_range_is_refused():
+    with pytest.raises(ValueError, match=r'iou_threshold is from 0 to 1, got 50'):
+        ConfusionMetric(iou_threshold=50)
+
+
+def on(data, layout):
+    return '--cfg-options', f'test_dataloader.dataset.data_root={data / layout}'
+
+
+@pytest.mark.parametrize(
+    'config, layout, rows',
+    [
+        ('configs/upernet_revcol_nano_sample.py', 'ade20k', 11),
+        ('tests/configs/retinanet_revcol_nano_sample.py', 'coco', 11),
+        ('configs/revcol_nano_sample.py', 'imagenet', 10),
+    ],
+)
+def test_the_tool_counts_every_label_of_the_test_images(
+    config, layout, rows, sample_data, tmp_path, call_tool
+):
+    torch.manual_seed(0)
+    torch.save(init_model(REPO / config, device='cpu').state_dict(), tmp_path / 'random.pth')
+    printed, error = call_tool(
+        TOOL, config, tmp_path / 'random.pth', '--out', tmp_path, *on(sample_data, layout)
+    )
+    assert not error
+    report = json.loads((tmp_path / 'confusion.json').read_text())
+    matrix = np.array(report['matrix'])
+    assert matrix.shape == (rows, rows) and len(report['names']) == rows
+    cfg = Config.fromfile(REPO / config)
+    if layout == 'ade20k':
+        pixels = sum(
+            _count_pixels(path) for path in (sample_data / 'ade20k/annotations/validation').iterdir()
+        )
+        assert matrix.sum() == pixels
+        assert 'iou' in report['classes'][0]
+    elif layout == 'coco':
+        coco = json.loads((sample_data / 'coco/annotations/instances_val2017.json').read_text())
+        counts = np.bincount([a['category_id'] - 1 for a in coco['annotations']], minlength=10)
+        assert matrix[:-1].sum(1).tolist() == counts.tolist() == [row['count'] for row in report['classes']]
+        assert report['score_threshold'] == 0.3 and len(report['classes']) == cfg.model.bbox_head.num_classes
+    else:
+        counts = [len(list((sample_data / 'imagenet/val' / str(digit)).iterdir())) for digit in range(10)]
+        assert matrix.sum(1).tolist() == counts
+    assert f'| mean | {sum(row["count"] for row in report["classes"])} |' in printed
+    assert (tmp_path / 'confusion.png').stat().st_size > 10_000
+
+
+def _count_pixels(path):
+    return int((np.asarray(Image.open(path)) > 0).sum())  # 0 has no label
+
+
+def test_what_cannot_be_is_an_error_in_one_line(sample_data, call_tool):
+    segmentor = TOOL, 'configs/upernet_revcol_nano_sample.py', 'nothing.pth', *on(sample_data, 'ade20k')
+    detector = TOOL, 'tests/configs/retinanet_revcol_nano_sample.py', 'nothing.pth', *on(sample_data, 'coco')
+    for arguments, message in (
+        ((*segmentor, '--score-threshold', 0.5), 'is no detector: it takes no score_threshold'),
+        ((*detector, '--score-threshold', 5), 'score_threshold is from 0 to 1, got 5'),
+        (segmentor, 'nothing.pth'),
+    ):
+        _, error = call_tool(*arguments)
+        assert error.startswith('error: ') and message in error

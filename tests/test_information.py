@@ -1,0 +1,229 @@
+"""Linear probes of images and labels."""
+
+import json
+import runpy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+from torch.nn import functional as F
+
+from revcol_mm.analysis.labelled_images import UNLABELLED, Batch, LabelledImages
+from revcol_mm.analysis.linear_probe import Moments, fit_discriminant, fit_ridge, predict
+from revcol_mm.apis import init_model
+
+from .subprocesses import REPO
+
+TOOL = 'tools/analysis/information.py'
+SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
+PLAIN = 'configs/baselines/upernet_convnext_sample.py'
+CLASSIFIER = 'configs/revcol_nano_sample.py'
+
+
+def moments_of(x, y, *sizes):
+    moments = Moments()
+    for a, b in zip(x.split(sizes or len(x)), y.split(sizes or len(y))):
+        moments.add(a, b)
+    return moments
+
+
+def regression(count, noise=0.0):
+    x = torch.randn(count, 6, dtype=torch.float64) @ torch.randn(6, 6, dtype=torch.float64) + 10
+    y = x @ torch.linspace(-1, 1, 18, dtype=torch.float64).view(6, 3) + 4
+    return x, y + noise * torch.randn(count, 3, dtype=torch.float64)
+
+
+def test_it_is_ridge_regression_however_the_samples_come():
+    x, y = regression(90, noise=1.0)
+    held_x, held_y = x[60:], y[60:]
+    weights, _ = fit_ridge(moments_of(x[:60], y[:60], 7, 50, 3), moments_of(held_x, held_y), ridges=[0.1])
+    alpha = 0.1 * len(x) * x.var(0, unbiased=False).mean().item()  # scikit-learn's is not per sample
+    expected = Ridge(alpha).fit(x.numpy(), y.numpy())
+    np.testing.assert_allclose(weights[:-1].numpy(), expected.coef_.T, rtol=1e-9)
+    np.testing.assert_allclose(weights[-1].numpy(), expected.intercept_, rtol=1e-9)
+    np.testing.assert_allclose(predict(weights, x).numpy(), expected.predict(x.numpy()), rtol=1e-9)
+    order = torch.randperm(60)
+    again, _ = fit_ridge(moments_of(x[order], y[order]), moments_of(held_x, held_y), ridges=[0.1])
+    torch.testing.assert_close(again, weights, rtol=1e-9, atol=1e-12)
+
+
+def test_the_ridge_is_the_one_that_predicts_held_out_samples_best():
+    x, y = regression(12, noise=20.0)
+    held_x, held_y = regression(500, noise=20.0)
+    ridges = (1e-6, 1e-2, 1.0, 100.0)
+    errors = []
+    for ridge in ridges:
+        alpha = ridge * len(x) * x.var(0, unbiased=False).mean().item()
+        expected = Ridge(alpha).fit(x.numpy(), y.numpy()).predict(held_x.numpy())
+        errors.append(np.square(expected - held_y.numpy()).sum())
+    _, chosen = fit_ridge(moments_of(x, y), moments_of(held_x, held_y), ridges)
+    assert chosen == ridges[np.argmin(errors)] and np.ptp(errors) > 0.01 * min(errors)
+
+
+def test_what_is_linear_in_the_features_is_found_exactly():
+    x, y = regression(50)
+    weights, _ = fit_ridge(moments_of(x[:40], y[:40]), moments_of(x[40:], y[40:]))
+    torch.testing.assert_close(predict(weights, x), y, rtol=0, atol=1e-4)
+
+
+def test_features_that_do_not_vary_predict_the_mean():
+    y = torch.randn(20, 2, dtype=torch.float64)
+    moments = moments_of(torch.zeros(20, 3), y)
+    weights, _ = fit_ridge(moments, moments)
+    torch.testing.assert_close(predict(weights, torch.ones(1, 3)), 2 * y.mean(0, keepdim=True) / 2)
+
+
+def classes_of(count):
+    labels = torch.multinomial(torch.tensor([0.9, 0.06, 0.04]), count, replacement=True)
+    centres = torch.tensor([[0.0, 0, 0], [3, 0, 0], [1.5, 0.3, 0]]).double()
+    return centres[labels] + torch.randn(count, 3).double() @ torch.randn(3, 3).double(), labels
+
+
+def test_it_is_linear_discriminant_analysis():
+    x, labels = classes_of(3000)
+    one_hot = F.one_hot(labels, 3)
+    weights, _ = fit_discriminant(
+        moments_of(x[:2000], one_hot[:2000]), moments_of(x[2000:], one_hot[2000:]), ridges=[1e-12]
+    )
+    expected = LinearDiscriminantAnalysis(solver='lsqr').fit(x.numpy(), labels.numpy())
+    np.testing.assert_allclose(
+        predict(weights, x).log_softmax(1).numpy(),
+        expected.predict_log_proba(x.numpy()),
+        rtol=1e-6,
+        atol=1e-6,
+    )
+
+
+def test_a_class_without_samples_is_never_predicted():
+    x, labels = classes_of(500)
+    moments = moments_of(x, F.one_hot(labels, 5))
+    weights, _ = fit_discriminant(moments, moments)
+    assert torch.equal(predict(weights, x)[:, 3:], torch.full((500, 2), -torch.inf).double())
+    assert predict(weights, x).argmax(1).unique().tolist() == labels.unique().tolist()
+
+
+class Network:
+    """Two levels: one has all of the image, the other all of the labels and of the image its 8 x 8 means."""
+
+    def __init__(self, size=(64, 32)):
+        self.size = size
+        self.mixing = torch.randn(48, 48, dtype=torch.float64)
+
+    def data_preprocessor(self, data):
+        return data
+
+    def backbone(self, images):
+        means = F.avg_pool2d(images, 8)
+        return [
+            torch.einsum('dc,bchw->bdhw', self.mixing, F.pixel_unshuffle(images.double(), 4)),
+            means.double(),
+        ]
+
+
+def test_the_image_is_rebuilt_from_what_has_all_of_it_and_not_from_means():
+    Probes, psnr = (runpy.run_path(str(REPO / TOOL))[name] for name in ('Probes', 'psnr'))
+    probes = Probes(Network(), num_classes=2)
+    images = torch.rand(60, 3, 32, 32)
+    labels = (images[:, 0, 2::4, 2::4] > 0.9).long()
+    labels[:, 0] = UNLABELLED
+    batches = [Batch(dict(inputs=x), x, y) for x, y in zip(images.split(20), labels.split(20))]
+    for batch in batches[:2]:
+        probes.train(batch, torch.arange(20) % 5 == 0)
+    probes.fit()
+    probes.test(batches[2])
+    num_values = images[40:].numel()
+    rows = {row['level']: row for row in probes.rows(num_values, 'network')}
+    assert rows[0]['psnr'] > 100 and rows['all']['psnr'] > 100
+    means = F.avg_pool2d(images[40:], 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    error = (means - images[40:]).square().sum().item()
+    assert rows[1]['psnr'] == pytest.approx(psnr(error, num_values), abs=0.05)
+    assert psnr(error, num_values) == pytest.approx(10.8, abs=0.1)  # variance of uniform values: 1 / 12
+    known = labels[40:][labels[40:] != UNLABELLED]
+    assert probes.confusion['labels', 0, 0].sum() == known.numel()
+    assert rows[0]['accuracy'] > 100 * max(known.float().mean(), 1 - known.float().mean()) + 3
+
+
+def test_maps_that_do_not_fill_the_image_are_refused():
+    columns_of = runpy.run_path(str(REPO / TOOL))['columns_of']
+    images = torch.rand(2, 3, 30, 30)
+    network = SimpleNamespace(data_preprocessor=lambda data: data, backbone=lambda x: [F.avg_pool2d(x, 4)])
+    with pytest.raises(ValueError, match=r'\(2, 3, 7, 7\) have no cells that fill images of 30 x 30'):
+        list(columns_of(network, Batch(dict(inputs=images), images, torch.zeros(2))))
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """Random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp('checkpoints')
+    for name, config in (('revcol', SEGMENTOR), ('plain', PLAIN), ('classifier', CLASSIFIER)):
+        torch.save(init_model(REPO / config, device='cpu').state_dict(), folder / f'{name}.pth')
+    return folder
+
+
+def on(data, layout):
+    return '--cfg-options', *(f'{s}_dataloader.dataset.data_root={data / layout}' for s in ('train', 'test'))
+
+
+def test_the_tool_compares_columns_and_stages_with_what_is_trivial(
+    checkpoints, sample_data, tmp_path, call_tool
+):
+    printed, error = call_tool(
+        *(TOOL, SEGMENTOR, checkpoints / 'revcol.pth', '--plain', PLAIN, checkpoints / 'plain.pth'),
+        *('--size', 64, 64, '--out', tmp_path, *on(sample_data, 'ade20k')),
+    )
+    assert not error
+    report = json.loads((tmp_path / 'information.json').read_text())
+    places = [(row['network'], row['column'], row['level']) for row in report['rows']]
+    assert places == [
+        *(('upernet_revcol_nano_sample', c, level) for c in range(4) for level in (0, 1, 2, 3, 'all')),
+        *(('upernet_convnext_sample', 0, level) for level in (0, 1, 2, 3, 'all')),
+    ]
+    cfg = Config.fromfile(REPO / SEGMENTOR)
+    for split in ('train', 'test'):
+        cfg[f'{split}_dataloader'].dataset.data_root = str(sample_data / 'ade20k')
+    training, test = (next(LabelledImages(cfg, split, 20, (64, 64)).batches()) for split in ('train', 'test'))
+    assert len(training.images) == report['num_training_images'] == 12
+    mse = np.square(test.images.numpy() - training.images.numpy().mean(0)).mean()
+    labels = test.labels[test.labels != UNLABELLED]
+    assert report['trivial']['psnr'] == pytest.approx(-10 * np.log10(mse), abs=1e-4)
+    assert report['trivial']['accuracy'] == pytest.approx(100 * (labels == 0).float().mean().item())
+    assert report['rows'][0]['psnr'] > report['trivial']['psnr'] + 3
+    assert f'| {report["rows"][0]["psnr"]:.2f} |' in printed and '| trivial |' in printed
+    assert (tmp_path / 'information.png').stat().st_size > 20_000
+
+
+def test_the_tool_takes_a_classifier_and_the_batch_size_does_not_matter(
+    checkpoints, sample_data, tmp_path, call_tool
+):
+    reports = []
+    for batch_size in (3, 16):
+        _, error = call_tool(
+            *(TOOL, CLASSIFIER, checkpoints / 'classifier.pth', '--batch-size', batch_size),
+            *('--num-images', 30, '--out', tmp_path, *on(sample_data, 'imagenet')),
+        )
+        assert not error
+        reports.append(json.loads((tmp_path / 'information.json').read_text()))
+    small, large = (report['rows'] for report in reports)
+    assert [row['psnr'] for row in small] == pytest.approx([row['psnr'] for row in large], rel=1e-4)
+    assert reports[0]['num_training_images'] == 30 and not reports[0]['dense']
+
+
+def test_what_cannot_be_analysed_is_an_error_in_one_line(checkpoints, sample_data, call_tool):
+    classifier = (TOOL, CLASSIFIER, checkpoints / 'classifier.pth', *on(sample_data, 'imagenet'))
+    for arguments, message in (
+        ((*classifier, '--num-images', 1), 'at least 2 training images'),
+        ((*classifier, '--batch-size', 0), 'start at 1, got 0'),
+        ((*classifier, '--plain', CLASSIFIER, checkpoints / 'classifier.pth'), 'CONFIG is named so, too'),
+        ((TOOL, CLASSIFIER, 'nothing.pth', *on(sample_data, 'imagenet')), 'nothing.pth'),
+        (
+            (TOOL, CLASSIFIER, 'nothing.pth', *on(sample_data, 'nothing')),
+            f'no data folder {sample_data}/nothing',
+        ),
+    ):
+        _, error = call_tool(*arguments)
+        assert error.startswith('error: ') and message in error
