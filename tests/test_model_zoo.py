@@ -1,19 +1,21 @@
 """Counting parameters and FLOPs, what the metafiles say of them, and the tables made from the metafiles."""
 
 import copy
+import importlib.util
 import re
 import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import modelindex
 import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 
+from revcol_mm.check_env import installed_set
 from revcol_mm.evaluation.complexity import count_complexity
 
 from .subprocesses import REPO
@@ -55,6 +57,8 @@ def _no_initial_values(monkeypatch):
 
 @pytest.mark.parametrize('name', RECOUNTED)
 def test_metafiles_hold_what_is_counted(name):
+    if name.startswith('dino') and installed_set() == 'onedl':
+        pytest.skip("the fork's DINO is another one, see below")
     assert not ZOO['recount'](copy.deepcopy(ENTRIES[name]))
 
 
@@ -64,7 +68,10 @@ def test_metafiles_hold_the_number_of_parameters(name):
     init_default_scope(cfg.default_scope)
     with torch.device('meta'):
         model = MODELS.build(cfg.model)
-    assert sum(p.numel() for p in model.parameters()) == ENTRIES[name]['Metadata']['Parameters']
+    expected = ENTRIES[name]['Metadata']['Parameters']
+    if name.startswith('dino') and installed_set() == 'onedl':
+        expected += 512 * 256  # the fork's decoder encodes boxes in twice as many numbers
+    assert sum(p.numel() for p in model.parameters()) == expected
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -94,7 +101,11 @@ def test_only_the_published_size_of_upernet_on_b_contradicts_the_architecture():
 )
 def test_deformable_attention_is_counted_as_others_count_it(config, shape, millions, giga):
     """DINO paper, table 1; Mask2Former paper, table VII of the supplement. RevCol's are not published."""
-    complexity = count_complexity(get_config(config), shape)
+    package, path = config.split(
+        '::'
+    )  # MMEngine's own `get_config` does not know the onedl forks' MMSegmentation
+    folder = Path(importlib.util.find_spec(package).origin).parent / '.mim/configs'
+    complexity = count_complexity(Config.fromfile(folder / path), shape)
     assert complexity.parameters.total() / 1e6 == pytest.approx(millions, rel=0.02)
     assert complexity.flops.total() / 1e9 == pytest.approx(giga, rel=0.02)
 

@@ -174,8 +174,12 @@ class ResumableRunner(Runner):
         loop = self.train_loop
         batches = loop.dataloader.batch_sampler
         if isinstance(loop, IterBasedTrainLoop) and isinstance(batches, ResumableBatchSampler):
-            loop.dataloader_iterator._epoch = getattr(batches.sampler, 'epoch', 0)
-            loop.dataloader_iterator = chain(repeat(None, loop.iter), loop.dataloader_iterator)
+            iterator = loop.dataloader_iterator
+            iterator._epoch = getattr(batches.sampler, 'epoch', 0)
+            if hasattr(iterator, 'skip_iter'):  # the onedl fork's MMEngine asks its iterator to drop them
+                iterator.skip_iter = lambda num_iters: None
+            else:
+                loop.dataloader_iterator = chain(repeat(None, loop.iter), iterator)
 
     def save_checkpoint(
         self, out_dir: str, filename: str, *args: Any, backend_args: dict | None = None, **kwargs: Any
