@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.logging import print_log
+from mmengine.utils import get_git_hash
 
 from revcol_mm.check_env import SCOPES, require
 
@@ -59,7 +62,8 @@ def read_config(path: str | Path) -> Config:
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     """Read the config that a command line names, apply its options and check all that can fail late.
 
-    PreflightHook and LoadFromHook are added where the config has none.
+    PreflightHook and LoadFromHook are added where the config has none; the command, and the git commit of the
+    current folder, will be in the log.
 
     Args:
         args: Parsed :func:`add_common_arguments`.
@@ -77,6 +81,10 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks.setdefault('preflight', dict(type='PreflightHook'))
     hooks.setdefault('load_from', dict(type='LoadFromHook'))['strict'] = 'train_dataloader' not in loaders
+    # MMEngine logs all of env_cfg and uses what it knows of it.
+    cfg.setdefault('env_cfg', ConfigDict()).update(
+        command=shlex.join(sys.argv), git_commit=get_git_hash(fallback='none')
+    )
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     check_writable(Path(cfg.work_dir))
