@@ -1,13 +1,29 @@
 """tools/analysis/learning_curves.py on logs as MMEngine writes them."""
 
 import json
+import re
 import runpy
+import sys
 
 import pytest
+
+from revcol_mm.analysis.learning_curves import table
 
 from .subprocesses import REPO, run
 
 TOOL = 'tools/analysis/learning_curves.py'
+
+
+@pytest.fixture
+def tool(monkeypatch):
+    """The tool's main function, in this process."""
+    main = runpy.run_path(str(REPO / TOOL))['main']
+
+    def call(*args):
+        monkeypatch.setattr(sys, 'argv', [TOOL, *map(str, args)])
+        main()
+
+    return call
 
 
 def write_run(work_dir, *logs, save_best='mIoU'):
@@ -27,33 +43,35 @@ def validate(step, **metrics):
     return dict(**metrics, data_time=0.1, time=0.2, step=step)
 
 
-def curves(out, *runs):
-    printed = run(TOOL, *runs, '--out', out)
+def curves(out):
     assert (out / 'learning_curves.png').stat().st_size > 5000
-    return printed, json.loads((out / 'learning_curves.json').read_text())
+    return json.loads((out / 'learning_curves.json').read_text())
 
 
 def test_a_resumed_run_is_one_curve_of_the_metric_that_its_config_calls_best(tmp_path):
-    first = [train(10, 3.0), train(20, 2.0), validate(20, aAcc=50.0, mIoU=10.0), train(30, 9.0)]
+    columns = dict(iter=20, step=20, **{'gradient_norm/column_00': 1.0})
+    first = [train(10, 3.0), train(20, 2.0), columns, validate(20, aAcc=50.0, mIoU=10.0), train(30, 9.0)]
     again = [train(30, 1.5), train(40, 1.0), validate(40, aAcc=60.0, mIoU=20.0)]
     write_run(tmp_path / 'seg', first, again)
-    printed, (loss, metric) = curves(tmp_path / 'out', tmp_path / 'seg')
+    printed = run(TOOL, tmp_path / 'seg', '--out', tmp_path / 'out')
+    loss, metric = curves(tmp_path / 'out')
     assert (loss['metric'], loss['steps'], loss['mean']) == ('loss', [10, 20, 30, 40], [3.0, 2.0, 1.5, 1.0])
     assert (metric['metric'], metric['steps'], metric['mean']) == ('mIoU', [20, 40], [10.0, 20.0])
     assert '| seg | 40 | mIoU | 20 |  |' in printed
 
 
-def test_seeds_are_one_curve_with_a_band_where_all_have_been(tmp_path):
+def test_seeds_are_one_curve_with_a_band_where_all_have_been(tmp_path, tool, capsys):
     for seed, value in enumerate((10.0, 14.0, 12.0)):
         records = [train(10, 1.0), validate(10, mIoU=value), validate(20 + seed // 2, mIoU=50.0)]
         write_run(tmp_path / f'seg/seed{seed}', records)
-    printed, (_, metric) = curves(tmp_path / 'out', tmp_path / 'seg')
+    tool(tmp_path / 'seg', '--out', tmp_path / 'out')
+    _, metric = curves(tmp_path / 'out')
     assert (metric['seeds'], metric['steps']) == (3, [10])
     assert (metric['mean'], metric['low'], metric['high']) == ([12.0], [10.0], [14.0])
-    assert '| seg | 10 | mIoU | 12 | 10, 14, 12 |' in printed
+    assert '| seg | 10 | mIoU | 12 | 10, 14, 12 |' in capsys.readouterr().out
 
 
-def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path):
+def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path, tool):
     records = [
         *(
             train(50, 2.0, epoch=1),
@@ -67,7 +85,8 @@ def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path):
         ),
     ]
     write_run(tmp_path / 'det', records, save_best='auto')
-    _, (_, metric) = curves(tmp_path / 'out', tmp_path / 'det')
+    tool(tmp_path / 'det', '--out', tmp_path / 'out')
+    _, metric = curves(tmp_path / 'out')
     assert (metric['metric'], metric['steps'], metric['mean']) == ('coco/bbox_mAP', [100, 200], [0.1, 0.2])
 
 
@@ -79,11 +98,11 @@ def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path):
         (('--metrics', 'mIoU', 'AP'), 'no run has a metric AP'),
     ],
 )
-def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path):
+def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path, tool):
     if arguments:
         write_run(tmp_path, [train(10, 1.0), validate(10, mIoU=10.0)])
-    printed = run(TOOL, tmp_path, *arguments, expect=1)
-    assert printed.startswith('error: ') and message in printed and 'Traceback' not in printed
+    with pytest.raises(SystemExit, match=f'^error: .*{re.escape(message)}'):
+        tool(tmp_path, *arguments)
 
 
 def test_the_recorded_trainings_are_quoted_as_recorded_and_learn():
@@ -92,7 +111,6 @@ def test_the_recorded_trainings_are_quoted_as_recorded_and_learn():
         json.loads((path / 'learning_curves.json').read_text()) for path in (folder, folder / 'untrained')
     )
     text = folder.with_suffix('.md').read_text()
-    table = runpy.run_path(str(REPO / TOOL))['table']
     assert table(rows) in text and table(untrained) in text
     for row in rows:
         first, last = row['mean'][0], row['mean'][-1]

@@ -9,141 +9,10 @@ from the lowest to the highest.
 
 import argparse
 import json
-import statistics
-import sys
-from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-from mmengine.config import Config
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
-Curve = dict[int, float]  # iteration to value
-NOT_METRICS = ('time', 'data_time', 'step')
-
-
-def read_run(work_dir: Path) -> dict[str, Curve]:
-    """Curves of a work dir by name, 'loss' and the validation metrics.
-
-    A run that was resumed has several logs; what it did again replaces what it did before.
-    """
-    curves, end_of_epoch = defaultdict(dict), {}
-    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in log.read_text().splitlines():
-            record = json.loads(line)
-            if 'loss' in record:
-                curves['loss'][record['step']] = record['loss']
-                end_of_epoch[record.get('epoch')] = record['step']
-            else:  # validation, whose step is an epoch where training goes by epochs
-                step = end_of_epoch.get(record['step'], record['step'])
-                for name in record:
-                    if name not in NOT_METRICS:
-                        curves[name][step] = record[name]
-    return dict(curves)
-
-
-def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
-    """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
-    logged = [name for name in curves if name != 'loss']
-    (config, *_) = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
-    named = Config.fromfile(config).default_hooks.checkpoint.get('save_best')
-    return [named] if named in logged else logged[:1]  # 'auto' means the first
-
-
-def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
-    """Curves of a work dir, or of every work dir in a folder, by work dir.
-
-    Raises:
-        ValueError: If there is no log.
-    """
-    runs = {path: run for path in (folder, *sorted(folder.glob('*/'))) if (run := read_run(path))}
-    if not runs:
-        raise ValueError(f'{folder} has no */vis_data/scalars.json, which MMEngine writes when it trains')
-    return runs
-
-
-def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
-    """Of the loss and every metric the mean curve of all seeds, its spread, and the values at the end.
-
-    Args:
-        folder: A work dir, or a folder of them.
-        metrics: Names of validation metrics, of which it takes those that the run has. None: the one that
-            the run's config calls best.
-
-    Raises:
-        ValueError: If the run has none of the metrics.
-    """
-    work_dirs, runs = zip(*find_runs(folder).items())
-    rows = []
-    logged = sorted(set.intersection(*(set(run) for run in runs)))
-    chosen = [name for name in metrics if name in logged] if metrics else best_metric(work_dirs[0], runs[0])
-    if metrics and not chosen:
-        raise ValueError(f'{folder} has no metric {" or ".join(metrics)}; it has {", ".join(logged)}')
-    for name in ['loss', *chosen]:
-        steps = sorted(set.intersection(*(set(run[name]) for run in runs)))
-        values = [[run[name][step] for run in runs] for step in steps]
-        rows.append(
-            dict(
-                run=folder.resolve().name,
-                metric=name,
-                seeds=len(runs),
-                steps=steps,
-                mean=[statistics.mean(v) for v in values],
-                low=[min(v) for v in values],
-                high=[max(v) for v in values],
-                last=values[-1],
-            )
-        )
-    return rows
-
-
-def table(rows: list[dict]) -> str:
-    """The last validation of every run as a Markdown table: the mean of its seeds, and each of them."""
-    lines = ['| run | iterations | metric | last | seeds |', '|---|---|---|---|---|']
-    for row in rows:
-        if row['metric'] != 'loss':
-            seeds = ', '.join(f'{value:.4g}' for value in row['last']) if row['seeds'] > 1 else ''
-            lines.append(
-                f'| {row["run"]} | {row["steps"][-1]} | {row["metric"]} | {row["mean"][-1]:.4g} | {seeds} |'
-            )
-    return '\n'.join(lines)
-
-
-def plot(rows: list[dict], path: Path) -> None:
-    """Draw a panel for the loss and one for each metric, against iterations."""
-    metrics = list(dict.fromkeys(row['metric'] for row in rows))
-    colours = {run: f'C{index}' for index, run in enumerate(dict.fromkeys(row['run'] for row in rows))}
-    columns = min(3, len(metrics))
-    num_rows = -(-len(metrics) // columns)
-    figure, axes = plt.subplots(
-        num_rows, columns, figsize=(4.6 * columns, 3.8 * num_rows), layout='constrained', squeeze=False
-    )
-    for axis in axes.flat[len(metrics) :]:
-        axis.remove()
-    for axis, metric in zip(axes.flat, metrics):
-        for row in rows:
-            if row['metric'] == metric:
-                draw(axis, row, colours[row['run']])
-        axis.set_title(metric)
-        axis.set_xlabel('iterations')
-        axis.grid(alpha=0.3)
-        if metric == 'loss' and len(metrics) > 1:
-            axis.set_yscale('log')  # without a legend, which the other panels have
-        else:
-            axis.set_ylim(bottom=0)
-            axis.legend(fontsize='x-small')
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def draw(axis: Axes, row: dict, colour: str) -> None:
-    marker = '' if len(row['steps']) > 15 else 'o'
-    axis.plot(row['steps'], row['mean'], color=colour, marker=marker, markersize=4, label=row['run'])
-    if row['seeds'] > 1:
-        axis.fill_between(row['steps'], row['low'], row['high'], color=colour, alpha=0.2)
+from revcol_mm.analysis.command_line import errors_in_one_line
+from revcol_mm.analysis.learning_curves import plot, summarise, table
 
 
 def main() -> None:
@@ -153,18 +22,16 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='folder for learning_curves.json and .png')
     args = parser.parse_args()
     rows = []
-    try:
+    with errors_in_one_line():
         for run in args.runs:
             rows += summarise(run, args.metrics)
         if unknown := set(args.metrics or ()) - {row['metric'] for row in rows}:
             raise ValueError(f'no run has a metric {" or ".join(sorted(unknown))}')
-    except ValueError as error:
-        sys.exit(f'error: {error}')
     print(table(rows))
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'learning_curves.json').write_text(json.dumps(rows, indent=1) + '\n')
-        plot(rows, args.out / 'learning_curves.png')
+        plot(rows).savefig(args.out / 'learning_curves.png', dpi=110)
 
 
 if __name__ == '__main__':

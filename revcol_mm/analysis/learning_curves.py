@@ -1,0 +1,142 @@
+"""Loss and validation metrics of trainings against iterations, from MMEngine's logs."""
+
+import json
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from mmengine.config import Config
+
+Curve = dict[int, float]  # iteration to value
+NOT_METRICS = ('time', 'data_time', 'step')
+
+
+def read_records(work_dir: Path) -> Iterator[dict[str, Any]]:
+    """What a work dir's trainings logged, one after the other; a run that was resumed has several logs."""
+    for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        yield from map(json.loads, log.read_text().splitlines())
+
+
+def read_run(work_dir: Path) -> dict[str, Curve]:
+    """Curves of a work dir by name, 'loss' and the validation metrics.
+
+    What a run that was resumed did again replaces what it did before.
+    """
+    curves, end_of_epoch = defaultdict(dict), {}
+    for record in read_records(work_dir):
+        if 'loss' in record:
+            curves['loss'][record['step']] = record['loss']
+            end_of_epoch[record.get('epoch')] = record['step']
+        elif 'iter' not in record:  # validation, whose step is an epoch where training goes by epochs
+            step = end_of_epoch.get(record['step'], record['step'])
+            for name in record:
+                if name not in NOT_METRICS:
+                    curves[name][step] = record[name]
+    return dict(curves)
+
+
+def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
+    """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
+    logged = [name for name in curves if name != 'loss']
+    (config, *_) = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
+    named = Config.fromfile(config).default_hooks.checkpoint.get('save_best')
+    return [named] if named in logged else logged[:1]  # 'auto' means the first
+
+
+def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
+    """Curves of a work dir, or of every work dir in a folder, by work dir.
+
+    Raises:
+        ValueError: If there is no log.
+    """
+    runs = {path: run for path in (folder, *sorted(folder.glob('*/'))) if (run := read_run(path))}
+    if not runs:
+        raise ValueError(f'{folder} has no */vis_data/scalars.json, which MMEngine writes when it trains')
+    return runs
+
+
+def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
+    """Of the loss and every metric the mean curve of all seeds, its spread, and the values at the end.
+
+    Args:
+        folder: A work dir, or a folder of them.
+        metrics: Names of validation metrics, of which it takes those that the run has. None: the one that
+            the run's config calls best.
+
+    Raises:
+        ValueError: If the run has none of the metrics.
+    """
+    work_dirs, runs = zip(*find_runs(folder).items())
+    logged = sorted(set.intersection(*(set(run) for run in runs)))
+    chosen = [name for name in metrics if name in logged] if metrics else best_metric(work_dirs[0], runs[0])
+    if metrics and not chosen:
+        raise ValueError(f'{folder} has no metric {" or ".join(metrics)}; it has {", ".join(logged)}')
+    name = folder.resolve().name
+    return [curve_row(name, metric, [run[metric] for run in runs]) for metric in ['loss', *chosen]]
+
+
+def curve_row(run: str, metric: str, curves: Sequence[Curve]) -> dict:
+    """A metric's mean over seeds where all have been, its spread, and the values at the end."""
+    steps = sorted(set.intersection(*map(set, curves)))
+    values = [[curve[step] for curve in curves] for step in steps]
+    return dict(
+        run=run,
+        metric=metric,
+        seeds=len(curves),
+        steps=steps,
+        mean=[statistics.mean(v) for v in values],
+        low=[min(v) for v in values],
+        high=[max(v) for v in values],
+        last=values[-1],
+    )
+
+
+def table(rows: list[dict]) -> str:
+    """The last validation of every run as a Markdown table: the mean of its seeds, and each of them."""
+    lines = ['| run | iterations | metric | last | seeds |', '|---|---|---|---|---|']
+    for row in rows:
+        if row['metric'] != 'loss':
+            seeds = ', '.join(f'{value:.4g}' for value in row['last']) if row['seeds'] > 1 else ''
+            lines.append(
+                f'| {row["run"]} | {row["steps"][-1]} | {row["metric"]} | {row["mean"][-1]:.4g} | {seeds} |'
+            )
+    return '\n'.join(lines)
+
+
+def plot(rows: list[dict]) -> Figure:
+    """Draw a panel for the loss and one for each metric, against iterations."""
+    metrics = list(dict.fromkeys(row['metric'] for row in rows))
+    colours = {run: f'C{index}' for index, run in enumerate(dict.fromkeys(row['run'] for row in rows))}
+    columns = min(3, len(metrics))
+    num_rows = -(-len(metrics) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.8 * num_rows), layout='constrained')
+    axes = figure.subplots(num_rows, columns, squeeze=False)
+    for axis in axes.flat[len(metrics) :]:
+        axis.remove()
+    for axis, metric in zip(axes.flat, metrics):
+        for row in rows:
+            if row['metric'] == metric:
+                draw(axis, row, colours[row['run']])
+        axis.set_title(metric)
+        axis.set_xlabel('iterations')
+        axis.grid(alpha=0.3)
+        if metric == 'loss' and len(metrics) > 1:
+            axis.set_yscale('log')  # without a legend, which the other panels have
+        else:
+            lowest = min(value for row in rows if row['metric'] == metric for value in row['low'])
+            axis.set_ylim(bottom=min(0, lowest))  # COCO's -1: there are no such objects
+            if len(colours) > 1:
+                axis.legend(fontsize='x-small')
+    if len(colours) == 1:
+        figure.suptitle(rows[0]['run'])
+    return figure
+
+
+def draw(axis: Axes, row: dict, colour: str) -> None:
+    marker = '' if len(row['steps']) > 15 else 'o'
+    axis.plot(row['steps'], row['mean'], color=colour, marker=marker, markersize=4, label=row['run'])
+    if row['seeds'] > 1:
+        axis.fill_between(row['steps'], row['low'], row['high'], color=colour, alpha=0.2)
