@@ -4,16 +4,18 @@ SHELL := /bin/bash
 .ONESHELL:
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+OPENMMLAB ?=  # onedl: its forks, see requirements-onedl.txt
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test lint
-install: .venv/installed
+.PHONY: install demo trainings test test-onedl lint docs
+install: $(VENV)/installed
 
-.venv/installed: requirements.txt setup.py
+$(VENV)/installed: requirements.txt requirements-onedl.txt setup.py
 	@fail() { echo "error: $$1"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
 	    || fail "$(PYTHON) is none of Python 3.10 to 3.12; try: make PYTHON=python3.11"
@@ -22,21 +24,29 @@ install: .venv/installed
 	    || fail "no headers for $(PYTHON); try: apt-get install python3-dev"
 	command -v c++ > /dev/null || fail "no C++ compiler; try: apt-get install g++"
 	echo "[1/5] virtual environment with $$($(PYTHON) --version)"
-	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
-	$(PIP) install -q -c requirements.txt pip setuptools wheel ninja psutil
+	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	wanted=requirements.txt
+	case '$(OPENMMLAB)' in
+	    '') ;;
+	    onedl) wanted=$(VENV)/requirements.txt
+	        cat requirements-onedl.txt <(grep -v '^mm' requirements.txt) > $$wanted ;;
+	    *) fail "OPENMMLAB is empty or onedl, not $(OPENMMLAB)" ;;
+	esac
+	$(PIP) install -q -c $$wanted pip setuptools wheel ninja psutil
 	echo "[2/5] torch, the largest download"
-	$(PIP) install -c requirements.txt torch torchvision opencv-python
+	$(PIP) install -c $$wanted torch torchvision opencv-python
 	# opencv-python wants libGL, which servers lack
 	$(BIN)/python -c 'import cv2' 2> /dev/null || $(PIP) install -q --force-reinstall --no-deps \
-	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)
+	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' $$wanted)
 	echo "[3/5] mmcv, whose ops are compiled against this torch: 10 to 20 minutes on 2 cores"
-	compile() { $(PIP) install -v --no-build-isolation -c requirements.txt "$$@" mmcv 2>&1 | tee .venv/mmcv.log \
-	    | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\]\) .*/\1/p' || { tail -n 40 .venv/mmcv.log; exit 1; }; }
+	mmcv=$$(sed -n 's/^\(.*mmcv\)==.*/\1/p' $$wanted)
+	compile() { $(PIP) install -v --no-build-isolation -c $$wanted "$$@" "$$mmcv" 2>&1 | tee $(VENV)/mmcv.log \
+	    | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\]\) .*/\1/p' || { tail -n 40 $(VENV)/mmcv.log; exit 1; }; }
 	compiled() { $(BIN)/python -c 'import mmcv.ops' 2> /dev/null; }
 	compiled || compile
 	compiled || compile --no-cache-dir --force-reinstall --no-deps  # pip had cached it for another torch
 	echo "[4/5] the rest of requirements.txt"
-	$(PIP) install -q --no-build-isolation -r requirements.txt
+	$(PIP) install -q --no-build-isolation -r $$wanted
 	echo "[5/5] revcol_mm"
 	$(PIP) install -q --no-build-isolation --no-deps -e .
 	$(BIN)/python -m revcol_mm.check_env
@@ -79,6 +89,13 @@ trainings: install $(SAMPLE)
 
 test: install
 	$(BIN)/python -m pytest
+
+test-onedl:
+	$(MAKE) test VENV=.venv-onedl OPENMMLAB=onedl
+
+docs: install
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site
+	echo documentation in work_dirs/site/index.html
 
 lint: install
 	@$(BIN)/ruff check .

@@ -35,12 +35,13 @@ def test_the_installed_set_is_whole_and_everything_can_run():
     assert 'To mend' not in printed and 'Warning' not in printed
 
 
-def test_the_pins_are_those_of_requirements_txt():
-    lines = (REPO / 'requirements.txt').read_text().splitlines()
-    pins = dict(line.split(' ')[0].split('==') for line in lines if '==' in line)
-    for distribution, version in check_env.UPSTREAM.values():
-        assert pins[distribution] == version
-    assert pins['torch'] == check_env.TORCH[1]
+@pytest.mark.parametrize(
+    'file, packages', [('requirements.txt', check_env.UPSTREAM), ('requirements-onedl.txt', check_env.ONEDL)]
+)
+def test_the_pins_are_those_of_the_requirements(file, packages):
+    pins = re.findall(r'^([\w-]+)==([\w.]+)', (REPO / file).read_text(), re.M)
+    assert set(packages.values()) <= set(pins)
+    assert ('torch', check_env.TORCH[1]) in pins or file == 'requirements-onedl.txt'
 
 
 @pytest.mark.parametrize(
