@@ -42,7 +42,7 @@ def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
     """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
     logged = [name for name in curves if name != 'loss']
     (config, *_) = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
-    named = Config.fromfile(config).default_hooks.checkpoint.get('save_best')
+    named = Config.fromfile(config, import_custom_modules=False).default_hooks.checkpoint.get('save_best')
     return [named] if named in logged else logged[:1]  # 'auto' means the first
 
 
@@ -113,6 +113,7 @@ def plot(rows: list[dict]) -> Figure:
     columns = min(3, len(metrics))
     num_rows = -(-len(metrics) // columns)
     figure = Figure(figsize=(4.6 * columns, 3.8 * num_rows), layout='constrained')
+    figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(num_rows, columns, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
         axis.remove()
