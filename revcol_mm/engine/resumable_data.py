@@ -87,19 +87,22 @@ class ResumableBatchSampler:
                 batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
         if num_epochs is not None:
-            epoch, self.skip = num_epochs, max(0, num_iters - num_epochs * len(self))
+            self.first_epoch, self.skip = num_epochs, max(0, num_iters - num_epochs * len(self))
         elif isinstance(sampler, InfiniteSampler):
-            epoch, self.skip = 0, num_iters
-        else:
-            epoch, self.skip = divmod(num_iters, max(1, len(self)))  # PreflightHook reports empty data
-        if hasattr(sampler, 'set_epoch'):
-            sampler.set_epoch(epoch)
+            self.first_epoch, self.skip = 0, num_iters
+        else:  # PreflightHook reports empty data
+            self.first_epoch, self.skip = divmod(num_iters, max(1, len(self)))
+        self.begun = False
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
-        skip, self.skip = self.skip, 0  # the first time only
+        skip = 0
+        if not self.begun:  # here, since MMEngine's DistSamplerSeedHook may have set another epoch
+            self.begun, skip = True, self.skip
+            if hasattr(self.sampler, 'set_epoch'):
+                self.sampler.set_epoch(self.first_epoch)
         place = self.seed, get_rank(), getattr(self.sampler, 'epoch', 0)
         for number, batch in enumerate(self.batches):
             if number >= skip:

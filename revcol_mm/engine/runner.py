@@ -175,7 +175,7 @@ class ResumableRunner(Runner):
         batches = loop.dataloader.batch_sampler
         if isinstance(loop, IterBasedTrainLoop) and isinstance(batches, ResumableBatchSampler):
             iterator = loop.dataloader_iterator
-            iterator._epoch = getattr(batches.sampler, 'epoch', 0)
+            iterator._epoch = batches.first_epoch
             if hasattr(iterator, 'skip_iter'):  # the onedl fork's MMEngine asks its iterator to drop them
                 iterator.skip_iter = lambda num_iters: None
             else:
