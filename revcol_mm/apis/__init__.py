@@ -1,3 +1,4 @@
+from .inferencer import Inferencer, init_inferencer
 from .init_model import init_model, pick_device
 
-__all__ = ['init_model', 'pick_device']
+__all__ = ['Inferencer', 'init_inferencer', 'init_model', 'pick_device']

@@ -1,6 +1,8 @@
 """From a config and a checkpoint to a model that predicts."""
 
+import pickle
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -8,7 +10,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
 from revcol_mm.engine.launch import read_config
-from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
+from revcol_mm.models.checkpoint import CheckpointError, fit_weights, model_weights, read_checkpoint
 
 
 def pick_device(device: str | None = None) -> torch.device:
@@ -38,22 +40,47 @@ def init_model(
         device: See :func:`pick_device`.
 
     Returns:
-        The model, whose attribute ``cfg`` is the config.
+        The model. Its attribute ``cfg`` is the config, ``dataset_meta`` the names ('classes') and perhaps the
+        colours ('palette') of classes as the checkpoint tells them, {} if it does not.
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the checkpoint holds
-            no weights.
-        CheckpointError: If one of the model's weights is not in the checkpoint.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the checkpoint
+            holds no weights.
+        CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """
     device = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
-    weights = None if checkpoint is None else model_weights(read_checkpoint(str(checkpoint), setting=None))
+    model_cfg = cfg.model.copy()
+    if cfg.get(
+        'data_preprocessor'
+    ):  # MMPretrain's configs have it beside the model, as MMEngine's runner takes
+        model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
+    content = {} if checkpoint is None else _read(checkpoint)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
-        model = MODELS.build(cfg.model)
-    if weights is not None:
+        model = MODELS.build(model_cfg)
+    if checkpoint is not None:
+        weights = model_weights(content)
         fit_weights(weights, model, str(checkpoint))
         model.load_state_dict(weights, strict=False)  # what may be missing or left over, fit_weights has said
     model.cfg = cfg
+    model.dataset_meta = _dataset_meta(content.get('meta') or {})
     return model.to(device).eval()
+
+
+def _read(checkpoint: str | Path) -> dict[str, Any]:
+    try:
+        return read_checkpoint(str(checkpoint), setting=None)
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,
+    ) as error:  # torch's, for files cut short or of others
+        raise CheckpointError(f'cannot read {checkpoint}: {error}') from error
+
+
+def _dataset_meta(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's meta tells of the classes, under the names of MMEngine's data sets."""
+    told = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key)}
+    return {key.lower(): value for key, value in told.items()}

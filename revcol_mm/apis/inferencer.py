@@ -1,0 +1,369 @@
+"""Predictions on images of any size, for any task, by OpenMMLab's inferencers and visualizers.
+
+Called as they are, these predict on arrays as BGR but draw on them as RGB, keep all results until the last
+image is done, read checkpoints themselves, and give models without one the classes of COCO or Cityscapes.
+Here they get a model that is ready, and one batch at a time goes through their stages: preprocess, forward,
+visualize.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Sequence
+
+import cv2
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from torch import Tensor
+
+from revcol_mm.engine.launch import read_config
+
+from .init_model import init_model
+
+MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
+
+
+class ImageError(ValueError):
+    """An image, or none, that cannot be predicted on."""
+
+
+class Inferencer(ABC):
+    """A model with all it takes to predict on images, draw the predictions and name them.
+
+    :func:`init_inferencer` makes that of a config's task.
+
+    Args:
+        model: As :func:`init_model` returns it.
+
+    Attributes:
+        task: In words.
+        classes: Names of the labels.
+        first_category_id: Number of label 0 in the data set's format.
+        needs_one_size: Images of a batch must be of one size.
+
+    Raises:
+        ValueError: If the config cannot be tested, or neither it nor the checkpoint names the classes.
+    """
+
+    task: str
+    options: tuple[str, ...] = ()  # arguments beside the model
+    first_category_id = 0
+    needs_one_size = True
+
+    def __init__(self, model: BaseModel) -> None:
+        cfg = model.cfg
+        dataset_cfg = cfg.get('test_dataloader', {}).get('dataset', {})
+        reads = [step for step in dataset_cfg.get('pipeline', ()) if step['type'] == 'LoadImageFromFile']
+        if not reads:
+            raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
+        self.model = model
+        self.scope = cfg.default_scope
+        with DefaultScope.overwrite_default_scope(self.scope):
+            self._load = TRANSFORMS.build(reads[0])
+            self._dataset = DATASETS.build(ConfigDict(dataset_cfg, lazy_init=True))  # reads no files
+            model.dataset_meta = {**self._dataset.metainfo, **model.dataset_meta}
+            if not model.dataset_meta.get('classes'):
+                raise ValueError(
+                    f'neither the checkpoint nor {cfg.filename} names the classes; set '
+                    'test_dataloader.dataset.metainfo to dict(classes=[...])'
+                )
+            self.classes = tuple(model.dataset_meta['classes'])
+            self._inferencer = self._build()
+
+    def read(self, path: str | Path) -> np.ndarray:
+        """Read an image file as the test pipeline does: (H, W, 3), BGR.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
+        try:
+            return self._load(dict(img_path=str(path)))['img']
+        except OSError as error:
+            raise ImageError(error.strerror) from error
+        except Exception as error:  # decoders raise all sorts
+            raise ImageError('not an image, or a broken one') from error
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Predict on one batch.
+
+        Args:
+            images: As :meth:`read` returns them, (H, W, 3), BGR; of one size if ``needs_one_size``.
+
+        Returns:
+            A data sample of MMDetection, MMSegmentation or MMPretrain for each image.
+
+        Raises:
+            ImageError: If they are too long and thin for the test pipeline.
+            ValueError: If the model predicts something else than its task.
+        """
+        with DefaultScope.overwrite_default_scope(self.scope):
+            return [self._checked(sample) for sample in self._inferencer.forward(self._preprocess(images))]
+
+    def network_input(self, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
+        """What the network sees of an image.
+
+        Args:
+            image: (H, W, 3), BGR.
+
+        Returns:
+            The picture after the test pipeline, (h, w, 3), RGB, and the normalised input, (1, 3, H', W'),
+            which may be padded at its right and bottom.
+        """
+        with DefaultScope.overwrite_default_scope(self.scope), torch.no_grad():
+            data = self._preprocess([image])
+            picture = data['inputs'][0].flip(0).permute(1, 2, 0).numpy()
+            inputs = self.model.data_preprocessor(data, training=False)['inputs']
+        return picture, inputs
+
+    def draw(self, images: Sequence[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        """Draw predictions on images, (H, W, 3), BGR; returns pictures that are RGB."""
+        pictures = [np.ascontiguousarray(image[..., ::-1].astype(np.uint8)) for image in images]
+        with DefaultScope.overwrite_default_scope(self.scope):
+            return self._draw(pictures, samples)
+
+    @abstractmethod
+    def records(self, sample: Any) -> list[dict[str, Any]]:
+        """A prediction in words and numbers, the most important first: 'label', 'name', and by task more."""
+
+    @abstractmethod
+    def _build(self) -> Any:
+        """OpenMMLab's inferencer of the model."""
+
+    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        try:
+            (data,) = self._inferencer.preprocess(list(images), batch_size=len(images))
+        except cv2.error as error:
+            height, width = images[0].shape[:2]
+            raise ImageError(
+                f'{width} x {height} pixels cannot be brought to the size of the model'
+            ) from error
+        return data
+
+    @abstractmethod
+    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        """As :meth:`draw`, on RGB."""
+
+    def _checked(self, sample: Any) -> Any:
+        """The sample without what is below the threshold."""
+        return sample
+
+    def _record(self, label: int, score: float) -> dict[str, Any]:
+        return dict(label=int(label), name=str(self.classes[label]), score=float(score))
+
+    def _require(self, sample: Any, key: str) -> None:
+        if key not in sample:
+            raise ValueError(
+                f'{self.model.cfg.filename}: the model predicts {list(sample.keys())}, not {key}'
+            )
+
+
+class _ReadyModel:
+    """Makes one of MMEngine's inferencers take a model that is ready, instead of a checkpoint to load."""
+
+    def __init__(self, model: BaseModel, visualizer: str) -> None:
+        self._ready = model
+        cfg = Config(dict(model.cfg), filename=model.cfg.filename)
+        # no backends, which would write event files
+        cfg.visualizer = ConfigDict(cfg.get('visualizer') or dict(type=visualizer), vis_backends=None)
+        super().__init__(cfg)
+
+    def _init_model(self, *_: Any) -> BaseModel:
+        return self._ready
+
+
+def _of_ready_model(base: type, model: BaseModel, visualizer: str) -> Any:
+    return type(base.__name__, (_ReadyModel, base), {})(model, visualizer)
+
+
+class DetectionInferencer(Inferencer):
+    """Boxes and, if the model predicts them, masks; by :class:`mmdet.apis.DetInferencer`.
+
+    Args:
+        model: See :class:`Inferencer`.
+        score_threshold: Lowest score of a detection that counts, 0 to 1. Default: MMDetection's for pictures.
+    """
+
+    task = 'detection'
+    options = ('score_threshold',)
+    first_category_id = 1  # as in COCO
+
+    def __init__(self, model: BaseModel, score_threshold: float = 0.3) -> None:
+        self.score_threshold = score_threshold
+        super().__init__(model)
+        if getattr(model, 'with_mask', False):
+            self.task = 'instance segmentation'
+
+    def _build(self) -> Any:
+        from mmdet.apis import DetInferencer
+
+        self.model.dataset_meta.setdefault('palette', 'random')
+        return _of_ready_model(DetInferencer, self.model, 'DetLocalVisualizer')
+
+    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        _, data = super()._preprocess(images)
+        return data
+
+    def _checked(self, sample: Any) -> Any:
+        self._require(sample, 'pred_instances')
+        instances = sample.pred_instances
+        sample.pred_instances = instances[instances.scores >= self.score_threshold]
+        return sample
+
+    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        return self._inferencer.visualize(pictures, samples, return_vis=True, pred_score_thr=-1)
+
+    def records(self, sample: Any) -> list[dict[str, Any]]:
+        """Detections by falling score.
+
+        Returns:
+            For each 'label', 'name', 'score', 'bbox' (x, y, width and height in pixels) and, of models that
+            predict masks, 'segmentation', COCO's compressed RLE.
+        """
+        prediction = self._inferencer.pred2dict(sample)
+        records = []
+        for index in np.argsort(-np.array(prediction['scores']), kind='stable'):
+            left, top, right, bottom = prediction['bboxes'][index]
+            record = self._record(prediction['labels'][index], prediction['scores'][index])
+            record['bbox'] = [left, top, right - left, bottom - top]
+            if 'masks' in prediction:
+                record['segmentation'] = prediction['masks'][index]
+            records.append(record)
+        return records
+
+
+class SegmentationInferencer(Inferencer):
+    """A class for every pixel; by :class:`mmseg.apis.MMSegInferencer`."""
+
+    task = 'semantic segmentation'
+
+    def _build(self) -> Any:
+        from mmseg.apis import MMSegInferencer
+        from mmseg.datasets import BaseSegDataset
+
+        self.first_category_id = int(bool(self._dataset.metainfo.get('reduce_zero_label')))
+        palette = self.model.dataset_meta.get('palette') or ()
+        if len(palette) != len(self.classes):  # random ones; the inferencer would take those of Cityscapes
+            palette = BaseSegDataset(metainfo=dict(classes=self.classes), lazy_init=True).metainfo['palette']
+        self.model.dataset_meta = dict(classes=self.classes, palette=palette)
+        return _of_ready_model(MMSegInferencer, self.model, 'SegLocalVisualizer')
+
+    def _checked(self, sample: Any) -> Any:
+        self._require(sample, 'pred_sem_seg')
+        return sample
+
+    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        from mmseg.structures import SegDataSample
+
+        # of one pixel, the visualizer takes a tensor for an index
+        samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
+        return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
+
+    @staticmethod
+    def labels(sample: Any) -> np.ndarray:
+        """The label of every pixel, (H, W)."""
+        return sample.pred_sem_seg.data[0].cpu().numpy()
+
+    def records(self, sample: Any) -> list[dict[str, Any]]:
+        """Classes by falling area: 'label', 'name' and 'score', which is their share of the pixels."""
+        labels, counts = np.unique(self.labels(sample), return_counts=True)
+        shares = counts / counts.sum()
+        return [self._record(labels[index], shares[index]) for index in np.argsort(-shares, kind='stable')]
+
+
+class ClassificationInferencer(Inferencer):
+    """Classes of whole images; by :class:`mmpretrain.ImageClassificationInferencer`.
+
+    Args:
+        model: See :class:`Inferencer`.
+        score_threshold: Lowest score of a class that counts, 0 to 1.
+        top_k: How many classes count at most.
+    """
+
+    task = 'classification'
+    options = ('score_threshold', 'top_k')
+    needs_one_size = False  # test pipelines make them so
+
+    def __init__(self, model: BaseModel, score_threshold: float = 0.0, top_k: int = 5) -> None:
+        self.score_threshold = score_threshold
+        self.top_k = top_k
+        super().__init__(model)
+
+    def _build(self) -> Any:
+        from mmpretrain import ImageClassificationInferencer
+        from mmpretrain.visualization import UniversalVisualizer
+
+        self._visualizer = UniversalVisualizer()
+        self.model._config = self.model.cfg  # where MMPretrain's inferencers look for it in a ready model
+        return ImageClassificationInferencer(self.model, classes=self.classes)
+
+    def _checked(self, sample: Any) -> Any:
+        self._require(sample, 'pred_score')
+        return sample
+
+    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        return [
+            self._visualizer.visualize_cls(
+                picture,
+                sample,
+                classes=self.classes,
+                draw_gt=False,
+                rescale_factor=max(1.0, MIN_LEGIBLE / max(picture.shape[:2])),
+            )
+            for picture, sample in zip(pictures, samples)
+        ]
+
+    def records(self, sample: Any) -> list[dict[str, Any]]:
+        """The most likely classes, by falling score: 'label', 'name' and 'score'."""
+        scores, labels = sample.pred_score.topk(min(self.top_k, len(self.classes)))
+        return [
+            self._record(label, score)
+            for label, score in zip(labels.tolist(), scores.tolist())
+            if score >= self.score_threshold
+        ]
+
+
+INFERENCERS = {
+    'mmdet': DetectionInferencer,
+    'mmseg': SegmentationInferencer,
+    'mmpretrain': ClassificationInferencer,
+}
+
+
+def init_inferencer(
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    score_threshold: float | None = None,
+    top_k: int | None = None,
+) -> Inferencer:
+    """Build what predicts on images for a config's task.
+
+    Args:
+        config, checkpoint, device: See :func:`init_model`, whose errors it raises as well.
+        score_threshold: Lowest score of a detection or a class that counts, 0 to 1. None: 0.3 for detection,
+            0 for classification. Semantic segmentation has none.
+        top_k: How many classes of an image count at most, for classification. None: 5.
+
+    Raises:
+        ValueError: If an option is out of range or not for this task, or see :class:`Inferencer`.
+
+    Example:
+        >>> inferencer = init_inferencer('configs/dino_revcol_t_coco.py', 'iter_90000.pth')
+        >>> image = inferencer.read('street.jpg')
+        >>> samples = inferencer.predict([image])
+        >>> records, (picture,) = inferencer.records(samples[0]), inferencer.draw([image], samples)
+    """
+    if score_threshold is not None and not 0 <= score_threshold <= 1:
+        raise ValueError(f'a score threshold is from 0 to 1, got {score_threshold}')
+    if top_k is not None and top_k < 1:
+        raise ValueError(f'top k starts at 1, got {top_k}')
+    cfg = config if isinstance(config, Config) else read_config(config)
+    kind = INFERENCERS[cfg.default_scope]
+    options = dict(score_threshold=score_threshold, top_k=top_k)
+    options = {name: value for name, value in options.items() if value is not None}
+    for name in options:
+        if name not in kind.options:
+            raise ValueError(f'{kind.task} has no {name.replace("_", " ")}')
+    return kind(init_model(cfg, checkpoint, device), **options)

@@ -1,0 +1,125 @@
+"""Predictions in files, in the formats of COCO and ADE20K."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import mmcv
+import numpy as np
+
+from .image_files import Picture, Source
+from .inferencer import DetectionInferencer, ImageError, Inferencer, SegmentationInferencer
+
+
+class PredictionWriter:
+    """Writes predictions and pictures of them below a folder.
+
+    - ``overlays/NAME.png``: the image with the prediction drawn on it; ``overlays/NAME.mp4`` of a video.
+    - ``images.json``: a COCO annotation file without annotations. Its 'images' have an 'id', 'file_name'
+      (below the folder 'info.root'), 'width', 'height' and, in a video, 'frame', from 0 on. Its 'categories'
+      have an 'id', in the order of the model's classes, and a 'name'. Ids in a data set's own annotation file
+      may be others.
+    - ``predictions.json``, detection: COCO results, 'image_id', 'category_id', 'bbox' (x, y, width, height),
+      'score' and perhaps 'segmentation' (RLE); ``COCO('images.json').loadRes('predictions.json')`` reads it.
+      Classification: for every image 'image_id', 'file_name' and 'predictions', the best first, which have
+      'label', 'name' and 'score'.
+    - ``labels/NAME.png``, segmentation: the category's id of every pixel, in 8 bits, or 16 where there are
+      more than 256. Where the data set has ``reduce_zero_label``, as ADE20K, they begin at 1, as in its own
+      files, whose 0 stands for other things and is never predicted; else at 0. A frame of a video is
+      ``labels/NAME/000000.png``.
+
+    It is a context manager. The JSON files are written at its end, also if there is an exception.
+
+    Args:
+        out: The folder.
+        inferencer: What predicts.
+        info: About the run, for images.json.
+
+    Raises:
+        ImageError: If a video's size or rate cannot be written.
+        OSError: If a file cannot be written.
+    """
+
+    def __init__(self, out: Path, inferencer: Inferencer, info: dict[str, Any]) -> None:
+        self.out = out
+        self.inferencer = inferencer
+        first = inferencer.first_category_id
+        self._index = dict(
+            info=dict(info, task=inferencer.task),
+            images=[],
+            annotations=[],
+            categories=[dict(id=first + i, name=str(name)) for i, name in enumerate(inferencer.classes)],
+        )
+        self._predictions: list[dict[str, Any]] = []
+        self._video: cv2.VideoWriter | None = None
+        self._video_source: Source | None = None
+
+    def __enter__(self) -> 'PredictionWriter':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._end_video()
+        self._write_json('images.json', self._index)
+        if not isinstance(self.inferencer, SegmentationInferencer):
+            self._write_json('predictions.json', self._predictions)
+
+    def write(self, picture: Picture, sample: Any, overlay: np.ndarray) -> None:
+        """Write the prediction on a picture; frames of a video in their order.
+
+        Args:
+            picture: What was predicted on.
+            sample: The prediction, as the inferencer returned it.
+            overlay: The prediction drawn, (H', W', 3), RGB.
+        """
+        source = picture.source
+        height, width = picture.image.shape[:2]
+        image = dict(id=len(self._index['images']), file_name=source.file_name, width=width, height=height)
+        if picture.frame is not None:
+            image['frame'] = picture.frame
+        self._index['info']['root'] = str(source.root)
+        self._index['images'].append(image)
+        self._write_overlay(picture, np.ascontiguousarray(overlay[..., ::-1]))
+
+        first = self.inferencer.first_category_id
+        if isinstance(self.inferencer, SegmentationInferencer):
+            labels = self.inferencer.labels(sample) + first
+            frame = '' if picture.frame is None else f'/{picture.frame:06d}'
+            dtype = np.uint8 if first + len(self.inferencer.classes) <= 256 else np.uint16
+            mmcv.imwrite(labels.astype(dtype), str(self.out / f'labels/{source.name}{frame}.png'))
+        elif isinstance(self.inferencer, DetectionInferencer):
+            for record in self.inferencer.records(sample):
+                category = first + record.pop('label')
+                del record['name']
+                self._predictions.append(dict(image_id=image['id'], category_id=category, **record))
+        else:
+            self._predictions.append(
+                dict(
+                    image_id=image['id'],
+                    file_name=source.file_name,
+                    predictions=self.inferencer.records(sample),
+                )
+            )
+
+    def _write_overlay(self, picture: Picture, overlay: np.ndarray) -> None:
+        path = self.out / 'overlays' / picture.source.name
+        if picture.frame is None:
+            mmcv.imwrite(overlay, f'{path}.png')
+            return
+        if picture.source != self._video_source:
+            self._end_video()
+            path.parent.mkdir(parents=True, exist_ok=True)
+            height, width = overlay.shape[:2]
+            codec = cv2.VideoWriter_fourcc(*'mp4v')
+            self._video = cv2.VideoWriter(f'{path}.mp4', codec, picture.fps, (width, height))
+            self._video_source = picture.source
+            if not self._video.isOpened():
+                raise ImageError(f'no video can be written of {width} x {height} pixels at {picture.fps} Hz')
+        self._video.write(overlay)
+
+    def _end_video(self) -> None:
+        if self._video is not None:
+            self._video.release()
+
+    def _write_json(self, name: str, content: Any) -> None:
+        (self.out / name).write_text(json.dumps(content) + '\n')

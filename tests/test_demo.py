@@ -1,0 +1,315 @@
+"""tools/demo.py: what it takes, what it writes, and that it predicts what testing predicts."""
+
+import json
+import runpy
+import shutil
+import sys
+from itertools import islice
+
+import cv2
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.mask import decode
+
+from revcol_mm.apis import init_model
+
+from .subprocesses import REPO, run
+
+SEGMENTOR = 'upernet_revcol_nano_sample'
+DETECTOR = 'cascade_mask_rcnn_revcol_nano_sample'
+CLASSIFIER = 'revcol_nano_sample'
+DIGITS = tuple('0123456789')
+UNREADABLE = 65
+
+
+def config(name):
+    return REPO / f'configs/{name}.py'
+
+
+@pytest.fixture(scope='module')
+def checkpoints(tmp_path_factory):
+    """Models of the sample configs that predict something, but nothing sensible, by config."""
+    folder = tmp_path_factory.mktemp('checkpoints')
+    meta = {CLASSIFIER: dict(dataset_meta=dict(classes=DIGITS))}
+    for name in (SEGMENTOR, DETECTOR, CLASSIFIER):
+        torch.manual_seed(0)
+        model = init_model(config(name), device='cpu')
+        checkpoint = dict(meta=meta.get(name, {}), state_dict=model.state_dict())
+        torch.save(checkpoint, folder / f'{name}.pth')
+    return folder
+
+
+@pytest.fixture
+def demo(checkpoints, monkeypatch, capfd, tmp_path):
+    """Run the demo in this process: (name of the config, *arguments) -> (exit status, what it printed)."""
+    main = runpy.run_path(str(REPO / 'tools/demo.py'))['main']
+
+    def call(name, *arguments):
+        options = ('--config', config(name), '--checkpoint', checkpoints / f'{name}.pth')
+        command = ['demo.py', *options, '--out', tmp_path / 'out', '--device', 'cpu', *arguments]
+        monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+        status = 0
+        try:
+            main()
+        except SystemExit as error:
+            status = error.code
+            if isinstance(status, str):  # the interpreter prints it
+                print(status)
+                status = 1
+        return status, ''.join(capfd.readouterr())
+
+    return call
+
+
+def content(folder):
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*') if path.is_file())
+
+
+def test_segmentation_is_what_testing_writes_as_label_images_of_ade20k(
+    demo, checkpoints, sample_data, tmp_path
+):
+    images = sample_data / 'ade20k/images/validation'
+    tested = tmp_path / 'tested'
+    options = ('--work-dir', tmp_path / 'work', '--out', tested, '--cfg-options')
+    root = f'test_dataloader.dataset.data_root={sample_data / "ade20k"}'
+    run('tools/test.py', config(SEGMENTOR), checkpoints / f'{SEGMENTOR}.pth', *options, root)
+
+    status, printed = demo(SEGMENTOR, images)
+    assert status == 0 and 'semantic segmentation: 4 of 4' in printed
+    found = set()
+    for path in sorted(images.iterdir()):
+        labels = np.asarray(Image.open(tmp_path / f'out/labels/{path.stem}.png'))
+        assert np.array_equal(labels, np.asarray(Image.open(tested / f'{path.stem}.png')))
+        assert labels.dtype == np.uint8
+        assert Image.open(tmp_path / f'out/overlays/{path.stem}.png').size == Image.open(path).size
+        found |= set(np.unique(labels).tolist())
+    assert len(found) > 2 and 0 not in found  # 0 is for other things, as in ADE20K's own files
+    index = json.loads((tmp_path / 'out/images.json').read_text())
+    assert index['categories'][0] == dict(id=1, name='background') and len(index['categories']) == 11
+    assert not (tmp_path / 'out/predictions.json').exists()
+
+    labels = {
+        name: (tmp_path / 'out' / name).read_bytes() for name in content(tmp_path / 'out') if 'labels' in name
+    }
+    demo(SEGMENTOR, images, '--batch-size', 3)
+    for name, before in labels.items():
+        both = [
+            mmcv.imfrombytes(data, 'grayscale') for data in (before, (tmp_path / 'out' / name).read_bytes())
+        ]
+        assert (both[0] == both[1]).mean() > 0.999
+
+
+def predicted_in_testing(name, checkpoints, sample_data, layout):
+    """The samples that a model predicts on its test data, loaded by its data set."""
+    cfg = Config.fromfile(config(name))
+    cfg.test_dataloader.dataset.data_root = str(sample_data / layout)
+    model = init_model(cfg, checkpoints / f'{name}.pth', 'cpu')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        dataset = DATASETS.build(cfg.test_dataloader.dataset)
+        for item in dataset:
+            with torch.no_grad():
+                yield dataset.metainfo, model.test_step(pseudo_collate([item]))[0]
+
+
+def test_detections_are_those_of_testing_and_pycocotools_reads_them(demo, checkpoints, sample_data, tmp_path):
+    files = sorted((sample_data / 'coco/val2017').iterdir())[:2]
+    status, printed = demo(DETECTOR, *files, '--score-threshold', 0.092)
+    assert status == 0 and 'instance segmentation: 2 of 2' in printed
+    truth = COCO(str(tmp_path / 'out/images.json'))
+    results = truth.loadRes(str(tmp_path / 'out/predictions.json'))
+    images = {image['file_name']: image for image in truth.loadImgs(truth.getImgIds())}
+    total = 0
+    for _, sample in islice(predicted_in_testing(DETECTOR, checkpoints, sample_data, 'coco'), 2):
+        instances = sample.pred_instances
+        instances = instances[instances.scores >= 0.092]
+        image = images[sample.img_path.rpartition('/')[2]]
+        assert (image['height'], image['width']) == sample.ori_shape
+        written = results.loadAnns(results.getAnnIds(image['id']))
+        assert len(written) == len(instances)
+        total += len(written)
+        order = instances.scores.argsort(descending=True, stable=True)
+        for record, instance in zip(written, order.tolist()):
+            left, top, right, bottom = instances.bboxes[instance].tolist()
+            assert record['bbox'] == pytest.approx([left, top, right - left, bottom - top], abs=1e-4)
+            assert record['score'] == pytest.approx(instances.scores[instance].item(), abs=1e-6)
+            name = truth.loadCats(record['category_id'])[0]['name']
+            assert name == DIGITS[instances.labels[instance]]
+            mask = decode(record['segmentation'])
+            assert np.array_equal(mask, instances.masks[instance].cpu().numpy())
+    assert total > 4
+
+
+def test_the_score_threshold_holds_for_what_is_written_and_what_is_drawn(demo, sample_data, tmp_path):
+    image = sample_data / 'coco/val2017/scene_00000.jpg'
+    written, drawn = [], []
+    for threshold in (0.092, 0.999):
+        demo(DETECTOR, image, '--score-threshold', threshold)
+        written.append(json.loads((tmp_path / 'out/predictions.json').read_text()))
+        drawn.append(mmcv.imread(str(tmp_path / 'out/overlays/scene_00000.png')))
+    assert written[0] and not written[1]
+    assert min(record['score'] for record in written[0]) >= 0.092
+    assert np.array_equal(drawn[1], mmcv.imread(str(image))) and not np.array_equal(drawn[0], drawn[1])
+
+
+def test_classes_are_those_of_testing_the_best_first(demo, checkpoints, sample_data, tmp_path):
+    status, _ = demo(CLASSIFIER, sample_data / 'imagenet/val', '--top-k', 3, '--batch-size', 4)
+    assert status == 0
+    written = {
+        item['file_name']: item for item in json.loads((tmp_path / 'out/predictions.json').read_text())
+    }
+    for meta, sample in predicted_in_testing(CLASSIFIER, checkpoints, sample_data, 'imagenet'):
+        item = written.pop(sample.img_path.partition('imagenet/val/')[2])
+        scores, labels = sample.pred_score.topk(3)
+        assert [record['label'] for record in item['predictions']] == labels.tolist()
+        assert [record['name'] for record in item['predictions']] == [meta['classes'][i] for i in labels]
+        assert [record['score'] for record in item['predictions']] == pytest.approx(scores.tolist(), abs=1e-5)
+    assert not written
+
+    demo(CLASSIFIER, sample_data / 'imagenet/val', '--score-threshold', 0.9)
+    assert all(
+        record['score'] >= 0.9
+        for item in json.loads((tmp_path / 'out/predictions.json').read_text())
+        for record in item['predictions']
+    )
+
+
+def test_images_of_all_sorts_are_read_and_broken_ones_named_and_left_out(demo, sample_data, tmp_path):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    source = Image.open(sample_data / 'coco/val2017/scene_00000.jpg')
+    source.save(folder / 'plain.png')
+    source.convert('L').save(folder / 'grey.png')
+    source.convert('RGBA').save(folder / 'rgba.png')
+    Image.fromarray(np.array(source.convert('L')).astype(np.uint16) * 257).save(folder / 'grey16.png')
+    cv2.imwrite(str(folder / 'colour16.tiff'), np.array(source)[..., ::-1].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x112] = 6  # to be rotated by 90 degrees
+    source.transpose(Image.Transpose.ROTATE_90).save(folder / 'rotated.png', exif=exif)
+    source.crop((0, 0, 1, 1)).save(folder / 'pixel.png')
+    good = {path.stem for path in folder.iterdir()}
+    whole = (folder / 'plain.png').read_bytes()
+    (folder / 'half.png').write_bytes(whole[: len(whole) // 2])
+    (folder / 'empty.jpg').write_bytes(b'')
+    (folder / 'text.jpg').write_text('no image')
+    Image.new('RGB', (3000, 1)).save(folder / 'line.png')
+    (folder / 'notes.txt').write_text('not looked at')
+
+    status, printed = demo(SEGMENTOR, folder, folder / 'notes.txt')
+    assert status == UNREADABLE
+    for name in ('half.png', 'empty.jpg', 'text.jpg', 'line.png', 'notes.txt'):
+        assert printed.count(f'{folder / name}') >= 2  # when it is read, and in the end
+    assert '3000 x 1 pixels' in printed and 'Traceback' not in printed
+    assert 'semantic segmentation: 7 of 12' in printed
+    labels = {path.stem: np.asarray(Image.open(path)) for path in (tmp_path / 'out/labels').iterdir()}
+    assert set(labels) == good
+    for name in good - {'pixel', 'grey', 'grey16'}:
+        assert np.array_equal(labels[name], labels['plain']), name
+    assert np.array_equal(labels['grey'], labels['grey16'])
+    assert labels['pixel'].shape == (1, 1)
+
+    assert demo(DETECTOR, folder / 'pixel.png')[0] == 0 == demo(CLASSIFIER, folder / 'pixel.png')[0]
+
+
+def test_no_result_overwrites_another_or_leaves_the_folder(demo, sample_data, tmp_path):
+    image = sample_data / 'coco/val2017/scene_00000.jpg'
+    for path in ('a/x.jpg', 'b/x.jpg', 'b/c/x.jpg'):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / path)
+    inputs = (tmp_path / 'a/../b', tmp_path / 'a' / '*.jpg', tmp_path / 'a/x.jpg')
+    assert demo(SEGMENTOR, *inputs, '--out', tmp_path / 'b/out')[0] == 0
+    written = content(tmp_path / 'b/out')
+    assert [name for name in written if 'labels' in name] == [
+        'labels/a/x.png',
+        'labels/b/c/x.png',
+        'labels/b/x.png',
+    ]
+    assert content(tmp_path) == sorted(
+        [*(f'b/out/{name}' for name in written), 'a/x.jpg', 'b/c/x.jpg', 'b/x.jpg']
+    )
+
+    demo(SEGMENTOR, tmp_path / 'b', '--out', tmp_path / 'b/out')  # not the results of the last run
+    index = json.loads((tmp_path / 'b/out/images.json').read_text())
+    assert [entry['file_name'] for entry in index['images']] == ['c/x.jpg', 'x.jpg']
+
+    shutil.rmtree(tmp_path / 'b/out')
+    Image.open(image).save(tmp_path / 'b/x.png')
+    demo(SEGMENTOR, tmp_path / 'b', '--out', tmp_path / 'out')
+    names = [name for name in content(tmp_path / 'out') if 'labels' in name]
+    assert names == ['labels/c/x.jpg.png', 'labels/x.jpg.png', 'labels/x.png.png']
+
+
+def write_video(path, num_frames):
+    codec = 'MJPG' if path.suffix == '.avi' else 'mp4v'
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (64, 48))
+    rng = np.random.default_rng(0)
+    for _ in range(num_frames):
+        video.write(cv2.resize(rng.integers(0, 256, (6, 8, 3), np.uint8), (64, 48)))
+    video.release()
+
+
+def test_videos_become_videos_with_a_prediction_of_every_frame(demo, sample_data, tmp_path):
+    folder = tmp_path / 'videos'
+    folder.mkdir()
+    write_video(folder / 'clip.mp4', 5)
+    write_video(folder / 'other.avi', 2)
+    shutil.copy(sample_data / 'coco/val2017/scene_00000.jpg', folder / 'image.jpg')
+    assert demo(SEGMENTOR, folder, '--batch-size', 2)[0] == 0
+    assert [name for name in content(tmp_path / 'out') if 'labels' in name] == [
+        *(f'labels/clip/{i:06d}.png' for i in range(5)),
+        'labels/image.png',
+        *(f'labels/other/{i:06d}.png' for i in range(2)),
+    ]
+    index = json.loads((tmp_path / 'out/images.json').read_text())
+    assert [(entry['file_name'], entry.get('frame')) for entry in index['images']] == [
+        *(('clip.mp4', i) for i in range(5)),
+        ('image.jpg', None),
+        *(('other.avi', i) for i in range(2)),
+    ]
+    overlay, clip = (mmcv.VideoReader(str(path / 'clip.mp4')) for path in (tmp_path / 'out/overlays', folder))
+    assert (overlay.frame_cnt, overlay.fps, overlay.width, overlay.height) == (5, 10, 64, 48)
+    drawn, original = (np.array([frame.ravel() for frame in video]) for video in (overlay, clip))
+    seen = np.corrcoef(drawn, original)[:5, 5:]  # the frames are seen through the colours
+    assert seen.argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_video_that_is_cut_short_is_done_as_far_as_it_goes(demo, sample_data, tmp_path):
+    write_video(tmp_path / 'whole.mkv', 12)
+    data = (tmp_path / 'whole.mkv').read_bytes()
+    (tmp_path / 'cut.mkv').write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / 'no.mp4').write_bytes(b'no video')
+    image = sample_data / 'coco/val2017/scene_00000.jpg'
+    status, printed = demo(CLASSIFIER, tmp_path / 'no.mp4', tmp_path / 'cut.mkv', image)
+    assert status == UNREADABLE
+    assert 'no.mp4: ends after 0 of 0 frames' in printed and 'of 12 frames' in printed
+    written = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert 1 < len(written) < 13 and written[-1]['file_name'].endswith('scene_00000.jpg')
+
+
+@pytest.mark.parametrize(
+    'name, arguments, message',
+    [
+        (SEGMENTOR, ['nothing.jpg'], 'no file, folder or match of nothing.jpg'),
+        (SEGMENTOR, [REPO / 'revcol_mm/apis'], 'no image or video in'),
+        (SEGMENTOR, [REPO, '--batch-size', 0], '--batch-size starts at 1, got 0'),
+        (SEGMENTOR, ['IMAGE', '--score-threshold', 0.5], 'semantic segmentation has no score threshold'),
+        (DETECTOR, ['IMAGE', '--top-k', 3], 'detection has no top k'),
+        (DETECTOR, ['IMAGE', '--score-threshold', 30], 'a score threshold is from 0 to 1, got 30.0'),
+        (CLASSIFIER, ['IMAGE', '--top-k', 0], 'top k starts at 1, got 0'),
+        (CLASSIFIER, ['IMAGE', '--config', 'nothing.py'], 'no config nothing.py'),
+        (CLASSIFIER, ['IMAGE', '--checkpoint', 'nothing.pth'], 'no checkpoint nothing.pth'),
+        (CLASSIFIER, ['IMAGE', '--device', 'cuda:99'], "device 'cuda:99' is none of cpu"),
+        (CLASSIFIER, ['IMAGE', '--out', REPO / 'README.md'], 'cannot write in'),
+    ],
+)
+def test_a_mistake_is_an_error_in_one_line(name, arguments, message, demo, sample_data):
+    image = sample_data / 'coco/val2017/scene_00000.jpg'
+    status, printed = demo(name, *(image if argument == 'IMAGE' else argument for argument in arguments))
+    assert status == 1
+    assert printed.splitlines()[-1].startswith('error: ') and message in printed.splitlines()[-1]
