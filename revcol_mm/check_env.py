@@ -28,6 +28,8 @@ ONEDL = {
 SETS = {'upstream': UPSTREAM, 'onedl': ONEDL}
 TORCH = ('2.6', '2.9.1')  # oldest that can read checkpoints safely; the one the tests run on
 
+DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # of packages with another import name
+
 CORE = ('torch', 'cv2', 'mmengine')
 TASKS = {
     'segmentation': (*CORE, 'tensorboard', 'mmcv', 'mmcv.ops', 'ftfy', 'regex', 'mmseg', 'mmdet'),
@@ -102,7 +104,7 @@ def examine(name: str) -> Part:
     elif package == 'cv2':  # the plain one wants libGL, which servers lack
         fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
     else:
-        fix = f'pip install {package}'
+        fix = f'pip install {DISTRIBUTIONS.get(package, package)}'
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

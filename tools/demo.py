@@ -10,7 +10,6 @@ Example: python tools/demo.py photos 'more/*.jpg' clip.mp4 --config configs/dino
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -22,13 +21,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.image_files import Source, batches, find_sources, num_pictures, read_pictures
+from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources, num_pictures, read_pictures
 from revcol_mm.apis.inferencer import ImageError, Inferencer
 from revcol_mm.apis.prediction_writer import PredictionWriter
 from revcol_mm.engine.launch import check_writable
 from revcol_mm.models.checkpoint import CheckpointError
-
-UNREADABLE = os.EX_DATAERR  # exit status, 65
 
 
 def parse_args() -> argparse.Namespace:
