@@ -349,7 +349,7 @@ def init_inferencer(
     Raises:
         ValueError: If an option is out of range or not for this task, or see :class:`Inferencer`.
 
-    Example:
+    Examples:
         >>> inferencer = init_inferencer('configs/dino_revcol_t_coco.py', 'iter_90000.pth')
         >>> image = inferencer.read('street.jpg')
         >>> samples = inferencer.predict([image])
