@@ -10,8 +10,6 @@ parameters and the input.
 
 import argparse
 import json
-import platform
-import re
 import statistics
 import time
 from contextlib import nullcontext
@@ -26,6 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from revcol_mm import RevCol
+from revcol_mm.analysis.machine import machine
 from revcol_mm.models.backbones.revcol import ARCHS
 from revcol_mm.testing import gradients, peak_bytes, worst_errors
 
@@ -97,18 +96,6 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
     for mode in models:
         results[mode]['step_seconds'] = statistics.median(times[mode])
     return results
-
-
-def machine(device: torch.device) -> str:
-    """Name what the figures were measured on."""
-    if device.type == 'cuda':
-        name = torch.cuda.get_device_name(device)
-    else:
-        cpuinfo = Path('/proc/cpuinfo')  # Linux alone tells the model of a CPU
-        model = re.search(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.is_file() else '')
-        cpu = model[1] if model else platform.machine()
-        name = f'{torch.get_num_threads()} threads of {cpu}, {torch.backends.cpu.get_cpu_capability()}'
-    return f'{name}, torch {torch.__version__}'
 
 
 def table(report: dict) -> str:
