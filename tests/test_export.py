@@ -1,19 +1,31 @@
-"""An evaluating backbone can be exported, however it trains, and computes the same when it is."""
+"""An evaluating model can be exported, however it trains, and computes the same when it is."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 import torch
+from mmengine.config import Config
+from mmpretrain.structures import DataSample
+from mmseg.structures import SegDataSample
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
 from revcol_mm import RevCol
+from revcol_mm.apis import init_model
+from revcol_mm.apis.image_graph import MatrixPool2d, image_graph, matrix_pools
 
+from .subprocesses import REPO
+
+TOOL = 'tools/export.py'
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
 
 
-@pytest.fixture(params=[False, True], ids=['plain', 'save_memory'])
-def evaluating(request):
+@pytest.fixture
+def evaluating():
     """A model, an image of a size that no power of two divides, and the features."""
-    model = RevCol(arch=dict(WIDTHS, num_columns=3), save_memory=request.param).eval()
+    model = RevCol(arch=dict(WIDTHS, num_columns=3), save_memory=True).eval()
     before = copy.deepcopy(model.state_dict())
     image = torch.randn(1, 3, 70, 98)
     with torch.no_grad():
@@ -37,3 +49,169 @@ def test_onnx_runtime_gives_the_features_of_an_evaluating_backbone(evaluating, d
     outputs = onnxruntime.InferenceSession(path).run(None, {'image': image.numpy()})
     for actual, expected in zip(outputs, features, strict=True):
         torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)
+
+
+ARCH = dict(channels=[4, 6, 8, 10], layers=(1, 1, 1, 1), num_columns=2)
+UPERNET = 'configs/upernet_revcol_nano_supervised_sample.py'
+CLASSIFIER = 'configs/revcol_nano_sample.py'
+MMPRETRAIN = 'tests/configs/classifier_revcol_nano_sample.py'
+DINO = 'configs/dino_revcol_nano_sample.py'
+SMALL = {  # what makes their models small
+    UPERNET: {
+        'decode_head.in_channels': ARCH['channels'],
+        'auxiliary_head.in_channels': 8,
+        'supervision.columns': [0],
+        'supervision.head.in_channels': 8,
+        **{f'{head}.channels': 8 for head in ('decode_head', 'auxiliary_head', 'supervision.head')},
+        'test_cfg': dict(mode='whole'),
+    },
+    CLASSIFIER: {'supervision': None},
+    MMPRETRAIN: {'head.in_channels': 10},
+    DINO: {'neck.in_channels': ARCH['channels'][1:]},
+}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Writes a config like another one, but small, and random weights; returns these files and the model."""
+
+    def write(path):
+        cfg = Config.fromfile(REPO / path)
+        cfg.model.backbone.arch = ARCH
+        cfg.merge_from_dict({f'model.{key}': value for key, value in SMALL[path].items()})
+        cfg.dump(tmp_path / 'small.py')
+        model = init_model(cfg, device='cpu')
+        torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'small.pth')
+        return tmp_path / 'small.py', tmp_path / 'small.pth', model
+
+    return write
+
+
+def load(path):
+    """A function that runs an exported file, and its metadata."""
+    if path.suffix == '.onnx':
+        onnx = pytest.importorskip('onnx')
+        session = pytest.importorskip('onnxruntime').InferenceSession(path)
+        metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+        return lambda image: [*map(torch.from_numpy, session.run(None, {'image': image.numpy()}))], metadata
+    extra = {'metadata.json': ''}
+    if path.suffix == '.pt':
+        run = torch.jit.load(path, _extra_files=extra)
+    else:
+        run = torch.export.load(path, extra_files=extra).module()
+    return run, json.loads(extra['metadata.json'])
+
+
+@pytest.mark.parametrize(
+    'config, suffix, options',
+    [
+        (UPERNET, '.onnx', ['--dynamic']),
+        (UPERNET, '.pt', ['--dynamic']),
+        (UPERNET, '.pt2', ['--dynamic']),
+        (CLASSIFIER, '.onnx', []),
+        (MMPRETRAIN, '.pt', ['--dynamic']),
+        (DINO, '.pt', ['--dynamic', '--backbone-only']),
+    ],
+)
+def test_an_exported_file_does_what_the_model_does_and_says_how(
+    config, suffix, options, small, tmp_path, call_tool
+):
+    file = tmp_path / f'exported{suffix}'
+    file_format = {'.onnx': 'onnx', '.pt': 'torchscript', '.pt2': 'torch-export'}[suffix]
+    path, checkpoint, model = small(config)
+    arguments = (path, checkpoint, '--format', file_format, '--shape', 64, 96, '--out', file, *options)
+    printed, error = call_tool(TOOL, *arguments)
+    assert not error
+    assert printed.count('largest difference') == (3 if '--dynamic' in options else 1)
+
+    run, metadata = load(file)
+    graph = image_graph(model, '--backbone-only' in options)
+    size = (3, 75, 131) if '--dynamic' in options else (1, 64, 96)
+    image = 255 * torch.rand(size[0], 3, *size[1:])
+    with torch.no_grad():
+        for actual, expected in zip(tree_leaves(run(image)), tree_leaves(graph(image)), strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    assert json.loads(metadata['outputs']) == list(graph.output_names)
+    assert metadata['channel_order'] == 'RGB'
+    assert json.loads(metadata['mean']) == pytest.approx([123.675, 116.28, 103.53])
+    classes = dict.fromkeys([CLASSIFIER, MMPRETRAIN, DINO]) | {UPERNET: ['background', *'0123456789']}
+    assert json.loads(metadata['classes']) == classes[config]
+
+
+@pytest.mark.parametrize('config', [UPERNET, CLASSIFIER, MMPRETRAIN])
+def test_the_graph_answers_as_testing_does_on_the_image_as_it_was_read(config, small):
+    *_, model = small(config)
+    bgr = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 96), np.uint8))
+    outputs = image_graph(model)(bgr.flip(0)[None].float())
+    data = dict(inputs=[bgr])
+    if config == UPERNET:
+        sample = SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)))
+        (prediction,) = model.test_step(data | dict(data_samples=[sample]))
+        labels, scores = outputs
+        assert torch.equal(labels, prediction.pred_sem_seg.data) and len(labels.unique()) > 1
+        torch.testing.assert_close(scores, prediction.seg_logits.data.softmax(0).amax(0)[None])
+    else:
+        (prediction,) = model.test_step(data | dict(data_samples=[DataSample()]))
+        torch.testing.assert_close(outputs[0], prediction.pred_score)
+
+
+@pytest.mark.parametrize(
+    'config, heads',
+    [
+        ('mask2former_revcol_nano_sample', 'EncoderDecoder with Mask2FormerHead'),
+        ('dino_revcol_nano_sample', 'DINO with DINOHead'),
+        ('cascade_mask_rcnn_revcol_nano_sample', 'CascadeRCNN with RPNHead and CascadeRoIHead'),
+    ],
+)
+def test_heads_that_need_mmdeploy_are_named_and_their_backbones_can_be_exported(config, heads):
+    model = init_model(REPO / f'configs/{config}.py', device='cpu')
+    with pytest.raises(ValueError, match=f'{heads} needs MMDeploy.*--backbone-only'):
+        image_graph(model)
+    graph = image_graph(model, backbone_only=True)
+    assert len(graph(torch.zeros(1, 3, 64, 64))) == len(graph.output_names) == len(model.backbone.out_indices)
+
+
+def test_a_file_that_differs_from_the_model_is_an_error_and_deleted(small, tmp_path, call_tool, monkeypatch):
+    path, checkpoint, _ = small(UPERNET)
+    file = tmp_path / 'exported.pt'
+    trace = torch.jit.trace
+
+    def wrong(graph, *args, **kwargs):
+        graph.mean = graph.mean + 1
+        traced = trace(graph, *args, **kwargs)
+        graph.mean = graph.mean - 1
+        return traced
+
+    monkeypatch.setattr(torch.jit, 'trace', wrong)
+    arguments = (path, checkpoint, '--format', 'torchscript', '--shape', 64, 64, '--out', file)
+    _, error = call_tool(TOOL, *arguments)
+    assert error.startswith('error: on 1 x 64 x 64 images the file differs from the model by')
+    assert not file.exists()
+    _, error = call_tool(TOOL, *arguments, '--tolerance', 1)
+    assert not error and file.exists()
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('--shape', 64, 32), '--shape takes height and width from 64 on, got 64 and 32'),
+        (('--out', 'a.onnx'), '--out: the name of a file in format torchscript ends in .pt, got a.onnx'),
+        (('--out', 'nowhere/a.pt', '--device', 'cuda:99'), "device 'cuda:99' is none of cpu"),
+    ],
+)
+def test_what_cannot_be_exported_is_an_error_in_one_line(arguments, message, small, call_tool):
+    path, checkpoint, _ = small(CLASSIFIER)
+    _, error = call_tool(TOOL, path, checkpoint, '--format', 'torchscript', *arguments)
+    assert error.startswith('error: ') and message in error
+
+
+@pytest.mark.parametrize('size', [1, 3, 6, (2, 5), (6, 1)])
+def test_pooling_by_matrices_is_adaptive_pooling(size):
+    for height, width in ((1, 2), (4, 7), (6, 6), (33, 17)):
+        x = torch.randn(2, 3, height, width)
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(size))
+        with matrix_pools(model):
+            assert isinstance(model[0], MatrixPool2d)
+            actual = model(x)
+        assert isinstance(model[0], nn.AdaptiveAvgPool2d)
+        torch.testing.assert_close(actual, model(x))

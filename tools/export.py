@@ -1,0 +1,238 @@
+"""Export a classifier, a segmentor or a backbone to ONNX, TorchScript or torch.export, and check the file.
+
+    python tools/export.py configs/upernet_revcol_t_ade20k.py WEIGHTS --format onnx --dynamic --shape 512 512
+
+The exported graph is what testing runs, from image to answer:
+
+- Its input is 'image', float32, (B, 3, H, W), values from 0 to 255, RGB unless the config keeps OpenCV's BGR.
+  The config's mean and standard deviation are in the graph; resizing and cropping are not.
+- A classifier returns 'scores', softmax, (B, K).
+- A segmentor returns 'labels', the likeliest class of every pixel, int64, and 'scores', its softmax, both
+  (B, H, W). It takes the image as a whole, without sliding windows, and scales logits up to its size. Testing
+  pads images to multiples of 32 with the mean colour; the graph does not.
+- With --backbone-only it returns the features that the config's neck or head gets, 'feature_0' and so on.
+
+Without --dynamic B is 1, H and W are those of --shape. With it they are free, H and W from 64 pixels on.
+
+The file is read back and run, on random images, by onnxruntime or torch beside the model. Differences are
+relative to the largest value; of labels, it is how much lower the model scores a label than its own choice. A
+difference above --tolerance is an error, and the file is deleted.
+
+In the file are also classes, mean, standard deviation, channel order and where it comes from: in ONNX's
+metadata_props, or in metadata.json, an extra file of the other two. Heads with queries or boxes (Mask2Former,
+DINO, Cascade) need MMDeploy.
+"""
+
+import argparse
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.model import BaseModel
+from mmengine.registry import DATASETS, DefaultScope
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+import revcol_mm
+from revcol_mm.apis import init_model
+from revcol_mm.apis.image_graph import ImageGraph, SegmentationGraph, image_graph, matrix_pools
+from revcol_mm.check_env import require_parts
+from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
+from revcol_mm.engine.preflight import merge_options
+from revcol_mm.evaluation.complexity import default_shape
+from revcol_mm.models.checkpoint import CheckpointError
+
+MIN_SIDE = 64  # pixels: below, the last level is one pixel wide, which torch.export treats as another case
+MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB
+
+Run = Callable[[Tensor], Any]
+
+
+def free_sizes(min_batch: int) -> dict:
+    """Batch size, height and width of the image as dimensions that stay free."""
+    batch = torch.export.Dim('batch', min=min_batch)
+    height, width = (torch.export.Dim(name, min=MIN_SIDE) for name in ('height', 'width'))
+    return dict(image={0: batch, 2: height, 3: width})
+
+
+def to_onnx(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
+    require_parts('export to ONNX', ('onnx', 'onnxscript', 'onnxruntime'))
+    import onnxruntime
+
+    logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators of torchvision
+    with matrix_pools(graph):
+        program = torch.onnx.export(
+            graph,
+            (image,),
+            dynamo=True,
+            input_names=['image'],
+            output_names=graph.output_names,
+            dynamic_shapes=free_sizes(min_batch=2) if dynamic else None,  # the file takes 1 as well
+            verbose=False,
+        )
+    program.model.metadata_props.update(metadata)
+    size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
+    program.save(out, external_data=size > MAX_ONE_FILE)
+    session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
+    return lambda image: [torch.from_numpy(y) for y in session.run(None, {'image': image.cpu().numpy()})]
+
+
+def to_torchscript(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
+    traced = torch.jit.trace(graph, image, check_trace=False)  # its sizes are free anyway
+    traced.save(out, _extra_files={'metadata.json': json.dumps(metadata)})
+    return torch.jit.load(out, map_location=image.device)
+
+
+def to_torch_export(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
+    sizes = free_sizes(min_batch=1) if dynamic else None
+    program = torch.export.export(graph, (image,), dynamic_shapes=sizes)
+    torch.export.save(program, out, extra_files={'metadata.json': json.dumps(metadata)})
+    return torch.export.load(out).module()
+
+
+FORMATS = {
+    'onnx': ('.onnx', to_onnx),
+    'torchscript': ('.pt', to_torchscript),
+    'torch-export': ('.pt2', to_torch_export),
+}
+
+
+def class_names(model: BaseModel) -> list[str] | None:
+    """As the checkpoint or, if it does not say, the config's data set has them."""
+    dataset = model.cfg.get('test_dataloader', {}).get('dataset')
+    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
+        told = DATASETS.build(ConfigDict(dataset, lazy_init=True)).metainfo if dataset else {}
+    classes = {**told, **model.dataset_meta}.get('classes')
+    return list(classes) if classes else None
+
+
+def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> dict[str, str]:
+    """Metadata of the file; what is no text is JSON."""
+    cfg = model.cfg
+    preprocessor = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
+    rgb = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
+    return dict(
+        input='image: float32, (B, 3, H, W), 0 to 255',
+        channel_order='RGB' if rgb else 'BGR',
+        mean=json.dumps(None if graph.mean is None else graph.mean.flatten().tolist()),
+        std=json.dumps(None if graph.std is None else graph.std.flatten().tolist()),
+        normalisation='in the graph',
+        outputs=json.dumps(graph.output_names),
+        classes=json.dumps(None if args.backbone_only else class_names(model)),
+        config=cfg.filename,
+        checkpoint=args.checkpoint,
+        version=f'revcol_mm {revcol_mm.__version__}, torch {torch.__version__}',
+    )
+
+
+def sizes_to_check(height: int, width: int, dynamic: bool) -> list[tuple[int, int, int]]:
+    """B, H and W of images: those that were traced, and with ``dynamic`` others, also odd ones."""
+    others = [
+        (2, max(MIN_SIDE, height * 3 // 4) | 1, width * 5 // 4 | 1),
+        (3, height * 5 // 4 | 1, max(MIN_SIDE, width // 2) | 1),
+    ]
+    return [(1, height, width), *(others if dynamic else [])]
+
+
+def difference(graph: ImageGraph, outputs: Any, image: Tensor) -> float:
+    """How far what an exported file returns is from what the model does."""
+    outputs = [output.to(image.device) for output in tree_leaves(outputs)]
+    expected = tree_leaves(graph(image))
+    differences = []
+    if isinstance(graph, SegmentationGraph):
+        labels, expected = outputs.pop(0), expected[1:]
+        own = graph.class_scores(image).gather(1, labels[:, None])[:, 0]
+        differences.append((expected[0] - own).max())
+    for actual, right in zip(outputs, expected, strict=True):
+        differences.append((actual - right).abs().max() / right.abs().max())
+    return torch.stack(differences).max().item()
+
+
+def check(graph: ImageGraph, run: Run, image: Tensor, tolerance: float) -> None:
+    """Run an exported file beside the model, and print how far they are from one another.
+
+    Raises:
+        ValueError: If it is too far, or the file does not run.
+    """
+    size = ' x '.join(map(str, (len(image), *image.shape[2:])))
+    try:
+        outputs = run(image)
+    except Exception as error:  # each runtime has its own
+        raise ValueError(f'the file does not run on {size} images: {error}') from error
+    worst = difference(graph, outputs, image)
+    print(f'{size:>16} images: largest difference {worst:.1e}')
+    if not worst <= tolerance:
+        raise ValueError(
+            f'on {size} images the file differs from the model by {worst:.1e}, more than {tolerance}'
+        )
+
+
+@torch.no_grad()
+def export(args: argparse.Namespace, cfg: Config) -> None:
+    """Write the file and compare it with the model.
+
+    Raises:
+        CheckpointError: If the checkpoint does not fit.
+        ValueError: If the model cannot be exported, or the file does something else than the model.
+    """
+    shape = args.shape or default_shape(cfg)
+    if min(shape) < MIN_SIDE:
+        raise ValueError(f'--shape takes height and width from {MIN_SIDE} on, got {shape[0]} and {shape[1]}')
+    suffix, write = FORMATS[args.format]
+    out = args.out or Path(Path(args.config).stem + suffix)
+    if out.suffix != suffix:
+        raise ValueError(f'--out: the name of a file in format {args.format} ends in {suffix}, got {out}')
+    check_writable(out.parent)
+    model = init_model(cfg, args.checkpoint, args.device)
+    graph = image_graph(model, args.backbone_only)
+    metadata = describe(model, graph, args)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.manual_seed(0)
+
+    def images(batch: int, height: int, width: int) -> Tensor:
+        return 255 * torch.rand(batch, 3, height, width, device=args.device)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # if they mean anything, the file is wrong, which is seen below
+        run = write(graph, images(2 if args.dynamic else 1, *shape), args.dynamic, metadata, out)
+    print(f'wrote {out}: {", ".join(graph.output_names)}')
+    try:
+        for size in sizes_to_check(*shape, args.dynamic):
+            check(graph, run, images(*size), args.tolerance)
+    except ValueError:
+        for path in (out, Path(f'{out}.data')):
+            path.unlink(missing_ok=True)
+        raise
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser)
+    parser.add_argument('checkpoint', help='weights, file or URL')
+    parser.add_argument('--format', choices=FORMATS, required=True)
+    parser.add_argument('--out', type=Path, metavar='FILE', help='[CONFIG.onnx, .pt or .pt2]')
+    parser.add_argument(
+        '--shape', nargs=2, type=int, metavar=('H', 'W'), help='[as get_flops.py counts with]'
+    )
+    parser.add_argument('--dynamic', action='store_true', help='leave batch size, height and width free')
+    parser.add_argument('--backbone-only', action='store_true', help='export features, of any model')
+    parser.add_argument('--device', default='cpu', help='where graph and constants are [cpu]')
+    parser.add_argument('--tolerance', type=float, default=1e-4, help='of the difference [0.0001]')
+    args = parser.parse_args()
+    try:
+        cfg = read_config(args.config)
+        merge_options(cfg, args.cfg_options)
+        export(args, cfg)
+    except (FileNotFoundError, ValueError, CheckpointError) as error:
+        sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+    main()
