@@ -158,16 +158,16 @@ def testing_size(cfg: Config) -> tuple[int, int]:
     Raises:
         ValueError: If it does not scale them.
     """
-    for transform in _innermost(cfg.test_dataloader.dataset).pipeline:
+    for transform in innermost_dataset(cfg.test_dataloader.dataset).pipeline:
         scale = transform.get('scale')
-        if 'Resize' in _name(transform) and isinstance(scale, (tuple, list)):
+        if 'Resize' in transform_name(transform) and isinstance(scale, (tuple, list)):
             return (min(scale),) * 2
     raise ValueError(f'{Path(cfg.filename).name}: test images are not scaled to one size; give a size')
 
 
 def _fixed_size(cfg: Config, size: Sequence[int] | None) -> list[dict]:
     """The test pipeline, cut down to reading, scaling and packing."""
-    pipeline = _innermost(cfg.test_dataloader.dataset).pipeline
+    pipeline = innermost_dataset(cfg.test_dataloader.dataset).pipeline
     if size is None:
         if cfg.default_scope == 'mmpretrain':
             return pipeline
@@ -175,18 +175,19 @@ def _fixed_size(cfg: Config, size: Sequence[int] | None) -> list[dict]:
     if any(side < COARSEST_STRIDE or side % COARSEST_STRIDE for side in size):
         raise ValueError(f'height and width are multiples of {COARSEST_STRIDE}, got {size[0]} and {size[1]}')
     read, pack = (
-        [transform for transform in pipeline if _name(transform).startswith(word)]
+        [transform for transform in pipeline if transform_name(transform).startswith(word)]
         for word in ('Load', 'Pack')
     )
     return [*read, dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False), *pack]
 
 
-def _name(transform: dict) -> str:
+def transform_name(transform: dict) -> str:
+    """Name of a pipeline's transform, whose type is a name or a class."""
     return transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
 
 
-def _innermost(dataset: ConfigDict) -> ConfigDict:
-    """The data set in wrappers that repeat, balance or mix; the first one of several."""
+def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
+    """Config of the data set in wrappers that repeat, balance or mix; of several, the first."""
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     return dataset
