@@ -1,14 +1,24 @@
-"""Reversible training on two processes."""
+"""Training and testing on two processes."""
 
+import json
+import os
+import pickle
+import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
 from revcol_mm import RevCol
+from revcol_mm.engine.checkpoint_files import is_whole
+from revcol_mm.models.checkpoint import model_weights, read_checkpoint
+from revcol_mm.models.sharded_checkpoint import has_all_shards, read_weights
 from revcol_mm.testing import worst_errors
 
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 ARCH = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1), num_columns=4)
 
@@ -82,3 +92,169 @@ def test_fully_sharding_the_model_or_columns_gives_the_gradients_of_one_process(
 @pytest.mark.parametrize('kind', ['fsdp1', 'levels'])
 def test_shards_that_would_lose_gradients_are_refused(kind, tmp_path):
     assert all('fully_shard on whole columns or the whole model' in said for said in work(kind, tmp_path, 1))
+
+
+def launch(number):
+    """Arguments that start a program on so many processes."""
+    return ('-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={number}') if number > 1 else ()
+
+
+def train(number, config, out, *options):
+    """Train a tiny reversible model of a sample config on so many processes; see parallel_training.py."""
+    config = f'configs/{config}_revcol_nano_sample.py'
+    run(
+        *launch(number),
+        'tests/parallel_training.py',
+        config,
+        out,
+        '--cfg-options',
+        'log_level=INFO',
+        *options,
+    )
+    return torch.load(out)
+
+
+def assert_same_training(actual, expected):
+    """Losses and gradient norms to float32's rounding; weights to a thousandth of what they moved by."""
+    for kind in ('losses', 'grad_norms'):
+        assert len(actual[kind]) == len(expected[kind]) > 0
+    for losses, others in zip(actual['losses'], expected['losses']):
+        assert losses == pytest.approx(others, rel=2e-6)
+    assert actual['grad_norms'] == pytest.approx(expected['grad_norms'], rel=1e-5)
+    for name, weight in expected['final'].items():
+        assert torch.equal(actual['state_dict'][name], expected['state_dict'][name]), name
+        if weight.is_floating_point():
+            torch.testing.assert_close(actual['final'][name], weight, rtol=0, atol=2e-5, msg=name)
+    moved = [(w - expected['state_dict'][n]).abs().max().item() for n, w in expected['final'].items()]
+    assert sorted(moved)[len(moved) // 2] > 5e-4  # without which the comparison would say nothing
+
+
+@pytest.fixture(scope='module', params=['mask2former', 'dino'])
+def one_process(request, tmp_path_factory):
+    """Name of a config, a training of it on one process, and that file, which has its initial weights."""
+    out = tmp_path_factory.mktemp(request.param) / 'one.pt'
+    return request.param, train(1, request.param, out), out
+
+
+def check_processes(number, one_process, tmp_path, *options):
+    config, expected, file = one_process
+    actual = train(number, config, tmp_path / 'several.pt', f'load_from={file}', *options)
+    assert_same_training(actual, expected)
+    return actual
+
+
+def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, tmp_path):
+    """What legitimately depends on the number of processes is fixed in parallel_training.py.
+
+    - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
+      denoising has next to no noise; augmentation and stochastic depth are off.
+    - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
+      not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
+      all processes.)
+    - DINO's number of denoising groups follows from the most objects in an image of the process.
+    - Images are padded to the largest of the process: they have one size.
+    - Batch normalisation, of which these models have none, sees the images of the process.
+    """
+    check_processes(2, one_process, tmp_path)
+
+
+def test_fully_sharded_training_is_that_of_one_process_and_resumes_to_the_bit(one_process, tmp_path):
+    sharded = ('runner_type=FullyShardedRunner', 'default_hooks.checkpoint.interval=2')
+    expected = check_processes(2, one_process, tmp_path, *sharded)
+    shutil.copytree(tmp_path / 'several/iter_2.pth', tmp_path / 'resumed/iter_2.pth')
+    resumed = train(2, one_process[0], tmp_path / 'resumed.pt', *sharded, 'resume=True')
+    assert len(resumed['losses']) == 1
+    for name, weight in expected['final'].items():
+        assert torch.equal(resumed['final'][name], weight), name
+
+
+DEMO = 'configs/mask2former_revcol_nano_sample.py'
+
+
+def on(data, layout, *options):
+    """Options that move a config to the sample data and to a schedule of 2 iterations."""
+    root = data / layout
+    return (
+        '--cfg-options',
+        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')),
+        *('train_dataloader.batch_size=2', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2'),
+        *('default_hooks.checkpoint.interval=2', 'model.backbone.save_memory=True'),
+        *options,
+    )
+
+
+def metrics(printed):
+    """The table at the end of what tools/test.py prints."""
+    found = dict(re.findall(r'^([\w/]+) +(-?[\d.e-]+|nan)$', printed, re.M))
+    assert found
+    return found
+
+
+def test_the_tools_take_a_sharded_checkpoint_and_make_one_file_of_it(sample_data, tmp_path, call_tool):
+    options = on(sample_data, 'ade20k', 'test_dataloader.dataset.indices=2')
+    common = ('--work-dir', tmp_path, *options)
+    printed = run(
+        *(*launch(2), 'tools/train.py', DEMO, '--launcher', 'pytorch', *common),
+        'runner_type=FullyShardedRunner',
+    )
+    assert 'Iter(val)' in printed and 'mIoU' in printed
+    folder, file = tmp_path / 'iter_2.pth', tmp_path / 'whole.pth'
+    assert folder.is_dir() and not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
+    assert float(metrics(run('tools/test.py', DEMO, folder, *common))['mIoU']) > 0
+    _, error = call_tool('tools/convert_checkpoint.py', folder, file)
+    assert not error
+    weights = model_weights(read_checkpoint(folder))
+    assert len(weights) > 300
+    for name, weight in model_weights(read_checkpoint(file)).items():
+        assert torch.equal(weights.pop(name), weight), name
+    assert not weights
+    _, error = call_tool('tools/train.py', DEMO, '--resume', folder, *common)
+    assert f'error: {folder} is sharded' in error
+    for part in folder.glob('*.distcp'):
+        assert is_whole(folder)
+        os.truncate(part, part.stat().st_size - 1)
+        assert not is_whole(folder)
+        part.write_bytes(part.read_bytes() + b'.')
+
+
+class Malicious:
+    def __reduce__(self):
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def test_what_is_pickled_in_a_sharded_checkpoint_does_not_run(tmp_path):
+    (tmp_path / '.metadata').write_bytes(pickle.dumps(Malicious()))
+    with pytest.raises(pickle.UnpicklingError, match='exec is not in'):
+        read_weights(tmp_path)
+    assert not has_all_shards(tmp_path)
+
+
+@pytest.mark.parametrize('config, layout', [('mask2former', 'ade20k'), ('dino', 'coco')])
+def test_two_processes_count_every_image_once_when_they_cannot_share_evenly(
+    config, layout, sample_data, tmp_path
+):
+    """Of three images each process gets two, one of them twice."""
+    path = f'configs/{config}_revcol_nano_sample.py'
+    cfg = Config.fromfile(REPO / path)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
+    ann_file = sample_data / 'coco/annotations/instances_val2017.json'
+    options = on(sample_data, layout, 'test_dataloader.dataset.indices=3')
+    if layout == 'coco':
+        options += (f'test_evaluator.ann_file={ann_file}',)
+    outputs, found = [], []
+    for number in (1, 2):
+        outputs.append(tmp_path / f'out{number}')
+        launcher = ('--launcher', 'pytorch') if number > 1 else ()
+        where = ('--work-dir', tmp_path, '--out', outputs[-1])
+        test = ('tools/test.py', path, tmp_path / 'weights.pth')
+        found.append(metrics(run(*launch(number), *test, *launcher, *where, *options)))
+    assert found[0] == found[1]
+    if layout == 'coco':
+        one, two = (json.loads((out / 'predictions.bbox.json').read_text()) for out in outputs)
+        assert len({box['image_id'] for box in one}) == 3 and one == two
+    else:
+        assert len(list(outputs[1].glob('*.png'))) == 3 and float(found[0]['mIoU']) > 0

@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 from mmengine.runner import Runner
 
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, check_writable, load_config
 from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.models.checkpoint import CheckpointError
 
@@ -23,7 +23,7 @@ from revcol_mm.models.checkpoint import CheckpointError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint to test, file or URL')
+    parser.add_argument('checkpoint', help='checkpoint to test: file, URL, or the folder of a sharded one')
     parser.add_argument(
         '--out',
         metavar='DIR',
@@ -79,12 +79,13 @@ def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_args()
     try:
-        if '://' not in args.checkpoint and not Path(args.checkpoint).is_file():
+        if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg = load_config(args, loaders=('test_dataloader',))
         if args.tta:
             use_tta(cfg)
         if args.out:
+            check_writable(Path(args.out))  # MMSegmentation's processes do not wait for each other to make it
             write_predictions(cfg, args.out)
         if args.show_dir:
             draw_predictions(cfg, args.show_dir)

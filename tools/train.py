@@ -11,7 +11,8 @@ from revcol_mm.check_env import CORE, require_parts
 
 require_parts('training', CORE)
 
-from revcol_mm.engine import ResumableRunner
+from mmengine.registry import RUNNERS
+
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.nonfinite import NonFiniteError
 from revcol_mm.engine.preflight import PreflightError
@@ -37,9 +38,12 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     try:
-        if args.resume not in (None, 'auto') and not Path(args.resume).is_file():
+        if args.resume not in (None, 'auto') and not Path(args.resume).exists():
             raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
         cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
+        runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
+        if runner_type is None:
+            raise ValueError(f'runner_type is ResumableRunner or FullyShardedRunner, not {cfg.runner_type!r}')
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     if args.resume:
@@ -51,7 +55,7 @@ def main() -> None:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
     adapt_to_device(cfg)
     try:
-        ResumableRunner.from_cfg(cfg).train()
+        runner_type.from_cfg(cfg).train()
     except (PreflightError, CheckpointError, NonFiniteError) as error:
         sys.exit(f'error: {error}')
 

@@ -1,4 +1,5 @@
 from .column_statistics import ColumnStatisticsHook
+from .fully_sharded_runner import FullyShardedRunner
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
 from .nonfinite import NonFiniteHook
@@ -10,6 +11,7 @@ from .safe_globals import allow_mmengine_globals
 
 __all__ = [
     'ColumnStatisticsHook',
+    'FullyShardedRunner',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
     'NonFiniteHook',

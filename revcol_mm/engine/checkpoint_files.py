@@ -8,6 +8,8 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from revcol_mm.models.sharded_checkpoint import REST, has_all_shards
+
 
 class AtomicLocalBackend(LocalBackend):
     """Local files that are either whole or not there: written under another name, then renamed."""
@@ -33,7 +35,12 @@ register_backend('atomic', AtomicLocalBackend, force=True)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all of a checkpoint's parts have the checksums that were written with them."""
+    """Whether all of a checkpoint's parts have the checksums that were written with them.
+
+    Of a sharded checkpoint's tensors, which have none, whether all bytes are there.
+    """
+    if checkpoint.is_dir():
+        return is_whole(checkpoint / REST) and has_all_shards(checkpoint)
     try:
         with zipfile.ZipFile(checkpoint) as file:
             return file.testzip() is None

@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 import tempfile
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -115,7 +116,10 @@ def adapt_to_device(cfg: Config) -> None:
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher == 'pytorch':
-        torch.distributed.init_process_group('gloo')  # MMEngine would pick a GPU first
-        cfg.model_wrapper_cfg = dict(
-            type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
-        )
+        timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
+        # MMEngine would pick a GPU first.
+        torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
+        if cfg.get('runner_type') != 'FullyShardedRunner':
+            cfg.model_wrapper_cfg = dict(
+                type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
+            )

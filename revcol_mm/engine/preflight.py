@@ -52,6 +52,7 @@ def _check_option(cfg: Config, key: str) -> None:
             known |= set(inspect.signature(Runner.__init__).parameters) | {
                 'compile',
                 'model_wrapper_cfg',
+                'runner_type',
             }
         elif 'type' in node:
             known |= _arguments(cfg, node['type'])
@@ -201,8 +202,7 @@ class PreflightHook(Hook):
                 if any(getattr(part, 'save_memory', False) for part in module.modules()):
                     raise PreflightError(
                         f'save_memory=True does not work in {type(module).__name__}, which hides parameters: '
-                        "use MMDistributedDataParallel, or torch's fully_shard on whole columns or the whole "
-                        'model'
+                        'use MMDistributedDataParallel, or FullyShardedRunner'
                     )
 
     def _check(self, runner: Runner, dataset: Dataset) -> None:

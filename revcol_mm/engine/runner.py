@@ -16,6 +16,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch.utils.data import DataLoader
 
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.models.sharded_checkpoint import REST
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
 from .resumable_data import ResumableBatchSampler, seed_everything
@@ -130,7 +131,9 @@ class ResumableRunner(Runner):
                 kwargs['resume'] = False
             else:
                 # The data's order is drawn, and loading begins, before MMEngine reads a checkpoint.
-                self._resumed_meta = torch.load(source, 'cpu', mmap=True)['meta']
+                self._check_kind(Path(source))
+                file = Path(source, REST) if Path(source).is_dir() else source
+                self._resumed_meta = torch.load(file, 'cpu', mmap=True)['meta']
                 kwargs['load_from'] = str(source)
                 kwargs['randomness'] = {
                     **(kwargs.get('randomness') or {}),
@@ -140,6 +143,14 @@ class ResumableRunner(Runner):
         for checkpoint in damaged:
             self.logger.warning(f'{checkpoint} is damaged and not used')
         self.register_hook(_Interruption())
+
+    @staticmethod
+    def _check_kind(source: Path) -> None:
+        if source.is_dir():
+            raise CheckpointError(
+                f"{source} is sharded: resume with runner_type = 'FullyShardedRunner', or make a file of its "
+                'weights for load_from with tools/convert_checkpoint.py'
+            )
 
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop on data that begin where a resumed run was."""

@@ -31,6 +31,8 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from .sharded_checkpoint import REST, is_sharded, read_weights
+
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
 CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
@@ -69,7 +71,7 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if not source.startswith(('http://', 'https://')):
         path = Path(source)
-        if not path.is_file():
+        if not path.is_file() and not is_sharded(path):
             raise FileNotFoundError(
                 f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'
             )
@@ -89,7 +91,7 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
 
 
 def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
-    """Read a checkpoint, file or URL, in torch's format or as safetensors, onto the CPU.
+    """Read a checkpoint onto the CPU: file or URL, in torch's format or as safetensors, or a sharded folder.
 
     Tensors, containers, numbers and strings come back as they are, any other pickled object as an empty
     dictionary.
@@ -105,6 +107,8 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
         RuntimeError: If it is a safetensors file and that package is missing.
     """
     path = local_checkpoint(source, setting)
+    if is_sharded(path):
+        return {**read_checkpoint(path / REST), 'state_dict': read_weights(path)}
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
     try:
