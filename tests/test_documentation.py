@@ -15,7 +15,7 @@ from .subprocesses import REPO, run
 
 PAGES = [REPO / 'README.md', REPO / 'CONTRIBUTING.md', *sorted((REPO / 'docs').rglob('*.md'))]
 PARSERS = ('revcol_mm/engine/launch.py', 'revcol_mm/analysis/command_line.py')  # what tools share
-# What makes the tutorials' runs small: RevCol-T with random weights, two pictures, one iteration; the demo gets one picture.
+# The tutorials' runs made small: random weights, two pictures, one iteration; the demo gets one picture.
 SMALL = (
     'model.backbone.init_cfg=None',
     'train_dataloader.dataset.indices=2',
