@@ -164,7 +164,7 @@ def test_a_failure_leaves_what_was_there(published, tmp_path, run_tool, monkeypa
     [
         (None, 'no checkpoint .*in.pth; published weights are at https://[^ ]*$'),
         ({'epoch': 3}, "no weights .*'epoch'"),
-        ([1, 2], '.*in.pth holds a list, not a dict'),
+        ([1, 2], 'cannot read .*in.pth: it holds a list, not a dict'),
         ({'conv1.weight': torch.zeros(1)}, r"no weights of a backbone .*\['conv1.weight'\]"),
     ],
 )
@@ -251,4 +251,4 @@ def test_a_file_that_is_only_named_safetensors_is_an_error(tmp_path, run_tool):
     pytest.importorskip('safetensors')
     torch.save({}, tmp_path / 'in.safetensors')
     error = run_tool('convert_checkpoint', tmp_path / 'in.safetensors', tmp_path / 'out.pth')
-    assert 'in.safetensors is no safetensors file' in error
+    assert 'in.safetensors: no safetensors file' in error

@@ -7,7 +7,6 @@ Example: python tools/convert_checkpoint.py revcol_base_22k.pth revcol_base.pth 
 """
 
 import argparse
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,7 +78,7 @@ def main() -> None:
         checkpoint = read_checkpoint(args.source, setting=None)
         converted = convert(checkpoint, args.to, args.drop_heads, args.ema, args.pad_kernel)
         out = save_checkpoint(converted, args.out)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
     weights = model_weights(converted)
     print(f'{out}: {len(weights)} weights, {sum(w.numel() for w in weights.values()) / 1e6:.3f} M numbers')

@@ -7,7 +7,6 @@ Example: python tools/publish_model.py work_dirs/run1/iter_160000.pth mask2forme
 """
 
 import argparse
-import pickle
 import sys
 from pathlib import Path
 
@@ -35,7 +34,7 @@ def main() -> None:
             'state_dict': model_weights(checkpoint, ema),
         }
         out = save_checkpoint(published, args.out, name_hash=True)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         sys.exit(f'error: {error}')
     print(f'{out}: {"averaged" if ema else "the"} weights, {out.stat().st_size / 2**20:.1f} MiB')
 

@@ -13,10 +13,11 @@ require_parts('testing', CORE)
 
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
-from mmengine.runner import Runner
 
+from revcol_mm.engine import ResumableRunner
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, check_writable, load_config
 from revcol_mm.engine.preflight import PreflightError
+from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.models.checkpoint import CheckpointError
 
 
@@ -93,10 +94,9 @@ def main() -> None:
         sys.exit(f'error: {error}')
     cfg.load_from = args.checkpoint
     adapt_to_device(cfg)
-    runner = Runner.from_cfg(cfg)
     try:
-        metrics = runner.test()
-    except (PreflightError, CheckpointError) as error:
+        metrics = ResumableRunner.from_cfg(cfg).test()
+    except (PreflightError, CheckpointError, BrokenSampleError) as error:
         sys.exit(f'error: {error}')
     if is_main_process():
         print_metrics(metrics, args)

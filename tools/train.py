@@ -16,6 +16,7 @@ from mmengine.registry import RUNNERS
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.nonfinite import NonFiniteError
 from revcol_mm.engine.preflight import PreflightError
+from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.models.checkpoint import CheckpointError
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     adapt_to_device(cfg)
     try:
         runner_type.from_cfg(cfg).train()
-    except (PreflightError, CheckpointError, NonFiniteError) as error:
+    except (PreflightError, CheckpointError, NonFiniteError, BrokenSampleError) as error:
         sys.exit(f'error: {error}')
 
 

@@ -1,6 +1,5 @@
 """From a config and a checkpoint to a model that predicts."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
 from revcol_mm.engine.launch import read_config
-from revcol_mm.models.checkpoint import CheckpointError, fit_weights, model_weights, read_checkpoint
+from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
 
 
 def pick_device(device: str | None = None) -> torch.device:
@@ -57,7 +56,7 @@ def init_model(
         'data_preprocessor'
     ):  # MMPretrain's configs have it beside the model, as MMEngine's runner takes
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    content = {} if checkpoint is None else _read(checkpoint)
+    content = {} if checkpoint is None else read_checkpoint(str(checkpoint), setting=None)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(model_cfg)
     if checkpoint is not None:
@@ -67,17 +66,6 @@ def init_model(
     model.cfg = cfg
     model.dataset_meta = _dataset_meta(content.get('meta') or {})
     return model.to(device).eval()
-
-
-def _read(checkpoint: str | Path) -> dict[str, Any]:
-    try:
-        return read_checkpoint(str(checkpoint), setting=None)
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,
-    ) as error:  # torch's, for files cut short or of others
-        raise CheckpointError(f'cannot read {checkpoint}: {error}') from error
 
 
 def _dataset_meta(meta: dict[str, Any]) -> dict[str, Any]:

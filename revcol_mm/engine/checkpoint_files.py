@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
+from revcol_mm.models.checkpoint import check_size
 from revcol_mm.models.sharded_checkpoint import REST, has_all_shards
 
 
@@ -42,9 +43,10 @@ def is_whole(checkpoint: Path) -> bool:
     if checkpoint.is_dir():
         return is_whole(checkpoint / REST) and has_all_shards(checkpoint)
     try:
+        check_size(checkpoint)
         with zipfile.ZipFile(checkpoint) as file:
             return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+    except (OSError, ValueError, zipfile.BadZipFile):
         return False
 
 

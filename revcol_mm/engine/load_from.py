@@ -1,5 +1,6 @@
 """``load_from`` of MMEngine's runner, for published checkpoints as they are."""
 
+import os
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -17,21 +18,21 @@ from revcol_mm.models.checkpoint import (
     read_checkpoint,
 )
 
-RESTRICTED = 'restricted://'
 
-
-@CheckpointLoader.register_scheme(prefixes=RESTRICTED)
+@CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), force=True)
 def load_from_restricted(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read 'restricted://FILE' by :func:`read_checkpoint`; onto the CPU, as the runner asks."""
-    return read_checkpoint(filename.removeprefix(RESTRICTED), 'load_from')
+    """Read a file or URL by :func:`read_checkpoint`, onto the CPU, wherever MMEngine loads one.
+
+    MMEngine 0.10.7 unpickles what it fetches from a URL, and the onedl fork what weights_only refuses.
+    """
+    return read_checkpoint(os.path.expanduser(filename), setting=None)
 
 
 @HOOKS.register_module()
 class LoadFromHook(Hook):
     """Let ``load_from`` take published checkpoints, and say what became of their keys.
 
-    Files and URLs are read by :func:`revcol_mm.models.checkpoint.read_checkpoint`, so that nothing pickled in
-    them runs, and weights get their names in the model. Resuming is left to MMEngine.
+    Weights get their names in the model. Resuming is left to MMEngine.
 
     Args:
         strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
@@ -47,12 +48,12 @@ class LoadFromHook(Hook):
         self.strict = strict
 
     def before_run(self, runner: Runner) -> None:
-        """Have the runner read a file or URL, but no other store, by the restricted reader."""
+        """Fetch a URL, or miss a file, before the run begins; other stores are left to MMEngine."""
         source = runner._load_from
         if source is None or runner._resume or OTHER_STORE.match(str(source)):
             return
         try:
-            runner._load_from = RESTRICTED + str(local_checkpoint(source, 'load_from'))
+            local_checkpoint(source, 'load_from')
         except FileNotFoundError as error:
             raise CheckpointError(error) from error
 
@@ -64,6 +65,6 @@ class LoadFromHook(Hook):
         while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
             model = model.module
         weights = model_weights(checkpoint)
-        source = str(runner._load_from or 'a checkpoint').removeprefix(RESTRICTED)
+        source = str(runner._load_from or 'a checkpoint')
         fit_weights(weights, model, source, required='' if self.strict else BACKBONE)
         checkpoint['state_dict'] = weights

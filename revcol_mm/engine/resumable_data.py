@@ -1,12 +1,20 @@
-"""Training data whose order and augmentation do not depend on where a run was interrupted."""
+"""Training data whose order and augmentation do not depend on where a run was interrupted.
 
+Nor do they on broken samples, which others replace.
+"""
+
+import logging
 import random
+import traceback
+from itertools import count
+from pathlib import Path
 from typing import Any, Iterator
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
+from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
@@ -19,18 +27,40 @@ def seed_everything(*entropy: int) -> None:
     torch.manual_seed(int(seeds[2]))
 
 
+class BrokenSampleError(RuntimeError):
+    """An image or its annotation cannot be read or augmented, and may not be left out."""
+
+    def __init__(self, message: str) -> None:
+        # torch puts the worker's stack trace before the message of what is raised in a worker
+        super().__init__(message.rsplit('BrokenSampleError: ', 1)[-1].strip())
+
+
 @DATASETS.register_module()
 class SeededDataset(Dataset):
     """A data set whose augmentation of a sample depends on the sample's place in the run alone.
 
     Otherwise it depends on how often the process that loads it has drawn before.
 
+    In the place of a sample that is broken (whatever its pipeline raises) comes another one, drawn by the
+    place in the run too, so that a resumed run meets the same. A broken sample is logged when it is first
+    met, by the worker that met it; all workers of a process count together.
+
     Args:
         dataset: Config of the data set that samples are taken from; its attributes are this one's, too.
+        max_broken: Different broken samples that this process leaves out, counted from its start. 0, as for
+            validation and testing: the first one is an error.
+
+    Raises:
+        BrokenSampleError: For the first broken sample beyond ``max_broken``, with the files and the reason.
+        ValueError: If ``max_broken`` is negative.
     """
 
-    def __init__(self, dataset: Dataset | dict) -> None:
+    def __init__(self, dataset: Dataset | dict, max_broken: int = 0) -> None:
+        if max_broken < 0:
+            raise ValueError(f'max_broken takes a number from 0 on, got {max_broken}')
         self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.max_broken = max_broken
+        self.broken = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,16 +68,46 @@ class SeededDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, ...]) -> Any:
         """The sample ``index``, or that of ``(index, *entropy)``, as ResumableBatchSampler yields them."""
         if not isinstance(key, tuple):
-            return self.dataset[key]
+            return self._read(key, max_broken=0)
         index, *entropy = key
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
         try:
             seed_everything(*entropy)
-            return self.dataset[index]
+            for attempt in count(1):
+                sample = self._read(index, self.max_broken)
+                if sample is not None:
+                    return sample
+                seed_everything(*entropy, attempt)
+                index = random.randrange(len(self))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])
             torch.set_rng_state(states[2])
+
+    def _read(self, index: int, max_broken: int) -> Any:
+        """A sample; None if it is broken and may be left out."""
+        try:
+            return self.dataset[index]
+        except Exception as error:  # decoders and transforms raise all sorts
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+            message = f'{self._name(index)} is broken: {reason} ({Path(place.filename).name}:{place.lineno})'
+            is_new = not self.broken[index]
+            self.broken[index] = True
+            number = int(self.broken.sum())
+            if number > max_broken:
+                limit = f'; max_broken={max_broken} were left out before' if max_broken else ''
+                raise BrokenSampleError(message + limit) from error
+        if is_new:  # an error, for warnings of other processes than the first are not shown
+            left = max_broken - number
+            print_log(f'{message}; left out, {left} more may be', 'current', level=logging.ERROR)
+        return None
+
+    def _name(self, index: int) -> str:
+        """The files of a sample, as far as the data set names them."""
+        info = self.dataset.get_data_info(index) if hasattr(self.dataset, 'get_data_info') else {}
+        paths = [str(info[key]) for key in ('img_path', 'seg_map_path') if info.get(key)]
+        return ' with '.join(paths) or f'sample {index}'
 
     def __getattr__(self, name: str) -> Any:
         if name == 'dataset':  # not there yet: while unpickling

@@ -15,13 +15,14 @@ from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
 
-from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
 from .resumable_data import ResumableBatchSampler, seed_everything
 
 INTERRUPTED = os.EX_TEMPFAIL  # exit status of a run that has saved itself after a signal
+MAX_BROKEN = 10  # different samples that training leaves out, in each process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -96,6 +97,18 @@ class _Interruption(Hook):
         raise SystemExit(INTERRUPTED)
 
 
+def _read_meta(file: str | Path) -> dict[str, Any]:
+    """What a checkpoint to resume from tells of its run; read before the onedl fork might do so unsafely."""
+    try:
+        return torch.load(file, 'cpu', mmap=True, weights_only=True)['meta']
+    except KeyError as error:
+        raise CheckpointError(
+            f'cannot resume: no {error} in {file}; load_from takes weights alone'
+        ) from error
+    except Exception as error:  # of files of others torch raises all sorts
+        raise CheckpointError(f'cannot resume: {file}: {unreadable_because(error)}') from error
+
+
 @RUNNERS.register_module()
 class ResumableRunner(Runner):
     """MMEngine's runner, whose interrupted runs, resumed, equal one that was not interrupted.
@@ -106,12 +119,17 @@ class ResumableRunner(Runner):
       seed and the iteration: not on the number of workers, nor on where a run was interrupted.
     - Resuming goes to its place in the data without loading what comes before, also within an epoch.
     - After SIGTERM or SIGINT it finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL).
+    - A broken image or annotation is named in the log, and training goes on with another in its place; see
+      :class:`SeededDataset`. ``train_dataloader = dict(max_broken=N, ...)``, by default 10, says how many
+      each process may leave out. In validation and testing the first is an error.
 
     Gradients that were accumulated for a step that was not yet taken are lost: save between steps.
 
     Raises:
         ValueError: If ``max_keep_ckpts`` is 1: MMEngine deletes the old checkpoint before it writes the new.
-        CheckpointError: If the checkpoint that is named to resume from is damaged or not there.
+        CheckpointError: If the checkpoint that is named to resume from is damaged or not there, or there is
+            something in it that may not be unpickled.
+        BrokenSampleError: See above.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -133,7 +151,7 @@ class ResumableRunner(Runner):
                 # The data's order is drawn, and loading begins, before MMEngine reads a checkpoint.
                 self._check_kind(Path(source))
                 file = Path(source, REST) if Path(source).is_dir() else source
-                self._resumed_meta = torch.load(file, 'cpu', mmap=True)['meta']
+                self._resumed_meta = _read_meta(file)
                 kwargs['load_from'] = str(source)
                 kwargs['randomness'] = {
                     **(kwargs.get('randomness') or {}),
@@ -160,7 +178,9 @@ class ResumableRunner(Runner):
             if 'type' in loop:
                 by_epoch = issubclass(LOOPS.get(loop['type']), EpochBasedTrainLoop)
             done = self._resumed_meta or dict(iter=0, epoch=0)
-            cfg['dataset'] = dict(type='SeededDataset', dataset=cfg['dataset'])
+            cfg['dataset'] = dict(
+                type='SeededDataset', dataset=cfg['dataset'], max_broken=cfg.pop('max_broken', MAX_BROKEN)
+            )
             cfg['batch_sampler'] = dict(
                 type='ResumableBatchSampler',
                 batch_sampler=cfg.get('batch_sampler'),
@@ -174,9 +194,12 @@ class ResumableRunner(Runner):
 
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
-        """As in MMEngine, with workers that leave signals to the main process."""
+        """As in MMEngine, with workers that leave signals to the main process, and broken samples named."""
         if isinstance(dataloader, dict):
             dataloader = {'worker_init_fn': dict(type=shield_worker), **dataloader}
+            dataset = dataloader['dataset']
+            if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
+                dataloader['dataset'] = dict(type='SeededDataset', dataset=dataset)
         return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def resume(self, *args: Any, **kwargs: Any) -> None:

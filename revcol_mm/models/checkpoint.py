@@ -16,8 +16,10 @@ Layouts, each with names possibly prefixed 'module.':
 
 import hashlib
 import json
+import mmap
 import os
 import re
+import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 from types import ModuleType
@@ -102,15 +104,49 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
 
     Raises:
         FileNotFoundError: See :func:`local_checkpoint`.
-        pickle.UnpicklingError: If the file asks for something that is not even safe to replace.
-        ValueError: If it holds something else than a dict, or is no safetensors file though named so.
-        RuntimeError: If it is a safetensors file and that package is missing.
+        CheckpointError: If the file is damaged, of another kind, holds something else than a dict, asks for
+            something that is not even safe to replace or for more memory than it has bytes; or if it is a
+            safetensors file and that package is missing.
     """
     path = local_checkpoint(source, setting)
+    try:
+        return _read(path)
+    except Exception as error:  # of files of others torch raises all sorts
+        raise CheckpointError(f'cannot read {path}: {unreadable_because(error)}') from error
+
+
+def unreadable_because(error: Exception) -> str:
+    """What torch says of a file, in one line and without its advice to unpickle it the unsafe way."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    told = re.search(r'WeightsUnpickler error: (.*)', str(error))
+    return told[1].strip() if told else (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def check_size(path: str | Path) -> None:
+    """Refuse what unpacks to much more than the file has bytes, which no checkpoint of torch does.
+
+    Raises:
+        ValueError: If parts of an archive are compressed or overlap, or a pickle asks for a bytearray, by
+            which a few bytes can fill any memory.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+        size = sum(part.file_size for part in parts)
+        if size > os.path.getsize(path) or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+            raise ValueError(f'it is compressed, to unpack to {size} bytes; torch compresses no checkpoint')
+    with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b'\nbytearray\n') >= 0:
+            raise ValueError('it asks for a bytearray, which no checkpoint holds')
+
+
+def _read(path: Path) -> dict[str, Any]:
     if is_sharded(path):
-        return {**read_checkpoint(path / REST), 'state_dict': read_weights(path)}
+        return {**_read(path / REST), 'state_dict': read_weights(path)}
     if path.suffix == '.safetensors':
         return _read_safetensors(path)
+    check_size(path)
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # torch's format before 1.6: read as weights only
@@ -118,7 +154,7 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
     with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     if not isinstance(checkpoint, dict):
-        raise ValueError(f'{path} holds a {type(checkpoint).__name__}, not a dict as checkpoints do')
+        raise ValueError(f'it holds a {type(checkpoint).__name__}, not a dict as checkpoints do')
     return checkpoint
 
 
@@ -129,7 +165,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             weights = {name: file.get_tensor(name) for name in file.keys()}
             meta = json.loads((file.metadata() or {}).get('meta', '{}'))
     except safetensors.SafetensorError as error:
-        raise ValueError(f'{path} is no safetensors file: {error}') from error
+        raise ValueError(f'no safetensors file: {error}') from error
     return {'meta': meta, 'state_dict': weights}
 
 
