@@ -72,14 +72,24 @@ def test_commands_name_tools_configs_and_options_that_there_are(page):
             'detection',
             (
                 'train_cfg.max_epochs=1',
-                'train_dataloader.dataset.pipeline.3.transforms=[[dict(type="Resize",scale=(128,96))]]',
+                *(
+                    f'train_dataloader.dataset.pipeline.3.transforms.{place}.scales=[(96,128)]'
+                    for place in ('0.0', '1.0', '1.2')
+                ),
                 'val_dataloader.dataset.pipeline.1.scale=(128,96)',
                 'test_dataloader.dataset.pipeline.1.scale=(128,96)',
             ),
         ),
         (
             'segmentation',
-            ('train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'),
+            (
+                'train_cfg.max_iters=1',
+                'train_cfg.val_interval=1',
+                'default_hooks.checkpoint.interval=1',
+                'model.test_cfg.mode=whole',
+                'val_dataloader.dataset.pipeline.1.scale=(256,64)',
+                'test_dataloader.dataset.pipeline.1.scale=(256,64)',
+            ),
         ),
     ],
 )
