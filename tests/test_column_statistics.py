@@ -24,19 +24,16 @@ def images(number, seed=0):
     return torch.rand(number, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
 
 
-def train(work_dir, model, hooks=(HOOK,), max_iters=4, seed=0, optim_wrapper=FIXED, **kwargs):
+def train(work_dir, model, runner=Runner, hooks=(HOOK,), max_iters=4, seed=0, optim_wrapper=FIXED, **kwargs):
     """Train for some iterations of one image each."""
-    Runner(
+    runner(
         model=model,
         work_dir=str(work_dir),
         train_dataloader=DataLoader(TensorDataset(images(max_iters, seed))),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters),
         optim_wrapper=optim_wrapper,
         custom_hooks=list(hooks),
-        default_hooks=dict(
-            logger=dict(type='LoggerHook', interval=max_iters),
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=max_iters),
-        ),
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=max_iters), checkpoint=None),
         log_processor=dict(by_epoch=False),
         visualizer=dict(type='Visualizer', vis_backends=[dict(type='LocalVisBackend')]),
         experiment_name=str(work_dir).replace('/', '_'),
@@ -124,7 +121,7 @@ def test_weights_and_their_averages_are_the_same_to_the_bit_with_and_without_it(
         train(
             tmp_path / name,
             model,
-            [dict(type='EMAHook'), *hooks],
+            hooks=[dict(type='EMAHook'), dict(type='CheckpointHook', by_epoch=False, interval=4), *hooks],
             optim_wrapper=dict(optimizer=dict(type='SGD', lr=1e-3)),
             randomness=dict(seed=0),
         )
@@ -164,7 +161,7 @@ def test_frozen_columns_have_no_gradients_and_two_backbones_have_names(tmp_path)
             features = (*self.backbone(image), *self.other(image))
             return dict(loss=sum(feature.square().mean() for feature in features))
 
-    train(tmp_path, Pair(), [dict(HOOK, interval=4)])
+    train(tmp_path, Pair(), hooks=[dict(HOOK, interval=4)])
     (record,) = logged(tmp_path)
     columns = [f'{name}.column_0{index}' for name in ('backbone', 'other') for index in range(4)]
     for statistic, names in dict(feature_variance=columns, gradient_norm=columns[-3:]).items():
@@ -176,27 +173,32 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
+from mmengine.registry import RUNNERS
 from tests.test_column_statistics import Toy, train
 
-rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+rank, runner, folder = int(sys.argv[1]), RUNNERS.get(sys.argv[2]), Path(sys.argv[3])
 dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
 model = Toy(save_memory=True)
 model.load_state_dict(torch.load(folder / 'weights.pth'))
-cfg = dict(model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False))
-train(folder / 'run', model, max_iters=2, seed=rank, launcher='pytorch', cfg=cfg)
+ddp = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+cfg = dict(model_wrapper_cfg=ddp) if sys.argv[2] == 'Runner' else {}
+train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch', cfg=cfg)
 """
 
 
-def test_two_processes_log_once_and_of_the_images_of_both(tmp_path):
+@pytest.mark.parametrize('runner', ['Runner', 'FullyShardedRunner'])
+def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
     model = Toy(save_memory=True)
+    model.backbone.subnet2.alpha1.data[0, 3] = -0.01
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: run('-c', WORKER, rank, tmp_path, LOCAL_RANK=str(rank)), range(2)))
+        list(pool.map(lambda rank: run('-c', WORKER, rank, runner, tmp_path, LOCAL_RANK=str(rank)), range(2)))
     (record,) = logged(tmp_path / 'run')
     batch = torch.cat([images(2, seed)[1:] for seed in range(2)])
     variances = [(a + b) / 2 for a, b in zip(*(expected(model, image)[0] for image in batch.split(1)))]
     assert values(record, 'feature_variance') == pytest.approx(variances, rel=1e-4)
     assert values(record, 'gradient_norm') == pytest.approx(expected(model, batch)[1], rel=1e-4)
+    assert values(record, 'min_abs_alpha') == pytest.approx([0.5, 0.5, 0.01, 0.5])
 
 
 def test_a_model_without_columns_is_an_error(tmp_path):
