@@ -53,7 +53,7 @@ def summarise(work_dir: Path, starts: list[dict], cfg: Config) -> dict[str, str]
     progress = f'iteration {last["step"]}'
     if 'max_iters' in limits:
         progress += f' of {limits["max_iters"]}'
-    elif 'max_epochs' in limits:
+    elif 'max_epochs' in limits and 'epoch' in last:
         progress += f', epoch {last["epoch"]} of {limits["max_epochs"]}'
     summary = {'progress': progress}
 
