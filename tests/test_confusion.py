@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib import pyplot as plt
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
@@ -13,6 +14,7 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix, jaccard_score, precision_score, recall_score
 
 from revcol_mm import ConfusionMetric
+from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
 from revcol_mm.evaluation.confusion import class_scores, count_confusion
 
@@ -150,6 +152,15 @@ def test_classification_counts_images():
     pairs = [(0, 0), (1, 2), (1, 2), (2, 2)]
     samples = [dict(gt_label=torch.tensor([a]), pred_label=torch.tensor([b])) for a, b in pairs]
     assert evaluate(*samples)[1] == [[1, 0, 0], [0, 0, 2], [0, 0, 1]]
+
+
+def test_a_class_that_does_not_occur_is_left_blank_in_the_figure():
+    figure, axis = plt.subplots()
+    heat_map(axis, np.array([[1.0, -0.001], [np.nan, 0.25]]), 'ab', 'ab')
+    assert [(*text.get_position(), text.get_text()) for text in axis.texts] == [
+        *((0, 0, '1.00'), (1, 0, '0.00'), (1, 1, '0.25')),
+    ]
+    plt.close(figure)
 
 
 def test_a_threshold_out_of_range_is_refused():

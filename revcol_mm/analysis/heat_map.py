@@ -16,7 +16,7 @@ def heat_map(
 
     Args:
         axis: Where.
-        matrix: (len(rows), len(columns)).
+        matrix: (len(rows), len(columns)); nan is left blank.
         rows: Labels from top to bottom.
         columns: Labels from left to right.
         highest: Value of the brightest colour.
@@ -28,7 +28,8 @@ def heat_map(
     axis.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 3 else 0)
     axis.set_yticks(range(len(rows)), rows)
     if max(matrix.shape) <= MAX_NUMBERS:
-        for (y, x), value in np.ndenumerate(np.ma.masked_invalid(matrix)):
+        for (y, x), value in np.ma.ndenumerate(np.ma.masked_invalid(matrix)):
             colour = 'black' if value > highest / 2 else 'white'
-            axis.text(x, y, f'{value:.2f}', ha='center', va='center', color=colour, fontsize='small')
+            number = round(value, 2) + 0.0  # no -0.00
+            axis.text(x, y, f'{number:.2f}', ha='center', va='center', color=colour, fontsize='small')
     return image
