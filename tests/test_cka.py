@@ -110,6 +110,17 @@ def test_layers_of_a_plain_network_are_taken_while_it_runs():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_layers_without_an_output_that_compares_are_refused():
+    network = torch.nn.Sequential(torch.nn.MultiheadAttention(4, 1))
+    network.idle = torch.nn.ReLU()
+    network.forward = lambda x: network[0](x, x, x)
+    with pytest.raises(ValueError, match='layer 0 returns a tuple, not a tensor'):
+        layer_grams(network, torch.rand(5, 4), ['0'])
+    with pytest.raises(ValueError, match='layers do not run: idle'):
+        layer_grams(network, torch.rand(5, 4), ['idle'])
+    assert not network[0]._forward_hooks
+
+
 def config_on(data, name, layout):
     cfg = Config.fromfile(REPO / name)
     for split in ('train', 'val', 'test'):

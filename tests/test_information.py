@@ -1,7 +1,6 @@
 """Linear probes of images and labels."""
 
 import json
-import runpy
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,6 +11,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 from torch.nn import functional as F
 
+from revcol_mm.analysis.information import Probes, columns_of, psnr
 from revcol_mm.analysis.labelled_images import UNLABELLED, Batch, LabelledImages
 from revcol_mm.analysis.linear_probe import Moments, fit_discriminant, fit_ridge, predict
 from revcol_mm.apis import init_model
@@ -125,7 +125,6 @@ class Network:
 
 
 def test_the_image_is_rebuilt_from_what_has_all_of_it_and_not_from_means():
-    Probes, psnr = (runpy.run_path(str(REPO / TOOL))[name] for name in ('Probes', 'psnr'))
     probes = Probes(Network(), num_classes=2)
     images = torch.rand(60, 3, 32, 32)
     labels = (images[:, 0, 2::4, 2::4] > 0.9).long()
@@ -148,7 +147,6 @@ def test_the_image_is_rebuilt_from_what_has_all_of_it_and_not_from_means():
 
 
 def test_maps_that_do_not_fill_the_image_are_refused():
-    columns_of = runpy.run_path(str(REPO / TOOL))['columns_of']
     images = torch.rand(2, 3, 30, 30)
     network = SimpleNamespace(data_preprocessor=lambda data: data, backbone=lambda x: [F.avg_pool2d(x, 4)])
     with pytest.raises(ValueError, match=r'\(2, 3, 7, 7\) have no cells that fill images of 30 x 30'):

@@ -11,7 +11,7 @@ and averaged over places. Images are independent of each other, places of the sa
 Letters: n images of a minibatch, P places, R representations.
 """
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -109,13 +109,18 @@ def layer_grams(
     Args:
         network: Called with ``image``.
         image: Images, (n, 3, H, W).
-        layers: Names of modules that return one tensor.
+        layers: Names of modules.
         grid: As in :func:`gram`.
+
+    Raises:
+        ValueError: If a layer does not run, or returns anything but a tensor that falls into the grid.
     """
     grams = {}
 
     def keep(name: str):
-        def hook(module: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple, output: Any) -> None:
+            if not isinstance(output, Tensor):
+                raise ValueError(f'layer {name} returns a {type(output).__name__}, not a tensor')
             grams[name] = gram(output, grid)
 
         return hook
@@ -126,4 +131,6 @@ def layer_grams(
     finally:
         for hook in hooks:
             hook.remove()
+    if idle := [name for name in layers if name not in grams]:
+        raise ValueError(f'layers do not run: {", ".join(idle)}')
     return [grams[name] for name in layers]

@@ -54,8 +54,8 @@ class LabelledImages:
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If the split has no data, the size does not fit, there is not one batch, or, later, an
-            image to classify has several classes.
+        ValueError: If the split has no data, the size does not fit, there is not one batch, its classes have
+            no names, or, later, an image to classify has several classes.
     """
 
     def __init__(
@@ -91,7 +91,9 @@ class LabelledImages:
             raise ValueError(
                 f'the {split} split has {len(self.loader.dataset)} images to use, a batch has {batch_size}'
             )
-        self.classes = tuple(self.loader.dataset.metainfo['classes'])
+        self.classes = tuple(self.loader.dataset.metainfo.get('classes') or ())
+        if not self.classes:
+            raise ValueError(f'the data set of the {split} split does not name its classes')
         if cfg.default_scope == 'mmdet':
             self.classes += (BACKGROUND,)
 

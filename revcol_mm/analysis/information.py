@@ -1,0 +1,137 @@
+"""What the columns of a network hold of its images and their labels, as linear probes find.
+
+Letters: B images, C channels, h and w size of a feature map, n cells or places of an image, D features of
+    one.
+"""
+
+from collections import defaultdict
+from typing import Iterator
+
+import numpy as np
+import torch
+from mmengine.model import BaseModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from revcol_mm.evaluation.confusion import class_scores, count_confusion
+
+from .labelled_images import UNLABELLED, Batch
+from .linear_probe import Moments, fit_discriminant, fit_ridge, predict
+
+ALL = 'all'
+IMAGE, LABELS = 'image', 'labels'
+
+
+def columns_of(model: BaseModel, batch: Batch) -> Iterator[list[Tensor]]:
+    """Levels (B, C, h, w) of every column; the stages of a network without columns are one column.
+
+    Raises:
+        ValueError: If a level is no map whose cells fill the images.
+    """
+    backbone, inputs = model.backbone, model.data_preprocessor(batch.data)['inputs']
+    height, width = batch.images.shape[2:]
+    for levels in (
+        backbone.forward_columns(inputs) if hasattr(backbone, 'forward_columns') else [backbone(inputs)]
+    ):
+        for level in levels:
+            if (
+                level.ndim != 4
+                or height % level.shape[2]
+                or height * level.shape[3] != width * level.shape[2]
+            ):
+                raise ValueError(
+                    f'{type(backbone).__name__}: features {tuple(level.shape)} have no cells that fill '
+                    f'images of {height} x {width}; choose other out_indices, or another --size'
+                )
+        yield list(levels)
+
+
+def cells(maps: Tensor) -> Tensor:
+    """(B, C, h, w) -> (B, h * w, C)."""
+    return maps.flatten(2).mT
+
+
+class Probes:
+    """Probes of the image and of the labels, of each level of each column and of all levels together.
+
+    Args:
+        model: The network.
+        num_classes: Classes K.
+    """
+
+    def __init__(self, model: BaseModel, num_classes: int) -> None:
+        self.model = model
+        self.num_classes = num_classes
+        self.moments = defaultdict(lambda: (Moments(), Moments()))  # of training and validation
+        self.weights, self.ridges = {}, {}
+        self.squared_errors = defaultdict(float)  # summed over pixels
+        self.confusion = defaultdict(int)
+
+    def _samples(self, batch: Batch) -> Iterator[tuple[tuple, Tensor, Tensor]]:
+        """What each probe is given and has to tell: its key, (B, n, D), and (B, n, T), of labels (B, n)."""
+        for column, levels in enumerate(columns_of(self.model, batch)):
+            images, labels = (tensor.to(levels[0].device) for tensor in (batch.images, batch.labels))
+            finest = levels[0].shape[2:]
+            together = torch.cat([F.interpolate(level, finest, mode='bilinear') for level in levels], 1)
+            for name, maps in (*enumerate(levels), (ALL, together)):
+                stride = images.shape[2] // maps.shape[2]
+                yield (IMAGE, column, name), cells(maps), cells(F.pixel_unshuffle(images, stride))
+                if labels.ndim == 1:
+                    yield (LABELS, column, name), maps.mean((2, 3))[:, None], labels[:, None]
+                else:
+                    read = F.interpolate(maps, labels.shape[1:], mode='bilinear')
+                    yield (LABELS, column, name), cells(read), labels.flatten(1)
+
+    def train(self, batch: Batch, validation: Tensor) -> None:
+        """Add training images, of which those that ``validation``, (B,), tells choose the ridge."""
+        for key, features, targets in self._samples(batch):
+            for moments, chosen in zip(self.moments[key], (~validation, validation)):
+                x, y = features[chosen].flatten(0, 1), targets[chosen].flatten(0, 1)
+                if key[0] == LABELS:
+                    x, y = x[y != UNLABELLED], F.one_hot(y[y != UNLABELLED], self.num_classes)
+                moments.add(x, y)
+
+    def fit(self) -> None:
+        """Solve for the probes; forgets what training images have been added."""
+        while self.moments:
+            key, moments = self.moments.popitem()
+            fit = fit_ridge if key[0] == IMAGE else fit_discriminant
+            self.weights[key], self.ridges[key] = fit(*moments)
+
+    def test(self, batch: Batch) -> None:
+        """Add test images."""
+        for key, features, targets in self._samples(batch):
+            predicted, targets = predict(self.weights[key], features.flatten(0, 1)), targets.flatten(0, 1)
+            if key[0] == IMAGE:
+                self.squared_errors[key] += (predicted - targets).square().sum().item()
+            else:
+                known = targets != UNLABELLED
+                self.confusion[key] += count_confusion(
+                    targets[known], predicted[known].argmax(1), self.num_classes
+                )
+
+    def rows(self, num_values: int, network: str) -> list[dict]:
+        """Results on ``num_values`` pixels times channels: a row for each level of each column, and all."""
+        return [
+            dict(
+                network=network,
+                column=column,
+                level=level,
+                psnr=psnr(squared_error, num_values),
+                **label_scores(self.confusion[LABELS, column, level]),
+                image_ridge=self.ridges[IMAGE, column, level],
+                label_ridge=self.ridges[LABELS, column, level],
+            )
+            for (_, column, level), squared_error in self.squared_errors.items()
+        ]
+
+
+def psnr(squared_error: float, num_values: int) -> float:
+    """Peak signal-to-noise ratio in dB of values from 0 to 1."""
+    return -10 * np.log10(max(squared_error / num_values, np.finfo(float).tiny))
+
+
+def label_scores(confusion: Tensor) -> dict[str, float]:
+    """Accuracy and mean IoU, in percent, of a confusion matrix."""
+    accuracy = confusion.diagonal().sum() / confusion.sum()
+    return dict(accuracy=100 * accuracy.item(), miou=100 * class_scores(confusion)['iou'].nanmean().item())
