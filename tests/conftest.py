@@ -67,7 +67,7 @@ def call_tool(monkeypatch, capsys):
         try:
             runpy.run_path(tool, run_name='__main__')
         except SystemExit as exit:
-            error = str(exit.code)
+            error = str(exit.code or '')
         return capsys.readouterr().out, error
 
     return call

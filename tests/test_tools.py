@@ -210,6 +210,12 @@ def test_every_tool_has_help(tool):
     assert 'usage' in run(f'tools/{tool}', '--help')
 
 
+@pytest.mark.parametrize('tool', sorted(p.name for p in (REPO / 'tools/analysis').glob('*.py')))
+def test_every_analysis_has_help(tool, call_tool):
+    printed, error = call_tool(f'tools/analysis/{tool}', '--help')
+    assert 'usage' in printed and not error
+
+
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh'])
 def test_scripts_parse(script):
     subprocess.run(['bash', '-n', REPO / 'tools' / script], check=True)

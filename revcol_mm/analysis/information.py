@@ -1,7 +1,7 @@
 """What the columns of a network hold of its images and their labels, as linear probes find.
 
-Letters: B images, C channels, h and w size of a feature map, n cells or places of an image, D features of
-    one.
+Letters: B images, C channels, h and w size of a feature map, n cells or places of an image, D features and T
+targets of one.
 """
 
 from collections import defaultdict
