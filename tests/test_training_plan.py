@@ -1,0 +1,86 @@
+"""tools/analysis/plan_training.py: its arithmetic against bytes that are there."""
+
+import json
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+import revcol_mm.analysis.training_plan as plan
+from revcol_mm.evaluation.complexity import count_complexity
+
+from .subprocesses import REPO
+
+TOOL = 'tools/analysis/plan_training.py'
+DINO = 'configs/dino_revcol_nano_sample.py'
+
+
+@pytest.fixture
+def cfg():
+    cfg = Config.fromfile(REPO / DINO)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+@pytest.mark.parametrize('save_memory', [False, True])
+def test_extrapolated_activations_are_those_that_are_measured(save_memory, cfg, monkeypatch):
+    """From at most a quarter of the channels and half of the pixels."""
+    monkeypatch.setattr(plan, 'NARROW', 8)
+    sizes = plan.count_sizes(cfg)
+    estimated = plan.estimate_activations(cfg, (224, 320), save_memory, sizes, side=128)
+    cfg.model.backbone.save_memory = save_memory
+    measured = plan.measure_activations(cfg, 224, 320)
+    assert estimated == pytest.approx(measured, rel=0.15)
+
+
+def test_weights_gradients_and_states_are_those_of_a_step(cfg):
+    sizes = plan.count_sizes(cfg)
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    params = list(model.parameters())
+    for param in params:
+        param.grad = torch.ones_like(param)
+    wrapper.optimizer.step()
+    states = [s for each in wrapper.optimizer.state.values() for s in each.values() if s.ndim]
+    memory = plan.training_memory(sizes, 0, 1, 1, sharded=False, optimizer='AdamW')
+    assert memory.weights == sum(param.nbytes for param in params)
+    assert memory.gradients == sum(param.grad.nbytes for param in params)
+    assert memory.optimizer == sum(state.nbytes for state in states)
+    assert memory.buffers == 0
+    column = sum(param.nbytes for param in model.backbone.columns[-1].parameters())
+    assert plan.BYTES * sizes.column == column
+    sharded = plan.training_memory(sizes, 10, 2, 4, sharded=True, optimizer='AdamW')
+    assert sharded.weights == -(-memory.weights // 4) and sharded.activations == 20
+    assert sharded.buffers == 2 * plan.BYTES * sizes.rest + 4 * column
+
+
+def test_a_reversible_step_has_the_flops_of_one_more_pass_through_the_backbone(cfg):
+    flops = count_complexity(Config.fromfile(REPO / DINO), (128, 128)).flops
+    plain, reversible = (plan.training_flops(cfg, (128, 128), save_memory) for save_memory in (False, True))
+    assert plain == 6 * flops.total() and reversible - plain == 2 * flops['backbone']
+
+
+def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch):
+    monkeypatch.setattr(plan, 'measure_activations', lambda cfg, height, width: height * width * 1000)
+    printed, error = call_tool(TOOL, DINO, '--gpus', 4, '--shape', 128, 128, '--out', tmp_path)
+    assert not error
+    assert len(re.findall(r'^\| (?:DDP|FullyShardedRunner) ', printed, re.M)) == 4
+    rows = json.loads((tmp_path / 'plan_training.json').read_text())
+    images, per_day = 1000 * 4 * 4, 4 * 156e12 * 0.3 * 86400  # iterations, GPUs, on each; FLOPs
+    assert all(row['days'] == pytest.approx(images * row['flops_per_image'] / per_day) for row in rows)
+
+
+@pytest.mark.parametrize(
+    'config, message',
+    [
+        ('configs/dino_revcol_t_coco.py', 'trains for 12 epochs: give --num-images'),
+        ('configs/baselines/upernet_convnext_sample.py', 'is not a RevCol'),
+        ('configs/nothing.py', 'no config configs/nothing.py'),
+    ],
+)
+def test_what_cannot_be_planned_is_an_error_in_one_line(config, message, call_tool):
+    _, error = call_tool(TOOL, config, '--gpus', 8, '--shape', 800, 1280)
+    assert error.startswith('error: ') and message in error
