@@ -3,8 +3,8 @@
     python [-m torch.distributed.run --standalone --nproc-per-node N] tests/parallel_training.py
         CONFIG OUT [--cfg-options ...]
 
-writes losses, gradient norms, initial and final weights to OUT, which can be another run's load_from. See
-``test_distributed.py`` on what is fixed for it.
+writes losses, gradient norms, bytes that the main process holds, initial and final weights to OUT, which can
+be another run's load_from. See ``test_distributed.py`` on what is fixed for it.
 """
 
 import argparse
@@ -90,6 +90,11 @@ def whole_weights(model):
     }
 
 
+def held_bytes(tensors):
+    """Bytes of those parts of tensors that are in this process."""
+    return sum((tensor.to_local() if hasattr(tensor, 'to_local') else tensor).nbytes for tensor in tensors)
+
+
 def same_points(*shape, device=None):
     """Stands in for torch.rand: the same points for every mask, whatever process it is in."""
     shape = shape[0] if len(shape) == 1 else shape
@@ -143,12 +148,16 @@ def main():
     runner.register_hook(record)
     runner.train()
     assert get_world_size() == int(os.environ.get('WORLD_SIZE', 1))
-    final = whole_weights(runner.model)
+    states = [state for each in runner.optim_wrapper.optimizer.state.values() for state in each.values()]
+    results = dict(
+        held=dict(weights=held_bytes(runner.model.parameters()), optimizer=held_bytes(states)),
+        losses=record.losses,
+        grad_norms=record.grad_norms,
+        state_dict=record.initial,
+        final=whole_weights(runner.model),
+    )
     if is_main_process():
-        torch.save(
-            dict(state_dict=record.initial, final=final, losses=record.losses, grad_norms=record.grad_norms),
-            args.out,
-        )
+        torch.save(results, args.out)
 
 
 if __name__ == '__main__':

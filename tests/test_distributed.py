@@ -161,6 +161,8 @@ def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, 
 def test_fully_sharded_training_is_that_of_one_process_and_resumes_to_the_bit(one_process, tmp_path):
     sharded = ('runner_type=FullyShardedRunner', 'default_hooks.checkpoint.interval=2')
     expected = check_processes(2, one_process, tmp_path, *sharded)
+    for kind, whole in one_process[1]['held'].items():  # what has one row is in the first process alone
+        assert 0.5 * whole <= expected['held'][kind] <= 0.6 * whole, kind
     shutil.copytree(tmp_path / 'several/iter_2.pth', tmp_path / 'resumed/iter_2.pth')
     resumed = train(2, one_process[0], tmp_path / 'resumed.pt', *sharded, 'resume=True')
     assert len(resumed['losses']) == 1

@@ -4,16 +4,20 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from revcol_mm.models.checkpoint import model_weights, read_checkpoint
 
 from .subprocesses import REPO
+from .test_distributed import check_processes, one_process  # noqa: F401
 
 pytestmark = pytest.mark.reliability
 NUM_KILLS = 10
@@ -61,3 +65,76 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(config, layou
         assert torch.equal(actual[name], weight), name
     logs = ''.join(path.read_text() for path in (tmp_path / 'b').glob('*/*.log'))
     assert len(re.findall('resumed epoch', logs)) >= NUM_KILLS / 2
+
+
+@pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
+def test_four_processes_train_as_one_with_the_same_global_batch(runner_type, one_process, tmp_path):  # noqa: F811
+    """See test_distributed.py on what is fixed for it."""
+    check_processes(4, one_process, tmp_path, f'runner_type={runner_type}')
+
+
+def start_two_processes(data, work_dir, *options):
+    """Start tools/dist_train.sh; returns it, and where its output goes."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    arguments = command('mask2former_revcol_nano_sample', 'ade20k', data, work_dir)[2:]
+    config, *rest = arguments
+    log = work_dir.with_suffix('.log')
+    path = f'{Path(sys.executable).parent}:{os.environ["PATH"]}'
+    with log.open('w') as output:
+        process = subprocess.Popen(
+            ['tools/dist_train.sh', config, '2', *rest, *options],
+            cwd=REPO,
+            env={**ENV, 'PATH': path, 'PORT': str(port)},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    return process, log
+
+
+def hurt_one_process(process, log, number):
+    """Send a signal to the second of a job's processes in the middle of training."""
+    for _ in range(2400):
+        if re.search(r'Iter\(train\) \[ *7/', log.read_text()):
+            break
+        assert process.poll() is None, log.read_text()[-4000:]
+        time.sleep(0.1)
+    ranks = {
+        p.pid: p.environ().get('LOCAL_RANK') for p in psutil.Process(process.pid).children(recursive=True)
+    }
+    (second,) = (p for p in map(psutil.Process, ranks) if ranks[p.pid] == '1' and not ranks.get(p.ppid()))
+    second.send_signal(number)
+
+
+RESTARTED = 'train_cfg.max_iters=10'
+
+
+@pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
+def test_a_killed_process_ends_the_job_which_resumes(runner_type, sample_data, tmp_path):
+    """torchrun ends the others, by force after 30 seconds: on GPUs they may wait for the dead one."""
+    sharded = f'runner_type={runner_type}'
+    endless = ('train_cfg.max_iters=10000', sharded)
+    process, log = start_two_processes(sample_data, tmp_path / 'run', *endless)
+    hurt_one_process(process, log, signal.SIGKILL)
+    assert process.wait(timeout=60) == 1
+    said = log.read_text()
+    assert 'Signal 9 (SIGKILL)' in said and 'local_rank: 1' in said
+    process, log = start_two_processes(sample_data, tmp_path / 'run', RESTARTED, sharded, 'resume=True')
+    assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
+    assert re.search(r'resumed epoch: 0, iter: [68]\b', log.read_text())
+    process, log = start_two_processes(sample_data, tmp_path / 'unbroken', RESTARTED, sharded)
+    assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
+    last = [model_weights(read_checkpoint(tmp_path / run / 'iter_10.pth')) for run in ('run', 'unbroken')]
+    for name, weight in last[0].items():
+        assert torch.equal(last[1][name], weight), name
+
+
+def test_a_process_that_hangs_ends_the_job_after_the_stated_time(sample_data, tmp_path):
+    """``env_cfg.dist_cfg.timeout``, here 10 seconds, then torchrun's 30 for the one that does not end."""
+    options = ('train_cfg.max_iters=10000', 'env_cfg.dist_cfg.timeout=10')
+    process, log = start_two_processes(sample_data, tmp_path / 'run', *options)
+    hurt_one_process(process, log, signal.SIGSTOP)
+    assert process.wait(timeout=90) == 1
+    assert re.search(r'Timed out waiting 10000ms', log.read_text())
