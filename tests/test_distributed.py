@@ -202,7 +202,7 @@ def test_the_tools_take_a_sharded_checkpoint_and_make_one_file_of_it(sample_data
     assert 'Iter(val)' in printed and 'mIoU' in printed
     folder, file = tmp_path / 'iter_2.pth', tmp_path / 'whole.pth'
     assert folder.is_dir() and not [p for p in tmp_path.iterdir() if p.name.startswith('.')]
-    assert float(metrics(run('tools/test.py', DEMO, folder, *common))['mIoU']) >= 0  # after two iterations it may be 0
+    assert float(metrics(run('tools/test.py', DEMO, folder, *common))['mIoU']) >= 0
     _, error = call_tool('tools/convert_checkpoint.py', folder, file)
     assert not error
     weights = model_weights(read_checkpoint(folder))
@@ -259,4 +259,4 @@ def test_two_processes_count_every_image_once_when_they_cannot_share_evenly(
         one, two = (json.loads((out / 'predictions.bbox.json').read_text()) for out in outputs)
         assert len({box['image_id'] for box in one}) == 3 and one == two
     else:
-        assert len(list(outputs[1].glob('*.png'))) == 3 and float(found[0]['mIoU']) >= 0  # after two iterations it may be 0
+        assert len(list(outputs[1].glob('*.png'))) == 3 and float(found[0]['mIoU']) >= 0
