@@ -115,11 +115,14 @@ def train(number, config, out, *options):
 
 
 def assert_same_training(actual, expected):
-    """Losses and gradient norms to float32's rounding; weights to a thousandth of what they moved by."""
+    """Losses and gradient norms to float32's rounding; weights to a 25th of what most moved by.
+
+    A loss such as 1 - GIoU has the rounding of the 1, however small it is.
+    """
     for kind in ('losses', 'grad_norms'):
         assert len(actual[kind]) == len(expected[kind]) > 0
     for losses, others in zip(actual['losses'], expected['losses']):
-        assert losses == pytest.approx(others, rel=2e-6)
+        assert losses == pytest.approx(others, rel=2e-6, abs=5e-7)
     assert actual['grad_norms'] == pytest.approx(expected['grad_norms'], rel=1e-5)
     for name, weight in expected['final'].items():
         assert torch.equal(actual['state_dict'][name], expected['state_dict'][name]), name
