@@ -10,9 +10,8 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from revcol_mm.analysis.speed import Stepper, Variant, time_in_turn
+from revcol_mm.analysis.speed import Stepper, Variant, random_model, time_in_turn
 from revcol_mm.analysis.synthetic_batch import NUM_OBJECTS, NUM_SEGMENTS, num_classes_of, synthetic_batch
-from revcol_mm.apis import init_model
 
 from .subprocesses import REPO
 
@@ -30,7 +29,7 @@ CONFIGS = {
 def stepper_of(config, shape):
     cfg = Config.fromfile(REPO / config)
     torch.manual_seed(0)
-    model = init_model(cfg, device='cpu')
+    model = random_model(cfg, torch.device('cpu'))
     return Stepper(model, cfg, lambda size: synthetic_batch(model, cfg.default_scope, size, *shape))
 
 
@@ -41,6 +40,7 @@ def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights
         weights = {name: value.clone() for name, value in stepper.model.named_parameters()}
         losses = stepper.step(Variant('training', 'fp32', False, 2))()
         assert np.isfinite(losses['loss'].item()) and stepper.model.training
+        assert all(state['exp_avg'].isfinite().all() for state in stepper.optimizer.state.values())
         moved = [state['exp_avg'].abs().max() > 0 for state in stepper.optimizer.state.values()]
         assert np.mean(moved) > 0.8 and len(moved) > 100  # backward and the optimizer have run
         samples = stepper.step(Variant('inference', 'fp32', False, 1))()
