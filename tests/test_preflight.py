@@ -169,6 +169,7 @@ class Runner:
     """As much of a runner as the hook looks at."""
 
     _val_loop = _test_loop = None
+    cfg = Config()
 
     def __init__(self, dataset, num_classes=3):
         self.model = nn.ModuleDict(dict(decode_head=nn.Identity()))

@@ -41,6 +41,8 @@ def main() -> None:
     try:
         if args.resume not in (None, 'auto') and not Path(args.resume).exists():
             raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
+        if args.seed is not None and not 0 <= args.seed < 2**32:
+            raise ValueError(f'--seed is from 0 to {2**32 - 1}, got {args.seed}')
         cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
         runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
         if runner_type is None:

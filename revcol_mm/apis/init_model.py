@@ -9,6 +9,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
 from revcol_mm.engine.launch import read_config
+from revcol_mm.engine.preflight import building
 from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
 
 
@@ -21,7 +22,7 @@ def pick_device(device: str | None = None) -> torch.device:
     if device is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        torch.empty(1, device=device)  # asks the driver, too
+        torch.empty(1, device=device).item()  # asks the driver, too; meta tensors have no values
     except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
         here = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
         raise ValueError(f'device {device!r} is none of {", ".join(here)}') from error
@@ -44,8 +45,8 @@ def init_model(
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the checkpoint
-            holds no weights.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, the model cannot be
+            built, or the checkpoint holds no weights.
         CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """
@@ -57,7 +58,7 @@ def init_model(
     ):  # MMPretrain's configs have it beside the model, as MMEngine's runner takes
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     content = {} if checkpoint is None else read_checkpoint(str(checkpoint), setting=None)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with DefaultScope.overwrite_default_scope(cfg.default_scope), building('the model'):
         model = MODELS.build(model_cfg)
     if checkpoint is not None:
         weights = model_weights(content)

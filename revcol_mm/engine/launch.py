@@ -16,7 +16,7 @@ from mmengine.utils import get_git_hash
 
 from revcol_mm.check_env import SCOPES, require
 
-from .preflight import check_files, check_scope, merge_options
+from .preflight import building, check_files, check_scope, merge_options
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +49,16 @@ def read_config(path: str | Path) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If ``default_scope`` is wrong.
+        ValueError: If it cannot be read, has no model, or its ``default_scope`` is wrong.
         SystemExit: If the environment lacks what the config's task needs.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config {path}')
-    cfg = Config.fromfile(path)
+    with building(f'the config {path}'):
+        cfg = Config.fromfile(path)
     check_scope(cfg)
+    if not isinstance(cfg.get('model'), dict):
+        raise ValueError(f'{path} has no model')
     require(SCOPES[cfg.default_scope])
     return cfg
 

@@ -3,6 +3,8 @@
 import difflib
 import inspect
 import os
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -11,12 +13,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS, Registry, init_default_scope
 from mmengine.runner import Runner
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from revcol_mm.models.checkpoint import OTHER_STORE, local_checkpoint
+from revcol_mm.models import RevCol
+from revcol_mm.models.checkpoint import OTHER_STORE, CheckpointError, local_checkpoint
 
 NUM_SAMPLED_MASKS = 50
 IGNORE_INDEX = 255  # MMSegmentation's default
@@ -56,6 +59,9 @@ def _check_option(cfg: Config, key: str) -> None:
             }
         elif 'type' in node:
             known |= _arguments(cfg, node['type'])
+        elif depth == 1 and parts[0].endswith('_dataloader'):
+            known |= set(inspect.signature(DataLoader.__init__).parameters) - {'self', 'dataset'}
+            known |= {'max_broken'} if parts[0] == 'train_dataloader' else set()
         elif parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
             return  # one more hook
         if part in known:
@@ -171,8 +177,37 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
             yield f'data folder {path} is empty'
 
 
+def _image_size(path: str, unreadable: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of an image as OpenMMLab reads it, which turns it as its EXIF data say."""
+    try:
+        with Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            return image.size[::-1] if turned else image.size
+    except OSError:  # training may leave it out
+        return unreadable
+
+
 class PreflightError(ValueError):
-    """The data and the model of a run do not fit each other."""
+    """The data and the model of a run do not fit each other, or one of them cannot be built."""
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Say what could not be built of a config, why and where, instead of whatever its code raises.
+
+    Raises:
+        PreflightError: If anything but one of this package's own errors is raised.
+    """
+    try:
+        yield
+    except (PreflightError, CheckpointError):
+        raise
+    except Exception as error:  # of a class that the config names
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise PreflightError(
+            f'cannot build {what}: {reason} ({Path(place.filename).name}:{place.lineno})'
+        ) from error
 
 
 @HOOKS.register_module()
@@ -181,14 +216,17 @@ class PreflightHook(Hook):
 
     Raises:
         PreflightError: If a data set is empty, a head's ``num_classes`` is not its number of classes, a class
-            of a COCO-style data set has no category in its file, a label of one of 50 evenly spaced
-            segmentation masks is beyond the classes, or the model's wrapper does not let it train reversibly.
+            of a COCO-style data set has no category in its file, one of 50 evenly spaced segmentation masks
+            cannot be read, has another size than its image, several channels, or a label beyond the classes;
+            if a neck or a head has other ``in_channels`` than a RevCol gives, or the model's wrapper does not
+            let it train reversibly.
     """
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
         self._check_wrapper(runner.model)
+        self._check_channels(runner)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
@@ -204,6 +242,31 @@ class PreflightHook(Hook):
                         f'save_memory=True does not work in {type(module).__name__}, which hides parameters: '
                         'use MMDistributedDataParallel, or FullyShardedRunner'
                     )
+
+    @staticmethod
+    def _check_channels(runner: Runner) -> None:
+        """The forward pass would find out too, but not say which number of the config is wrong."""
+        backbones = [module for module in runner.model.modules() if isinstance(module, RevCol)]
+        cfg = runner.cfg.get('model')
+        cfg = cfg.get('module', cfg) if isinstance(cfg, dict) else {}  # under test-time augmentation
+        if len(backbones) != 1:
+            return
+        given = backbones[0].out_channels
+        names = ['neck'] if cfg.get('neck') else ['decode_head', 'auxiliary_head']
+        for name in names:
+            part = cfg.get(name)
+            wanted = part.get('in_channels') if isinstance(part, dict) else None
+            if wanted is None:
+                continue
+            index = part.get('in_index', range(len(wanted)) if isinstance(wanted, (list, tuple)) else -1)
+            if isinstance(index, int):
+                wanted, index = [wanted], [index]
+            inside = all(-len(given) <= i < len(given) for i in index)
+            channels = [given[i] for i in index] if inside else list(given)
+            if list(wanted) != channels:
+                raise PreflightError(
+                    f'model.{name}.in_channels is {list(wanted)}, but the backbone gives {channels}'
+                )
 
     def _check(self, runner: Runner, dataset: Dataset) -> None:
         while hasattr(dataset, 'dataset'):
@@ -241,10 +304,25 @@ class PreflightHook(Hook):
     @staticmethod
     def _check_masks(name: str, dataset: Dataset, num_classes: int) -> None:
         for index in np.linspace(0, len(dataset) - 1, NUM_SAMPLED_MASKS).astype(int):
-            path = dataset.get_data_info(index).get('seg_map_path')
+            info = dataset.get_data_info(index)
+            path, image_path = info.get('seg_map_path'), info.get('img_path')
             if path is None or not Path(path).is_file():
                 continue
-            labels = np.unique(np.asarray(Image.open(path))).astype(int)
+            try:
+                with Image.open(path) as mask:
+                    labels, size, channels = (
+                        np.unique(np.asarray(mask)).astype(int),
+                        mask.size,
+                        mask.getbands(),
+                    )
+            except OSError as error:
+                raise PreflightError(f'{name}: {path} is broken: {error}') from error
+            if len(channels) > 1:
+                raise PreflightError(f'{name}: {path} has {len(channels)} channels, a mask has one')
+            if image_path and Path(image_path).is_file() and size != (own := _image_size(image_path, size)):
+                raise PreflightError(
+                    f'{name}: {path} has {size[0]} x {size[1]} pixels, its image {own[0]} x {own[1]}'
+                )
             if dataset.reduce_zero_label:
                 labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
             beyond = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
 from mmengine.hooks import EMAHook, Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader
@@ -19,6 +20,7 @@ from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
+from .preflight import building
 from .resumable_data import ResumableBatchSampler, seed_everything
 
 INTERRUPTED = os.EX_TEMPFAIL  # exit status of a run that has saved itself after a signal
@@ -130,6 +132,7 @@ class ResumableRunner(Runner):
         CheckpointError: If the checkpoint that is named to resume from is damaged or not there, or there is
             something in it that may not be unpickled.
         BrokenSampleError: See above.
+        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -157,7 +160,8 @@ class ResumableRunner(Runner):
                     **(kwargs.get('randomness') or {}),
                     'seed': self._resumed_meta['seed'],
                 }
-        super().__init__(*args, **kwargs)
+        with building('a run'):
+            super().__init__(*args, **kwargs)
         for checkpoint in damaged:
             self.logger.warning(f'{checkpoint} is damaged and not used')
         self.register_hook(_Interruption())
@@ -200,7 +204,13 @@ class ResumableRunner(Runner):
             dataset = dataloader['dataset']
             if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
                 dataloader['dataset'] = dict(type='SeededDataset', dataset=dataset)
-        return Runner.build_dataloader(dataloader, *args, **kwargs)
+        with building('a dataloader'):
+            return Runner.build_dataloader(dataloader, *args, **kwargs)
+
+    def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
+        """As in MMEngine, with what is wrong in the config in one line."""
+        with building('the optimizer'):
+            return super().build_optim_wrapper(optim_wrapper)
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
         """As in MMEngine, which then drops as many batches as there were iterations: none that was loaded."""
