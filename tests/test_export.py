@@ -196,7 +196,7 @@ def test_a_file_that_differs_from_the_model_is_an_error_and_deleted(small, tmp_p
     [
         (('--shape', 64, 32), '--shape takes height and width from 64 on, got 64 and 32'),
         (('--out', 'a.onnx'), '--out: the name of a file in format torchscript ends in .pt, got a.onnx'),
-        (('--out', 'nowhere/a.pt', '--device', 'cuda:99'), "device 'cuda:99' is none of cpu"),
+        (('--out', 'a.pt', '--device', 'cuda:99'), "device 'cuda:99' is none of cpu"),
     ],
 )
 def test_what_cannot_be_exported_is_an_error_in_one_line(arguments, message, small, call_tool):
