@@ -85,6 +85,7 @@ def test_a_config_of_another_kind_of_file_is_an_error(tmp_path):
         pytest.param('model.backbone.arc', 'arch', id='arch typo'),
         pytest.param('model.backbone.arch.channels', "'nano', not a dict", id='part of a name'),
         pytest.param('param_scheduler.7.power', "no '7'|is .*not a dict", id='list index beyond its end'),
+        pytest.param('param_scheduler.0', 'give the whole list', id='list element'),
         pytest.param('model..arch', "no ''", id='empty part'),
         pytest.param('', "no ''", id='empty key'),
     ],

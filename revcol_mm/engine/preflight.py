@@ -29,21 +29,24 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config, in place.
 
     Raises:
-        ValueError: If a key is neither in the config nor an argument of what the config builds there.
+        ValueError: If a key is neither in the config nor an argument of what the config builds there, or an
+            element of a list, which MMEngine merges only if it is a dict.
     """
     types = {key: value for key, value in options.items() if key.endswith('.type')}
     for part in (types, options):  # a new type has arguments of its own
-        for key in part:
-            _check_option(cfg, key)
+        for key, value in part.items():
+            _check_option(cfg, key, value)
         cfg.merge_from_dict(part)
 
 
-def _check_option(cfg: Config, key: str) -> None:
+def _check_option(cfg: Config, key: str, value: Any) -> None:
     node: Any = cfg
     parts = key.split('.')
     for depth, part in enumerate(parts):
         if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
+            if depth == len(parts) - 1 and not (isinstance(node, dict) and isinstance(value, dict)):
+                raise ValueError(f'--cfg-options {key}: an element cannot be replaced; give the whole list')
             continue
         if not isinstance(node, dict | Config):
             raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is {node!r}, not a dict')

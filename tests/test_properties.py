@@ -1,0 +1,186 @@
+"""What holds of any arch, size, checkpoint and option: hypothesis draws them, the same ones each time."""
+
+import json
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mmengine.config import Config
+
+from revcol_mm import RevCol
+from revcol_mm.engine.preflight import merge_options
+from revcol_mm.models.checkpoint import (
+    load_backbone,
+    model_weights,
+    plain,
+    published_layout,
+    read_checkpoint,
+    save_checkpoint,
+)
+from revcol_mm.testing import gradients, worst_errors
+
+few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
+many = settings(few, max_examples=100)
+
+
+@st.composite
+def archs(draw):
+    """A dict for ``arch``: 1 to 4 levels, 1 to 4 columns."""
+    num_levels = draw(st.integers(1, 4))
+
+    def per_level(numbers):
+        return tuple(draw(st.lists(numbers, min_size=num_levels, max_size=num_levels)))
+
+    arch = dict(
+        channels=per_level(st.integers(2, 12)),
+        layers=per_level(st.integers(1, 3)),
+        num_columns=draw(st.integers(1, 4)),
+    )
+    if num_levels > 2 and draw(st.booleans()):
+        arch['level_connection'] = 'huge'
+    return arch
+
+
+@st.composite
+def backbones(draw, **arguments):
+    """A backbone of any arch, with weights that no other has."""
+    arch = draw(archs())
+    levels = st.integers(-len(arch['channels']), len(arch['channels']) - 1)
+    torch.manual_seed(draw(st.integers(0, 9)))
+    return RevCol(
+        arch,
+        kernel_size=draw(st.sampled_from([1, 3, 5])),
+        out_indices=draw(st.lists(levels, min_size=1, max_size=4)),
+        layer_scale_init_value=0.5,
+        **arguments,
+    )
+
+
+@few
+@given(backbones(), st.integers(1, 2), st.integers(0, 20), st.integers(0, 20))
+def test_every_arch_gives_the_features_that_it_promises(backbone, batch, more_height, more_width):
+    height, width = backbone.min_size + more_height, backbone.min_size + more_width
+    features = backbone.eval()(torch.rand(batch, 3, height, width))
+    assert len(features) == len(backbone.out_indices)
+    for feature, index, channels, stride in zip(
+        features, backbone.out_indices, backbone.out_channels, backbone.out_strides, strict=True
+    ):
+        assert channels == backbone.channels[index] and stride == 4 * 2**index
+        assert feature.shape == (batch, channels, height // stride, width // stride)
+        assert feature.isfinite().all()
+
+
+@few
+@given(backbones(save_memory=True), st.integers(0, 12))
+def test_reversible_gradients_are_the_plain_ones(backbone, more):
+    backbone.double().train()
+    image = torch.rand(1, 3, backbone.min_size + more, backbone.min_size).double()
+    with torch.no_grad():
+        weights = [torch.randn_like(feature) for feature in backbone(image)]
+    reversible = gradients(backbone, image, weights)
+    backbone.save_memory = False
+    (worst, name), *_ = worst_errors(reversible, gradients(backbone, image, weights))
+    assert worst < 1e-6, name
+
+
+@few
+@given(archs(), st.sampled_from(['', 'backbone.', 'module.backbone.']))
+def test_every_parameter_has_a_depth_that_rises_with_the_network(arch, prefix):
+    backbone = RevCol(arch, out_indices=(0,))
+    depths = {}
+    for name, _ in backbone.named_parameters():
+        depths[name], number = backbone.get_layer_depth(prefix + name, prefix)
+        assert number == sum(backbone.layers) + backbone.num_columns + 1
+    assert set(depths.values()) == set(range(max(depths.values()) + 1))  # none is left out
+    assert max(depths.values()) == sum(backbone.layers) + backbone.num_columns - 1
+    assert all((depth == 0) == name.startswith('stem.') for name, depth in depths.items())
+    for index in range(1, backbone.num_columns):
+        for name, depth in depths.items():
+            if name.startswith(f'subnet{index}.'):
+                before = name.replace(f'subnet{index}', f'subnet{index - 1}', 1)
+                assert before not in depths or depths[before] == depth - 1
+
+
+@few
+@given(backbones(), st.sampled_from(['.pth', '.safetensors']), st.booleans(), st.booleans())
+def test_a_checkpoint_is_the_same_after_any_way_there_and_back(backbone, suffix, published, module):
+    if suffix == '.safetensors':
+        pytest.importorskip('safetensors')
+    state = backbone.state_dict()
+    prefix = 'module.' if module else ''
+    weights = model_weights({'model': {prefix + name: weight for name, weight in state.items()}})
+    checkpoint = published_layout(weights, {}) if published else {'meta': {}, 'state_dict': weights}
+    with TemporaryDirectory() as folder:
+        path = save_checkpoint(checkpoint, Path(folder, f'a{suffix}'), name_hash=published)
+        again = model_weights(read_checkpoint(path))
+        assert again.keys() == weights.keys()
+        assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+        for parameter in backbone.parameters():
+            parameter.data = torch.zeros_like(parameter)
+        load_backbone(backbone, path)
+    assert all(torch.equal(backbone.state_dict()[name], weights[f'backbone.{name}']) for name in state)
+
+
+@many
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.complex_numbers(),
+        lambda parts: (
+            st.lists(parts) | st.dictionaries(st.text() | st.integers(), parts) | st.tuples(parts, parts)
+        ),
+        max_leaves=20,
+    )
+)
+def test_whatever_a_checkpoint_tells_becomes_json(value):
+    told = plain(value)
+    assert plain(told) == told
+    json.dumps(told)
+
+
+KEYS = st.text('abcxyz_', min_size=1, max_size=6).filter(lambda key: key not in ('_base_', '_delete_'))
+TREES = st.recursive(
+    st.integers() | st.text(max_size=4) | st.none(),
+    lambda parts: st.dictionaries(KEYS, parts, max_size=4) | st.lists(parts, max_size=3),
+    max_leaves=12,
+)
+
+
+def places(node, path=()):
+    """Every place in a tree of dicts and lists."""
+    if path:
+        yield path
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield from places(child, (*path, str(key)))
+
+
+@many
+@given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4), st.data())
+def test_an_option_changes_its_place_alone(tree, data):
+    path = data.draw(st.sampled_from(sorted(place for place in places(tree) if not place[-1].isdigit())))
+    cfg = Config(dict(tree))
+    before = {place: _at(cfg, place) for place in places(tree)}
+    merge_options(cfg, {'.'.join(path): 12345})
+    for place, value in before.items():
+        if place[: len(path)] != path and path[: len(place)] != place:
+            assert _at(cfg, place) == value
+    assert _at(cfg, path) == 12345
+
+
+@many
+@given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4), st.data())
+def test_an_option_that_is_nowhere_is_an_error_that_changes_nothing(tree, data):
+    path = data.draw(st.sampled_from(sorted(places(tree))))
+    cfg = Config(dict(tree))
+    with pytest.raises(ValueError, match='no_such'):
+        merge_options(cfg, {'.'.join((*path, 'no_such')): 1})
+    assert cfg.to_dict() == Config(dict(tree)).to_dict()
+
+
+def _at(node, path):
+    for part in path:
+        node = node[int(part)] if isinstance(node, (list, tuple)) else node[part]
+    return node
