@@ -5,17 +5,17 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-OPENMMLAB ?=  # onedl: its forks, see requirements-onedl.txt
+STACK ?=  # onedl or oldest: with what requirements-$(STACK).txt has in place of requirements.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-onedl lint docs
+.PHONY: install demo trainings test test-onedl test-oldest lint docs
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-onedl.txt setup.py
+$(VENV)/installed: requirements.txt requirements-onedl.txt requirements-oldest.txt setup.py
 	@fail() { echo "error: $$1"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
 	    || fail "$(PYTHON) is none of Python 3.10 to 3.12; try: make PYTHON=python3.11"
@@ -26,12 +26,16 @@ $(VENV)/installed: requirements.txt requirements-onedl.txt setup.py
 	echo "[1/5] virtual environment with $$($(PYTHON) --version)"
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	wanted=requirements.txt
-	case '$(OPENMMLAB)' in
-	    '') ;;
-	    onedl) wanted=$(VENV)/requirements.txt
-	        cat requirements-onedl.txt <(grep -v '^mm' requirements.txt) > $$wanted ;;
-	    *) fail "OPENMMLAB is empty or onedl, not $(OPENMMLAB)" ;;
+	case '$(STACK)' in
+	    '') replaced= ;;
+	    onedl) replaced='^mm' ;;
+	    oldest) replaced='^torch' ;;
+	    *) fail "STACK is empty, onedl or oldest, not $(STACK)" ;;
 	esac
+	if test -n "$$replaced"; then
+	    wanted=$(VENV)/requirements.txt
+	    cat requirements-$(STACK).txt <(grep -v "$$replaced" requirements.txt) > $$wanted
+	fi
 	$(PIP) install -q -c $$wanted pip setuptools wheel ninja psutil
 	echo "[2/5] torch, the largest download"
 	$(PIP) install -c $$wanted torch torchvision opencv-python
@@ -91,7 +95,10 @@ test: install
 	$(BIN)/python -m pytest
 
 test-onedl:
-	$(MAKE) test VENV=.venv-onedl OPENMMLAB=onedl
+	$(MAKE) test VENV=.venv-onedl STACK=onedl
+
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest STACK=oldest PYTHON=python3.10
 
 docs: install
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site

@@ -26,7 +26,7 @@ from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.preflight import PreflightError, PreflightHook, building, check_files, merge_options
 from revcol_mm.engine.resumable_data import BrokenSampleError, SeededDataset
 from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.models.checkpoint import CheckpointError, read_checkpoint
+from revcol_mm.models.checkpoint import CheckpointError, plain, read_checkpoint
 
 from .subprocesses import REPO
 from .test_checkpoint import RunsCode
@@ -156,6 +156,16 @@ def test_wrong_channel_counts_are_an_error(options, message, tmp_path):
         PreflightHook().before_run(runner)
     runner.cfg = Config(dict(model=dict(neck=dict(in_channels=[8, 16]), decode_head=dict(in_channels=[3]))))
     PreflightHook().before_run(runner)
+
+
+@pytest.mark.parametrize(
+    'option, value', [('max_iters', 0), ('max_iters', -5), ('max_epochs', 1.5), ('val_interval', 0)]
+)
+def test_a_run_of_no_length_is_an_error(option, value):
+    runner = Runner(Dataset([]))
+    runner.cfg = Config(dict(train_cfg={option: value}))
+    with pytest.raises(PreflightError, match=rf'train_cfg\.{option} takes a whole number from 1 on, got'):
+        PreflightHook().before_run(runner)
 
 
 # Devices and numbers on command lines.
@@ -506,7 +516,7 @@ def test_a_bad_checkpoint_is_an_error_and_takes_no_memory(damage, message, check
 )
 def test_a_checkpoint_of_another_project_is_an_error(weights, message, tmp_path, in_repo):
     torch.save(weights, tmp_path / 'a.pth')
-    with pytest.raises((CheckpointError, ValueError), match=message):
+    with pytest.raises(CheckpointError, match=message):
         init_model(SEGMENTOR, tmp_path / 'a.pth')
 
 
@@ -592,6 +602,51 @@ def test_no_code_in_a_checkpoint_runs(entry, function, place, tmp_path, call_too
     file = path if path.exists() else tmp_path / 'iter_1.pth'
     torch.load(file, weights_only=False)
     assert marker.exists()  # the file does what it is made for
+
+
+@pytest.mark.parametrize(
+    'tool, arguments',
+    [
+        ('train', ['--cfg-options', 'load_from={file}', 'train_dataloader.dataset.data_root={data}']),
+        ('train', ['--resume', '{file}', '--cfg-options', 'train_dataloader.dataset.data_root={data}']),
+        ('test', ['{file}', '--cfg-options', 'test_dataloader.dataset.data_root={data}']),
+        ('demo', ['{data}/images/validation', '--checkpoint', '{file}', '--config']),
+        ('export', ['{file}', '--format', 'onnx', '--out', '{out}/model.onnx']),
+        ('analysis/confusion', ['{file}', '--cfg-options', 'test_dataloader.dataset.data_root={data}']),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0].strip('{}-'),
+)
+def test_no_tool_runs_code_in_a_checkpoint(tool, arguments, sample_data, tmp_path, call_tool):
+    marker, path = tmp_path / 'it_ran', tmp_path / 'a.pth'
+    torch.save(nested(RunsCode(builtins.eval, f'open({str(marker)!r}, "w").close()')), path)
+    data = sample_data / 'ade20k'
+    arguments = [argument.format(file=path, data=data, out=tmp_path) for argument in arguments]
+    if tool in ('train', 'test'):
+        arguments += [f'val_dataloader.dataset.data_root={data}', f'work_dir={tmp_path / "work"}']
+    arguments.insert(len(arguments) if arguments[-1] == '--config' else 0, SEGMENTOR)
+    _, error = call_tool(f'tools/{tool}.py', *arguments)
+    assert error.startswith('error: ') and '\n' not in error
+    assert not marker.exists()
+
+
+def test_an_annotation_file_that_is_a_pickle_is_refused(tmp_path):
+    dataset = dict(coco(tmp_path), ann_file='a.pkl')
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([]))
+    cfg = Config(dict(model=dict(), val_dataloader=dict(dataset=dataset)))
+    with pytest.raises(FileNotFoundError, match=r'a\.pkl is a pickle, which may run code'):
+        check_files(cfg, ('val_dataloader',))
+
+
+@pytest.mark.parametrize('shape', ['shared', 'endless'])
+def test_what_a_checkpoint_tells_does_not_unfold_without_end(shape):
+    value = []
+    value.append(value)
+    if shape == 'shared':
+        value = [0]
+        for _ in range(10):
+            value = [value] * 10
+    with pytest.raises(CheckpointError, match='unfolds|contains itself'):
+        plain(value)
 
 
 def test_a_negative_limit_on_broken_images_is_an_error(tmp_path):

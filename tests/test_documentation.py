@@ -1,6 +1,8 @@
 """The documentation's code runs, and its commands are ones that there are."""
 
+import json
 import re
+import runpy
 import shlex
 import shutil
 
@@ -87,6 +89,28 @@ def test_commands_name_tools_configs_and_options_that_there_are(page):
                 assert word in options, f'{words[0]} has no {word}'
             elif word.startswith('configs/'):
                 assert word in own or (REPO / word).is_file(), word
+
+
+def test_every_module_is_in_the_reference():
+    described = '\n'.join(page.read_text() for page in (REPO / 'docs/reference').iterdir())
+    for path in (REPO / 'revcol_mm').rglob('*.py'):
+        module = '.'.join(path.relative_to(REPO).with_suffix('').parts)
+        assert path.name == '__init__.py' or re.search(rf'{module}\b', described), module
+
+
+def test_the_plan_is_what_its_tool_wrote():
+    table = runpy.run_path(str(REPO / 'tools/analysis/plan_training.py'))['table']
+    rows = json.loads((REPO / 'docs/plan/plan_training.json').read_text())
+    assert table(rows) in (REPO / 'docs/large_models.md').read_text()
+
+
+def test_every_figure_is_shown_and_there():
+    shown = {
+        (page.parent / path).resolve()
+        for page in PAGES
+        for path in re.findall(r'!\[[^]]*\]\(([^)]+)\)', page.read_text())
+    }
+    assert shown == {path for path in (REPO / 'docs').rglob('*.png')}
 
 
 @pytest.mark.parametrize('name', SMALL)

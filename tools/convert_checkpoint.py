@@ -52,8 +52,8 @@ def convert(
     """Convert a checkpoint of any layout; the arguments are those of the command line.
 
     Raises:
-        ValueError: If there are no weights, no averaged or no backbone's ones where asked for, or the kernels
-            cannot be padded to that size.
+        CheckpointError: If there are no weights, or no averaged ones where asked for.
+        ValueError: If none are of a backbone, or the kernels cannot be padded to that size.
     """
     weights = model_weights(checkpoint, ema)
     backbone = [name for name in weights if name.startswith(BACKBONE)]

@@ -15,5 +15,6 @@ def machine(device: torch.device) -> str:
         cpuinfo = Path('/proc/cpuinfo')  # Linux alone tells the model of a CPU
         model = re.search(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.is_file() else '')
         cpu = model[1] if model else platform.machine()
-        name = f'{torch.get_num_threads()} threads of {cpu}, {torch.backends.cpu.get_cpu_capability()}'
+        threads = torch.get_num_threads()
+        name = f'{threads} thread{"s"[: threads > 1]} of {cpu}, {torch.backends.cpu.get_cpu_capability()}'
     return f'{name}, torch {torch.__version__}'

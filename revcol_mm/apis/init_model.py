@@ -45,8 +45,8 @@ def init_model(
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If the config's ``default_scope`` is wrong, there is no such device, the model cannot be
-            built, or the checkpoint holds no weights.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot be
+            built.
         CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """

@@ -169,7 +169,9 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
     ann_file = dataset.get('ann_file')
     if ann_file:
         path = root / ann_file
-        if not path.is_file() or path.stat().st_size == 0:
+        if path.suffix in ('.pkl', '.pickle'):
+            yield f'annotation file {path} is a pickle, which may run code when it is read: convert it to JSON'
+        elif not path.is_file() or path.stat().st_size == 0:
             yield f'no annotation file {path}, or it is empty'
     prefix = dataset.get('data_prefix') or {}
     for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
@@ -218,7 +220,7 @@ class PreflightHook(Hook):
     """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
 
     Raises:
-        PreflightError: If a data set is empty, a head's ``num_classes`` is not its number of classes, a class
+        PreflightError: If there is not one iteration to train, a data set is empty, a head's ``num_classes`` is not its number of classes, a class
             of a COCO-style data set has no category in its file, one of 50 evenly spaced segmentation masks
             cannot be read, has another size than its image, several channels, or a label beyond the classes;
             if a neck or a head has other ``in_channels`` than a RevCol gives, or the model's wrapper does not
@@ -228,12 +230,21 @@ class PreflightHook(Hook):
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
+        self._check_length(runner)
         self._check_wrapper(runner.model)
         self._check_channels(runner)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 self._check(runner, dataset)
+
+    @staticmethod
+    def _check_length(runner: Runner) -> None:
+        """MMEngine would end without a word, or validate never."""
+        for key in ('max_iters', 'max_epochs', 'val_interval'):
+            value = (runner.cfg.get('train_cfg') or {}).get(key)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise PreflightError(f'train_cfg.{key} takes a whole number from 1 on, got {value!r}')
 
     @staticmethod
     def _check_wrapper(model: nn.Module) -> None:

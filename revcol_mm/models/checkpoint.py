@@ -37,6 +37,7 @@ from .sharded_checkpoint import REST, is_sharded, read_weights
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
+MAX_PLAIN = 1_000_000  # items of all that a checkpoint tells beside its weights
 CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
 OTHER_STORE = re.compile(r'(?!https?:)\w[\w-]+:')  # such as s3://, which MMEngine's own loaders read
 _BACKBONE_NAME = re.compile(r'(?:stem|subnet\d+)\.')
@@ -194,10 +195,10 @@ def model_weights(checkpoint: dict[str, Any], ema: bool = False) -> dict[str, Te
         in ``_metadata``, which some of MMDetection's go by, are kept.
 
     Raises:
-        ValueError: If there are no weights or, with ``ema``, no averaged ones.
+        CheckpointError: If there are no weights or, with ``ema``, no averaged ones.
     """
     if ema and not has_ema(checkpoint):
-        raise ValueError(
+        raise CheckpointError(
             "no averaged weights in the checkpoint, neither under 'state_dict_ema' (published) nor under "
             f"'ema_state_dict' (MMEngine); it holds {sorted(map(str, checkpoint))[:10]}"
         )
@@ -210,7 +211,7 @@ def model_weights(checkpoint: dict[str, Any], ema: bool = False) -> dict[str, Te
             name = name.removeprefix('module.')
             named[BACKBONE + name if _BACKBONE_NAME.match(name) else name] = weight
     if not named:
-        raise ValueError(
+        raise CheckpointError(
             "no weights in the checkpoint, neither under 'model' nor under 'state_dict' nor at its top, "
             f'where it holds {sorted(map(str, checkpoint))[:10]}'
         )
@@ -323,9 +324,8 @@ def load_backbone(backbone: nn.Module, source: str) -> LoadReport:
         The report that was logged.
 
     Raises:
-        CheckpointError: If a weight of the backbone is missing or has another shape, or the checkpoint's
-            backbone has more of them.
-        ValueError: If there are no weights in the file.
+        CheckpointError: If there are no weights in the file, one of the backbone is missing or has another
+            shape, or the checkpoint's backbone has more of them.
     """
     weights = model_weights(read_checkpoint(source))
     weights = {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}
@@ -348,14 +348,31 @@ def published_layout(weights: dict[str, Tensor], meta: dict[str, Any]) -> dict[s
 
 
 def plain(value: Any) -> Any:
-    """Copy what JSON can hold: dicts, lists, numbers and strings; None stands for anything else."""
-    if isinstance(value, (np.ndarray, np.generic)):
-        value = value.tolist()
-    if isinstance(value, dict) and not isinstance(value, _Inert):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return value if isinstance(value, (str, int, float)) else None
+    """Copy what JSON can hold: dicts, lists, numbers and strings; None stands for anything else.
+
+    Raises:
+        CheckpointError: If it is larger than any honest one: lists that share lists, or contain themselves,
+            unfold without end.
+    """
+    room = MAX_PLAIN
+
+    def copy(value: Any) -> Any:
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise CheckpointError(f'what the checkpoint tells beside weights unfolds to over {MAX_PLAIN} items')
+        if isinstance(value, (np.ndarray, np.generic)):
+            value = value.tolist()
+        if isinstance(value, dict) and not isinstance(value, _Inert):
+            return {str(key): copy(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copy(item) for item in value]
+        return value if isinstance(value, (str, int, float)) else None
+
+    try:
+        return copy(value)
+    except RecursionError as error:
+        raise CheckpointError('what the checkpoint tells beside weights contains itself') from error
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = False) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
+from mmengine.structures import PixelData
 from rich.console import Console
 from rich.progress import track
 
@@ -31,7 +32,7 @@ from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
 from revcol_mm.engine.preflight import IGNORE_INDEX, check_files
 from revcol_mm.engine.resumable_data import seed_everything
 
-MIN_LEGIBLE = 224  # pixels; a class is written on an image, which is enlarged if its shorter side is less
+MIN_LEGIBLE = 224  # pixels; classes are written on an image, which is enlarged if its shorter side is less
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
@@ -58,6 +59,29 @@ def describe(sample: Any, classes: tuple[str, ...]) -> str:
     return ', '.join(written) or 'nothing'
 
 
+def enlarge(image: np.ndarray, sample: Any) -> np.ndarray:
+    """Repeat the pixels of a small image, and of its annotations in place, so that what is drawn is legible.
+
+    Args:
+        image: (h, w, 3).
+        sample: Its data sample.
+
+    Returns:
+        (k h, k w, 3), k the smallest integer that makes the shorter side at least :data:`MIN_LEGIBLE`.
+    """
+    factor = -(-MIN_LEGIBLE // min(image.shape[:2]))
+    image = image.repeat(factor, 0).repeat(factor, 1)
+    if 'gt_instances' in sample:
+        objects = sample.gt_instances
+        objects.bboxes = getattr(objects.bboxes, 'tensor', objects.bboxes) * factor  # or MMDetection's box types
+        if 'masks' in objects:
+            objects.masks = objects.masks.resize(image.shape[:2])
+    if 'gt_sem_seg' in sample:
+        labels = sample.gt_sem_seg.data.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+        sample.gt_sem_seg = PixelData(data=labels)
+    return image
+
+
 def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
     """Draw the pictures; returns what each holds."""
     loader = f'{args.split}_dataloader'
@@ -79,28 +103,20 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
             seed_everything(args.seed, index)
             data = dataset[index]
             sample, image = data['data_samples'], data['inputs'].permute(1, 2, 0).numpy()
-            image = np.ascontiguousarray(
-                image[..., ::-1]
-            )  # OpenMMLab loads BGR, and its visualizers draw on RGB
+            size = image.shape[:2]
             source = Path(sample.get('img_path', ''))
             picture = args.out / f'{args.split}_{index:06}_{source.stem}.png'
+            # OpenMMLab loads BGR, and its visualizers draw on RGB
+            image = enlarge(np.ascontiguousarray(image[..., ::-1]), sample)
             if cfg.default_scope == 'mmpretrain':
-                visualizer.visualize_cls(
-                    image,
-                    sample,
-                    draw_pred=False,
-                    resize=max(MIN_LEGIBLE, *image.shape[:2]),
-                    out_file=str(picture),
-                )
+                visualizer.visualize_cls(image, sample, draw_pred=False, out_file=str(picture))
             else:
-                if hasattr(sample.get('gt_instances', {}).get('bboxes'), 'tensor'):  # MMDetection's box types
-                    sample.gt_instances.bboxes = sample.gt_instances.bboxes.tensor
                 visualizer.add_datasample('', image, sample, draw_pred=False, out_file=str(picture))
             rows.append(
                 dict(
                     picture=picture.name,
                     source=str(source),
-                    size=list(image.shape[:2]),
+                    size=list(size),
                     holds=contents(sample, dataset.metainfo['classes']),
                     description=describe(sample, dataset.metainfo['classes']),
                 )

@@ -99,7 +99,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         gib = [value / 2**30 for value in row['memory'].values()]
         cells = [row['how'], 'save_memory' if row['save_memory'] else 'plain']
         cells += [f'{value:.1f}' for value in (*gib, sum(gib))]
-        cells += [str(row['fewest_gpus'] or 'do not do'), f'{row["flops_per_image"] / 1e12:.1f}']
+        cells += [str(row['fewest_gpus'] or 'none'), f'{row["flops_per_image"] / 1e12:.1f}']
         lines.append('| ' + ' | '.join([*cells, f'{row["days"]:.1f}']) + ' |')
     return '\n'.join(lines)
 

@@ -23,7 +23,7 @@ class Upsample(nn.Module):
         )
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
-        """(B, in_channels, h, w) -> (B, out_channels, *size)."""
+        """(B, in_channels, h, w) -> (B, out_channels, H, W), where ``size`` is (H, W)."""
         x = self.channel_reschedule(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return F.interpolate(x, size=size, mode='nearest')
 
