@@ -39,16 +39,17 @@ def test_boxes_are_drawn_where_the_objects_are_after_scaling(browse, sample_data
         objects = [a for a in coco['annotations'] if a['image_id'] == info['id']]
         assert sum(row['holds'].values()) == len(objects)
         assert set(row['holds']) == {str(a['category_id'] - 1) for a in objects}
-        height, width, _ = picture.shape
-        assert row['size'] == [height, width] and min(height, width) == 128
+        height, width = row['size']
+        assert min(height, width) == 128 and picture.shape == (2 * height, 2 * width, 3)  # to be legible
         assert f'| {row["picture"]} | {height} x {width} | {row["description"]} |' in printed
         plain = Image.open(sample_data / 'coco/val2017' / name).resize(
             (width, height), Image.Resampling.BILINEAR
         )
-        changed = np.abs(picture - np.asarray(plain)).max(2) > 60
+        plain = np.asarray(plain).repeat(2, 0).repeat(2, 1)
+        changed = np.abs(picture - plain).max(2) > 60
         near, frames = np.zeros_like(changed), 0
         for a in objects:
-            x, y, w, h = np.array(a['bbox']) * width / info['width']
+            x, y, w, h = np.array(a['bbox']) * 2 * width / info['width']
             near[max(0, int(y) - 8) : int(y + h) + 8, max(0, int(x) - 8) : int(x + w) + 8] = True
             frames += 2 * (w + h)
         assert changed[near].sum() > frames / 2
@@ -70,8 +71,8 @@ def test_colours_are_those_of_the_file_and_the_class_is_written_on_it(browse):
     assert len(pictures) == 6
     for row, picture in pictures:
         assert list(row['holds']) == [row['source'].split('/')[-2]] == [row['description']]
-        assert row['size'] == [64, 64] and picture.shape == (224, 224, 3)
-        original = np.asarray(Image.open(row['source']).convert('RGB').resize((224, 224)))
+        assert row['size'] == [64, 64] and picture.shape == (256, 256, 3)
+        original = np.asarray(Image.open(row['source']).convert('RGB').resize((256, 256)))
         assert np.abs(picture[60:] - original[60:]).mean() < 12  # red and blue are not exchanged
 
 

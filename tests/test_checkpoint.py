@@ -136,7 +136,7 @@ def test_another_arch_is_an_error_that_names_both(source, tmp_path, other, told)
 
 def test_a_file_without_weights_is_an_error(tmp_path):
     torch.save({'epoch': 3}, tmp_path / 'checkpoint.pth')
-    with pytest.raises(ValueError, match='epoch'):
+    with pytest.raises(CheckpointError, match='epoch'):
         load_backbone(RevCol(arch=SMALL), tmp_path / 'checkpoint.pth')
 
 
