@@ -10,8 +10,9 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from revcol_mm.analysis.speed import Stepper, Variant, random_model, time_in_turn
+from revcol_mm.analysis.speed import Stepper, Variant, time_in_turn
 from revcol_mm.analysis.synthetic_batch import NUM_OBJECTS, NUM_SEGMENTS, num_classes_of, synthetic_batch
+from revcol_mm.apis import init_model
 
 from .subprocesses import REPO
 
@@ -29,7 +30,7 @@ CONFIGS = {
 def stepper_of(config, shape):
     cfg = Config.fromfile(REPO / config)
     torch.manual_seed(0)
-    model = random_model(cfg, torch.device('cpu'))
+    model = init_model(cfg, device='cpu')
     return Stepper(model, cfg, lambda size: synthetic_batch(model, cfg.default_scope, size, *shape))
 
 

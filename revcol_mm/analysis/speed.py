@@ -10,8 +10,6 @@ from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from torch.utils.benchmark import Measurement, Timer
 
-from revcol_mm.apis import init_model
-
 MAX_GRAPHS = 64  # of a function
 DTYPES = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
 
@@ -57,16 +55,6 @@ class AutocastOptimWrapper(OptimWrapper):
 def autocast(device_type: str, dtype: torch.dtype | None) -> Any:
     """torch.autocast, or nothing without a dtype."""
     return torch.autocast(device_type, dtype) if dtype else nullcontext()
-
-
-def random_model(cfg: Config, device: torch.device) -> BaseModel:
-    """A config's model with random weights, without fetching those that it would start training from."""
-    cfg = copy.deepcopy(cfg)
-    for part in (cfg.model, cfg.model.get('backbone', {})):
-        part.pop('init_cfg', None)
-    model = init_model(cfg, device=str(device))
-    model.init_weights()  # until then some of DINO's are what was in memory, and its gradients are not finite
-    return model
 
 
 class Stepper:

@@ -1,5 +1,7 @@
 """From a config and a checkpoint to a model that predicts."""
 
+import copy
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,8 @@ def init_model(
 
     Args:
         config: Path of a config, or one that was read.
-        checkpoint: File or URL, published or ours, read without running anything in it. None: random weights.
+        checkpoint: File or URL, published or ours, read without running anything in it. None: random weights
+            as a training without ``init_cfg`` begins with, and nothing is fetched.
         device: See :func:`pick_device`.
 
     Returns:
@@ -45,28 +48,44 @@ def init_model(
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot be
-            built.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot
+            be built.
         CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """
     device = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
-    model_cfg = cfg.model.copy()
-    if cfg.get(
-        'data_preprocessor'
-    ):  # MMPretrain's configs have it beside the model, as MMEngine's runner takes
+    model_cfg = copy.deepcopy(cfg.model)
+    # MMPretrain's configs have it beside the model, as MMEngine's runner takes it.
+    if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
-    content = {} if checkpoint is None else read_checkpoint(str(checkpoint), setting=None)
+    if checkpoint is None:
+        content = {}
+        for part in (model_cfg, model_cfg.get('backbone', {})):
+            part.pop('init_cfg', None)
+    else:
+        content = read_checkpoint(str(checkpoint), setting=None)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), building('the model'):
         model = MODELS.build(model_cfg)
-    if checkpoint is not None:
+    if checkpoint is None:
+        _init_weights(model)
+    else:
         weights = model_weights(content)
         fit_weights(weights, model, str(checkpoint))
         model.load_state_dict(weights, strict=False)  # what may be missing or left over, fit_weights has said
     model.cfg = cfg
     model.dataset_meta = _dataset_meta(content.get('meta') or {})
     return model.to(device).eval()
+
+
+def _init_weights(model: BaseModel) -> None:
+    """Until then some of DINO's weights are what was in memory. MMEngine logs several lines of each."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        model.init_weights()
+    finally:
+        logging.disable(disabled)
 
 
 def _dataset_meta(meta: dict[str, Any]) -> dict[str, Any]:

@@ -170,7 +170,7 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
     if ann_file:
         path = root / ann_file
         if path.suffix in ('.pkl', '.pickle'):
-            yield f'annotation file {path} is a pickle, which may run code when it is read: convert it to JSON'
+            yield f'annotation file {path} is a pickle, which may run code: convert it to JSON'
         elif not path.is_file() or path.stat().st_size == 0:
             yield f'no annotation file {path}, or it is empty'
     prefix = dataset.get('data_prefix') or {}
@@ -220,11 +220,11 @@ class PreflightHook(Hook):
     """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
 
     Raises:
-        PreflightError: If there is not one iteration to train, a data set is empty, a head's ``num_classes`` is not its number of classes, a class
-            of a COCO-style data set has no category in its file, one of 50 evenly spaced segmentation masks
-            cannot be read, has another size than its image, several channels, or a label beyond the classes;
-            if a neck or a head has other ``in_channels`` than a RevCol gives, or the model's wrapper does not
-            let it train reversibly.
+        PreflightError: If there is not one iteration to train; a data set is empty, a head's ``num_classes``
+            is not its number of classes, a class of a COCO-style data set has no category in its file, one of
+            50 evenly spaced segmentation masks cannot be read, has another size than its image, several
+            channels, or a label beyond the classes; if a neck or a head has other ``in_channels`` than a
+            RevCol gives, or the model's wrapper does not let it train reversibly.
     """
 
     priority = 'VERY_HIGH'

@@ -360,7 +360,7 @@ def plain(value: Any) -> Any:
         nonlocal room
         room -= 1
         if room < 0:
-            raise CheckpointError(f'what the checkpoint tells beside weights unfolds to over {MAX_PLAIN} items')
+            raise CheckpointError(f'beside weights the checkpoint unfolds to over {MAX_PLAIN} items')
         if isinstance(value, (np.ndarray, np.generic)):
             value = value.tolist()
         if isinstance(value, dict) and not isinstance(value, _Inert):
@@ -372,7 +372,7 @@ def plain(value: Any) -> Any:
     try:
         return copy(value)
     except RecursionError as error:
-        raise CheckpointError('what the checkpoint tells beside weights contains itself') from error
+        raise CheckpointError('what the checkpoint holds beside weights contains itself') from error
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = False) -> Path:

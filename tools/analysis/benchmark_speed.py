@@ -33,9 +33,9 @@ from revcol_mm.analysis.command_line import (
     write_report,
 )
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.speed import DTYPES, Stepper, Variant, random_model, time_in_turn
+from revcol_mm.analysis.speed import DTYPES, Stepper, Variant, time_in_turn
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
-from revcol_mm.apis import pick_device
+from revcol_mm.apis import init_model, pick_device
 from revcol_mm.evaluation.complexity import default_shape
 from revcol_mm.testing import peak_bytes
 
@@ -71,7 +71,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     if cfg.default_scope == 'mmseg':
         width = width if args.shape else height  # crops, not the wide images that FLOPs are counted on
     torch.backends.cudnn.benchmark = cfg.get('env_cfg', {}).get('cudnn_benchmark', False)
-    model = random_model(cfg, device)
+    model = init_model(cfg, device=str(device))
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (height, width)  # else smaller images are padded to the crop
 

@@ -73,7 +73,8 @@ def enlarge(image: np.ndarray, sample: Any) -> np.ndarray:
     image = image.repeat(factor, 0).repeat(factor, 1)
     if 'gt_instances' in sample:
         objects = sample.gt_instances
-        objects.bboxes = getattr(objects.bboxes, 'tensor', objects.bboxes) * factor  # or MMDetection's box types
+        # MMDetection's boxes may be of a type of its own
+        objects.bboxes = getattr(objects.bboxes, 'tensor', objects.bboxes) * factor
         if 'masks' in objects:
             objects.masks = objects.masks.resize(image.shape[:2])
     if 'gt_sem_seg' in sample:
