@@ -94,6 +94,42 @@ def start_two_processes(data, work_dir, *options):
     return process, log
 
 
+SRUN = """#!/usr/bin/env bash
+# What Slurm's own does on one machine: start the command --ntasks times, each with its number.
+for word; do case $word in --ntasks=*) ntasks=${word#*=} ;; esac; done
+while [ "$1" != python ]; do shift; done
+for (( i = 0; i < ntasks; i++ )); do
+    SLURM_PROCID=$i SLURM_LOCALID=$i SLURM_NTASKS=$ntasks SLURM_NODELIST=localhost "$@" &
+    processes+=($!)
+done
+for process in "${processes[@]}"; do wait "$process"; done
+"""
+
+
+def test_slurm_and_torchrun_train_alike(sample_data, tmp_path):
+    """Both scripts; with an srun and an scontrol that do what Slurm's do on one machine."""
+    options = ('train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=4')
+    process, log = start_two_processes(sample_data, tmp_path / 'torchrun', *options)
+    assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
+    commands = tmp_path / 'bin'
+    commands.mkdir()
+    for name, script in (('srun', SRUN), ('scontrol', '#!/bin/sh\necho localhost\n')):
+        (commands / name).write_text(script)
+        (commands / name).chmod(0o755)
+    config, *rest = command('mask2former_revcol_nano_sample', 'ade20k', sample_data, tmp_path / 'slurm')[2:]
+    subprocess.run(
+        ['tools/slurm_train.sh', 'partition', 'job', config, *rest, *options],
+        check=True,
+        cwd=REPO,
+        env={**ENV, 'GPUS': '2', 'PATH': f'{commands}:{Path(sys.executable).parent}:{os.environ["PATH"]}'},
+    )
+    said = ''.join(path.read_text() for path in (tmp_path / 'slurm').glob('*/*.log'))
+    assert 'Distributed launcher: slurm' in said and 'GPU number: 2' in said
+    weights = [model_weights(read_checkpoint(tmp_path / run / 'iter_4.pth')) for run in ('slurm', 'torchrun')]
+    for name, weight in weights[0].items():
+        assert torch.equal(weights[1][name], weight), name
+
+
 def hurt_one_process(process, log, number):
     """Send a signal to the second of a job's processes in the middle of training."""
     for _ in range(2400):

@@ -17,9 +17,12 @@ from revcol_mm.engine.runner import INTERRUPTED, ResumableRunner
 
 from .subprocesses import REPO
 
-# A run with all that has a state: data that are augmented in workers, what the model draws, EMA, schedule.
+# A run with all that has a state: data that are augmented in workers, what the model draws, EMA, schedule,
+# loss scale.
 TRAINING = """
 import random, sys, time
+from functools import partial
+import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
@@ -28,6 +31,9 @@ from mmengine.registry import DATASETS, MODELS
 from torch.utils.data import Dataset
 from revcol_mm import RevCol
 from revcol_mm.engine.runner import ResumableRunner
+
+amp.is_cuda_available = lambda: True  # of this on a CPU MMEngine knows nothing
+amp.GradScaler = partial(torch.amp.GradScaler, 'cpu')
 
 @DATASETS.register_module()
 class Noise(Dataset):
@@ -79,6 +85,9 @@ runner = ResumableRunner(
         batch_size=2, num_workers=2, persistent_workers=True, sampler=sampler, dataset=dict(type='Noise')),
     train_cfg=loops[kind],
     optim_wrapper=dict(
+        type='AmpOptimWrapper',
+        dtype='bfloat16',
+        loss_scale=dict(init_scale=256.0, growth_interval=3),
         optimizer=dict(type='AdamW', lr=1e-2, weight_decay=0.05),
         constructor='LayerDecayOptimWrapperConstructor',
         paramwise_cfg=dict(decay_rate=0.8)),
@@ -94,6 +103,8 @@ runner = ResumableRunner(
 runner.train()
 (ema,) = (hook.ema_model for hook in runner.hooks if hasattr(hook, 'ema_model'))
 final = {**runner.model.state_dict(), **{'ema.' + n: v for n, v in ema.state_dict().items()}}
+final['loss scale'] = torch.tensor(runner.optim_wrapper.loss_scaler.get_scale())
+assert final['loss scale'] > 256
 torch.save(final, work_dir + '/final.pt')
 """
 

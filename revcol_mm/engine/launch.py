@@ -2,7 +2,9 @@
 
 import argparse
 import logging
+import os
 import shlex
+import subprocess
 import sys
 import tempfile
 from datetime import timedelta
@@ -118,7 +120,9 @@ def adapt_to_device(cfg: Config) -> None:
         optim_wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)
-    if cfg.launcher == 'pytorch':
+    if cfg.launcher == 'slurm':
+        _tell_torch_of_slurm()
+    if cfg.launcher in ('pytorch', 'slurm'):
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
         # MMEngine would pick a GPU first.
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
@@ -126,3 +130,13 @@ def adapt_to_device(cfg: Config) -> None:
             cfg.model_wrapper_cfg = dict(
                 type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
             )
+
+
+def _tell_torch_of_slurm() -> None:
+    """Set torch's environment variables from Slurm's, as MMEngine does before it picks a GPU."""
+    show_nodes = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
+    nodes = subprocess.check_output(show_nodes, text=True)
+    os.environ.setdefault('MASTER_ADDR', nodes.split()[0])
+    os.environ.setdefault('MASTER_PORT', '29500')
+    for name, slurm in (('RANK', 'PROCID'), ('LOCAL_RANK', 'LOCALID'), ('WORLD_SIZE', 'NTASKS')):
+        os.environ[name] = os.environ[f'SLURM_{slurm}']
