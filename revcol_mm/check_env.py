@@ -6,6 +6,7 @@ but the standard library is needed to import this file.
 
 import importlib
 import platform
+import re
 import sys
 from importlib import metadata
 from typing import NamedTuple, Sequence
@@ -26,7 +27,9 @@ ONEDL = {
     'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
 }
 SETS = {'upstream': UPSTREAM, 'onedl': ONEDL}
-TORCH = ('2.6', '2.9.1')  # oldest that can read checkpoints safely; the one the tests run on
+# The oldest and the newest that the tests run on. Older torch cannot read checkpoints safely.
+TORCH = ('2.6.0', '2.9.1')
+PYTHON = ('3.10', '3.12')
 
 DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # of packages with another import name
 
@@ -115,10 +118,10 @@ def examine(name: str) -> Part:
         return Part(name, f'broken: {error}', fix)
     version = getattr(module, '__version__', '')
     if name == 'torch':
-        oldest = tuple(map(int, TORCH[0].split('.')))
-        if tuple(map(int, version.split('.')[:2])) < oldest:
+        version = version.split('+')[0]
+        if _numbers(version) < _numbers(TORCH[0]):
             return Part(name, f'{version}, older than {TORCH[0]}', fix)
-        return Part(name, _tested(version.split('+')[0], TORCH[1]), None)
+        return Part(name, _tested(version, *TORCH), None)
     if name == 'mmcv.ops':
         import torch
 
@@ -126,11 +129,22 @@ def examine(name: str) -> Part:
         if torch.cuda.is_available() and compiled == 'not available':
             return Part(name, 'compiled without CUDA', f'export FORCE_CUDA=1; {fix}')
         return Part(name, f'compiled, CUDA {compiled}', None)
-    return Part(name, _tested(version, SETS[label][name][1]) if name in UPSTREAM else version, None)
+    if name not in UPSTREAM:
+        return Part(name, version, None)
+    tested = SETS[label][name][1]
+    return Part(name, _tested(version, tested, tested), None)
 
 
-def _tested(version: str, tested: str) -> str:
-    return version if version == tested else f'{version} (tests run on {tested})'
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r'\d+', version)[:3]))
+
+
+def _tested(version: str, oldest: str, newest: str) -> str:
+    """A version, and those that the tests run on if it is not between them."""
+    numbers, last = _numbers(version), _numbers(newest)
+    if _numbers(oldest) <= numbers and numbers[: len(last)] <= last:
+        return version
+    return f'{version} (tests run on {oldest if oldest == newest else f"{oldest} to {newest}"})'
 
 
 def require_parts(what: str, names: Sequence[str]) -> None:
@@ -157,7 +171,8 @@ def require(task: str) -> None:
 def main() -> int:
     """Print the report; return the exit status."""
     parts = {name: examine(name) for names in TASKS.values() for name in names}
-    print(f'Python {platform.python_version()}, OpenMMLab set: {installed_set() or "none"}')
+    python = _tested(platform.python_version(), *PYTHON)
+    print(f'Python {python}, OpenMMLab set: {installed_set() or "none"}')
     for part in parts.values():
         print(f'{part.name:14} {part.state}')
     print()

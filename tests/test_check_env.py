@@ -44,6 +44,36 @@ def test_the_pins_are_those_of_the_requirements(file, packages):
     assert ('torch', check_env.TORCH[1]) in pins or file == 'requirements-onedl.txt'
 
 
+def test_the_oldest_versions_are_those_that_the_tests_run_on():
+    assert f'torch=={check_env.TORCH[0]}\n' in (REPO / 'requirements-oldest.txt').read_text()
+    makefile = (REPO / 'Makefile').read_text()
+    assert f'PYTHON=python{check_env.PYTHON[0]}\n' in makefile
+    assert f"python_requires='>={check_env.PYTHON[0]}'" in (REPO / 'setup.py').read_text()
+
+
+@pytest.mark.parametrize(
+    'version, said',
+    [
+        ('2.5.1+cpu', '2.5.1, older than 2.6.0'),
+        ('2.6.0', '2.6.0'),
+        ('2.8.0a0+git1', '2.8.0a0'),
+        ('2.9.1+cu128', '2.9.1'),
+        ('2.10.0', '2.10.0 (tests run on 2.6.0 to 2.9.1)'),
+    ],
+)
+def test_a_torch_is_compared_with_those_that_the_tests_run_on(version, said, monkeypatch):
+    monkeypatch.setattr('torch.__version__', version)
+    part = check_env.examine('torch')
+    assert part.state == said and bool(part.fix) == ('older' in said)
+
+
+@pytest.mark.parametrize(
+    'version, tested', [('3.9.1', False), ('3.10.0', True), ('3.12.11', True), ('3.13.0', False)]
+)
+def test_a_python_is_compared_with_those_that_the_tests_run_on(version, tested):
+    assert ('tests run on' in check_env._tested(version, *check_env.PYTHON)) == (not tested)
+
+
 @pytest.mark.parametrize(
     'versions, expected',
     [
