@@ -172,3 +172,11 @@ def test_the_column_of_one_s_own_trains_reversibly():
     code = '\n'.join(blocks(REPO / 'docs/tutorials/column.md', 'python'))
     training = 'sum(f.mean() for f in model(torch.rand(1, 3, 64, 64))).backward()'
     assert 'reconstruction_error=0.0' in run('-c', f'{code}\n{training}')
+
+
+def test_the_tests_that_the_table_of_faults_names_are_there():
+    named = re.findall(r'`(test_\w+|tests/test_\w+\.py)`', (REPO / 'docs/reliability.md').read_text())
+    code = '\n'.join(path.read_text() for path in (REPO / 'tests').glob('*.py'))
+    assert len(named) > 20
+    for name in named:
+        assert (REPO / name).is_file() or f'def {name}(' in code, name
