@@ -239,7 +239,7 @@ def main() -> None:
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
     server = make_server(args.host, args.port, app, threaded=True)
-    print(f'{len(app.models)} models at http://{args.host}:{server.server_port}, until Ctrl-C', flush=True)
+    print(f'{len(app.models)} model(s) at http://{args.host}:{server.server_port}, until Ctrl-C', flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:
