@@ -177,9 +177,9 @@ def test_a_file_that_differs_from_the_model_is_an_error_and_deleted(small, tmp_p
     trace = torch.jit.trace
 
     def wrong(graph, *args, **kwargs):
-        graph.mean = graph.mean + 1
+        graph.pixel_mean = graph.pixel_mean + 1
         traced = trace(graph, *args, **kwargs)
-        graph.mean = graph.mean - 1
+        graph.pixel_mean = graph.pixel_mean - 1
         return traced
 
     monkeypatch.setattr(torch.jit, 'trace', wrong)

@@ -4,9 +4,11 @@ import os
 import random
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 import torch
@@ -203,8 +205,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(unbroken, tmp_
     (tmp_path / 'final.pt').unlink()
     last, middle = tmp_path / 'iter_30.pth', tmp_path / 'iter_28.pth'
     last.write_bytes(last.read_bytes()[:-1000])  # cut off
+    with zipfile.ZipFile(middle) as archive:
+        part = max(archive.infolist(), key=lambda part: part.file_size)
     content = bytearray(middle.read_bytes())
-    content[len(content) // 2] ^= 1  # a bit is wrong
+    lengths = struct.unpack_from('<HH', content, part.header_offset + 26)  # of its name and what is before it
+    content[part.header_offset + 30 + sum(lengths) + part.file_size // 2] ^= 1  # a bit is wrong
     middle.write_bytes(content)
     os.utime(last)
     printed = finish(start('iterations', tmp_path, resume=True))

@@ -119,8 +119,8 @@ def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> d
     return dict(
         input='image: float32, (B, 3, H, W), 0 to 255',
         channel_order='RGB' if rgb else 'BGR',
-        mean=json.dumps(None if graph.mean is None else graph.mean.flatten().tolist()),
-        std=json.dumps(None if graph.std is None else graph.std.flatten().tolist()),
+        mean=json.dumps(None if graph.pixel_mean is None else graph.pixel_mean.flatten().tolist()),
+        std=json.dumps(None if graph.pixel_std is None else graph.pixel_std.flatten().tolist()),
         normalisation='in the graph',
         outputs=json.dumps(graph.output_names),
         classes=json.dumps(None if args.backbone_only else class_names(model)),

@@ -29,12 +29,12 @@ class ImageGraph(nn.Module):
         super().__init__()
         self.network = network
         self.output_names = tuple(output_names)
-        self.register_buffer('mean', getattr(preprocessor, 'mean', None))
-        self.register_buffer('std', getattr(preprocessor, 'std', None))
+        self.register_buffer('pixel_mean', getattr(preprocessor, 'mean', None))
+        self.register_buffer('pixel_std', getattr(preprocessor, 'std', None))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Values from 0 to 255, (B, 3, H, W) -> what the network returns."""
-        return self.network(image if self.mean is None else (image - self.mean) / self.std)
+        return self.network(image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std)
 
 
 class SegmentationGraph(ImageGraph):

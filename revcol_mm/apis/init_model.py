@@ -1,12 +1,12 @@
 """From a config and a checkpoint to a model that predicts."""
 
 import copy
-import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
@@ -80,12 +80,12 @@ def init_model(
 
 def _init_weights(model: BaseModel) -> None:
     """Until then some of DINO's weights are what was in memory. MMEngine logs several lines of each."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.INFO)
+    logger = MMLogger.get_current_instance()
+    disabled, logger.disabled = logger.disabled, True
     try:
         model.init_weights()
     finally:
-        logging.disable(disabled)
+        logger.disabled = disabled
 
 
 def _dataset_meta(meta: dict[str, Any]) -> dict[str, Any]:
