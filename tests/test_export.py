@@ -105,7 +105,13 @@ def load(path):
 @pytest.mark.parametrize(
     'config, suffix, options',
     [
-        (UPERNET, '.onnx', ['--dynamic']),
+        pytest.param(
+            *(UPERNET, '.onnx', ['--dynamic']),
+            marks=pytest.mark.skipif(
+                torch.__version__.startswith('2.6.'),
+                reason='torch 2.6 exports no batch norm by a later onnxscript',
+            ),
+        ),
         (UPERNET, '.pt', ['--dynamic']),
         (UPERNET, '.pt2', ['--dynamic']),
         (CLASSIFIER, '.onnx', []),
