@@ -109,7 +109,7 @@ def load(path):
             *(UPERNET, '.onnx', ['--dynamic']),
             marks=pytest.mark.skipif(
                 torch.__version__.startswith('2.6.'),
-                reason='torch 2.6 exports no batch norm by a later onnxscript',
+                reason='not exported by torch 2.6',
             ),
         ),
         (UPERNET, '.pt', ['--dynamic']),
