@@ -69,7 +69,8 @@ class FullyShardedRunner(ResumableRunner):
 
     Raises:
         PreflightError: If there is one process only, the config has a ``model_wrapper_cfg`` or an EMAHook:
-            it copies the model, which torch cannot do with one that is sharded.
+            it copies the model, which torch cannot do with one that is sharded; or torch shards on GPUs alone
+            and there is none.
         CheckpointError: If the checkpoint that is named to resume from is not sharded; besides, as
             ResumableRunner.
     """
@@ -98,6 +99,10 @@ class FullyShardedRunner(ResumableRunner):
         if model_wrapper_cfg is not None:
             raise PreflightError(f'FullyShardedRunner takes no model_wrapper_cfg, got {model_wrapper_cfg}')
         device = get_device()
+        if device == 'cpu' and not hasattr(torch.cpu.Stream, 'record_event'):
+            raise PreflightError(
+                f'fully_shard of torch {torch.__version__} works on GPUs alone; CPUs need a newer torch'
+            )
         self.model = model.to(device)
         super()._init_model_weights()
         mesh = init_device_mesh(torch.device(device).type, (get_world_size(),))
