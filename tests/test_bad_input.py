@@ -21,6 +21,7 @@ from PIL import Image
 
 from revcol_mm import RevCol
 from revcol_mm.apis import init_model, pick_device
+from revcol_mm.engine import coco_ids
 from revcol_mm.engine.checkpoint_files import is_whole
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.preflight import PreflightError, PreflightHook, building, check_files, merge_options
@@ -255,10 +256,42 @@ def test_a_bad_annotation_file_is_an_error(changes, message, tmp_path):
         load(coco(tmp_path, **changes))
 
 
-def test_duplicate_ids_are_an_error(tmp_path):
-    box = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
-    with pytest.raises(PreflightError, match='not unique'):
-        load(coco(tmp_path, annotations=[box, box]))
+BOX = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
+
+
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        pytest.param(
+            dict(images=[dict(id=1, file_name=name, height=6, width=8) for name in ('a.png', 'b.png')]),
+            '2 images have the id 1',
+            id='images',
+        ),
+        pytest.param(dict(annotations=[BOX, BOX]), '2 annotations have the id 1', id='annotations'),
+        pytest.param(
+            dict(categories=[dict(id=1, name='x'), dict(id=1, name='y')]),
+            '2 categories have the id 1',
+            id='categories',
+        ),
+        pytest.param(
+            dict(annotations=dict(category_id=7)),
+            '1 annotations whose category_id is none of the categories, such as 7',
+            id='no such category',
+        ),
+    ],
+)
+def test_ids_that_do_not_fit_are_an_error(changes, message, tmp_path):
+    with pytest.raises(PreflightError, match=rf'^{tmp_path}/a\.json: {message}$'):
+        load(coco(tmp_path, **changes))
+
+
+def test_objects_of_images_that_are_not_there_are_told_of(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(coco_ids, 'print_log', lambda message, *_, **__: told.append(message))
+    sample = load(coco(tmp_path, annotations=[BOX, {**BOX, 'id': 2, 'image_id': 5}]))
+    assert len(sample['data_samples'].gt_instances) == 1
+    (message,) = told
+    assert message.endswith('a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out')
 
 
 @pytest.mark.parametrize(

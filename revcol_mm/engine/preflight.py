@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import os
 import traceback
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any, Iterator
 import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
+from mmengine.logging import print_log
 from mmengine.registry import HOOKS, Registry, init_default_scope
 from mmengine.runner import Runner
 from PIL import ExifTags, Image
@@ -311,6 +313,14 @@ class PreflightHook(Hook):
             raise PreflightError(
                 f'{name}: of {len(classes)} classes only {len(found)} are categories of its annotation '
                 f'file; set metainfo=dict(classes=...) to the names there'
+            )
+        others = set(getattr(dataset, 'cat_img_map', ())) - set(found or ())
+        if others:
+            print_log(
+                f'{name}: {len(others)} categories of its annotation file are none of the classes; their '
+                'objects are left out',
+                'current',
+                level=logging.WARNING,
             )
         if hasattr(dataset, 'reduce_zero_label') and getattr(dataset, 'label_map', None) is None:
             self._check_masks(name, dataset, len(classes))

@@ -20,6 +20,7 @@ from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
+from .coco_ids import ids_checked
 from .preflight import building
 from .resumable_data import ResumableBatchSampler, seed_everything
 
@@ -204,7 +205,7 @@ class ResumableRunner(Runner):
             dataset = dataloader['dataset']
             if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
                 dataloader['dataset'] = dict(type='SeededDataset', dataset=dataset)
-        with building('a dataloader'):
+        with building('a dataloader'), ids_checked():
             return Runner.build_dataloader(dataloader, *args, **kwargs)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:

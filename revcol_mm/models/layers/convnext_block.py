@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .pointwise_linear import PointwiseLinear
+
 
 class ConvNeXtBlock(nn.Module):
     """``x + drop_path(gamma * MLP(LayerNorm(depthwise_conv(x))))``.
@@ -29,8 +31,8 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.dwconv = nn.Conv2d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, expansion * channels)
-        self.pwconv2 = nn.Linear(expansion * channels, channels)
+        self.pwconv1 = PointwiseLinear(channels, expansion * channels)
+        self.pwconv2 = PointwiseLinear(expansion * channels, channels)
         self.gamma = nn.Parameter(torch.full((channels,), layer_scale_init_value))
         self.drop_path_rate = drop_path_rate
 

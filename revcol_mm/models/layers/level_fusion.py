@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layer_norm import LayerNorm2d
+from .pointwise_linear import PointwiseLinear
 
 
 class Upsample(nn.Module):
@@ -19,7 +20,7 @@ class Upsample(nn.Module):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.channel_reschedule = nn.Sequential(
-            nn.Linear(in_channels, out_channels), nn.LayerNorm(out_channels, eps=1e-6)
+            PointwiseLinear(in_channels, out_channels), nn.LayerNorm(out_channels, eps=1e-6)
         )
 
     def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
