@@ -12,7 +12,7 @@ SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-onedl test-oldest lint docs
+.PHONY: install demo trainings test test-onedl test-oldest test-newest lint docs
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.txt requirements-onedl.txt requirements-oldest.txt setup.py
@@ -99,6 +99,9 @@ test-onedl:
 
 test-oldest:
 	$(MAKE) test VENV=.venv-oldest STACK=oldest PYTHON=python3.10
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest PYTHON=python3.12
 
 docs: install
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site

@@ -291,7 +291,9 @@ def test_objects_of_images_that_are_not_there_are_told_of(tmp_path, monkeypatch)
     sample = load(coco(tmp_path, annotations=[BOX, {**BOX, 'id': 2, 'image_id': 5}]))
     assert len(sample['data_samples'].gt_instances) == 1
     (message,) = told
-    assert message.endswith('a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out')
+    assert message.endswith(
+        'a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out'
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 
 import revcol_mm.models.backbones.revcol as revcol_module
 from revcol_mm import RevCol
-from revcol_mm.models.layers import ConvNeXtBlock
+from revcol_mm.models.layers import ConvNeXtBlock, PointwiseLinear
 
 SMALL = dict(channels=(8, 16, 24, 32), layers=(1, 2, 2, 1), num_columns=3)
 HUGE = dict(SMALL, level_connection='huge')
@@ -286,3 +286,42 @@ def test_a_hook_on_the_hidden_layer_keeps_what_it_saw():
         assert torch.equal(block(image), expected)
         normalized, hidden = seen
         assert torch.equal(hidden, F.linear(normalized, block.pwconv1.weight, block.pwconv1.bias))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('size', [(5, 7), (1, 1)])
+@pytest.mark.parametrize('layout', ['channels last', 'channels first'])
+def test_a_pointwise_linear_layer_is_a_linear_layer(dtype, size, layout):
+    torch.manual_seed(0)
+    layer, plain = PointwiseLinear(6, 10).to(dtype), nn.Linear(6, 10).to(dtype)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, *size, 6, dtype=dtype)
+    if layout == 'channels first':
+        x = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    results = []
+    for each in (layer, plain):
+        leaf = x.detach().requires_grad_()
+        output = each(leaf)
+        output.backward(torch.linspace(-1, 1, output.numel(), dtype=dtype).view_as(output))
+        results.append([output, leaf.grad, each.weight.grad, each.bias.grad])
+    for actual, expected in zip(*results):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason='without oneDNN they are linear')
+def test_pointwise_linear_layers_are_convolutions_in_float32_on_a_cpu_but_not_in_exported_models(monkeypatch):
+    widths = []
+    convolve = F.conv2d
+    monkeypatch.setattr(
+        F, 'conv2d', lambda x, weight, *args: widths.append(weight.shape) or convolve(x, weight, *args)
+    )
+    layer, x = PointwiseLinear(6, 10), torch.randn(2, 5, 7, 6)
+    layer(x)
+    assert widths == [(10, 6, 1, 1)]
+    with torch.autocast('cpu', torch.bfloat16):
+        layer(x)
+    layer.double()(x.double())
+    layer.float()
+    torch.jit.trace(layer, x, check_trace=False)
+    torch.export.export(layer, (x,))
+    assert len(widths) == 1

@@ -2,6 +2,7 @@ from .column import Column
 from .convnext_block import ConvNeXtBlock
 from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 from .layer_norm import LayerNorm2d
+from .pointwise_linear import PointwiseLinear
 
 __all__ = [
     'Column',
@@ -9,5 +10,6 @@ __all__ = [
     'LayerNorm2d',
     'LevelwiseDecoder',
     'PixelShuffleDecoder',
+    'PointwiseLinear',
     'reconstruction_loss',
 ]
