@@ -12,10 +12,10 @@ SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-onedl test-oldest test-newest lint docs
+.PHONY: install demo trainings test test-onedl test-oldest test-newest lint docs lock audit
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt requirements-onedl.txt requirements-oldest.txt setup.py
+$(VENV)/installed: requirements.txt constraints.txt requirements-onedl.txt requirements-oldest.txt setup.py
 	@fail() { echo "error: $$1"; exit 1; }
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
 	    || fail "$(PYTHON) is none of Python 3.10 to 3.12; try: make PYTHON=python3.11"
@@ -25,32 +25,32 @@ $(VENV)/installed: requirements.txt requirements-onedl.txt requirements-oldest.t
 	command -v c++ > /dev/null || fail "no C++ compiler; try: apt-get install g++"
 	echo "[1/5] virtual environment with $$($(PYTHON) --version)"
 	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	wanted=requirements.txt
 	case '$(STACK)' in
-	    '') replaced= ;;
+	    '') replaced='^$$' ;;
 	    onedl) replaced='^mm' ;;
-	    oldest) replaced='^torch' ;;
+	    oldest) replaced='^torch\|^nvidia\|^triton\|^sympy' ;;
 	    *) fail "STACK is empty, onedl or oldest, not $(STACK)" ;;
 	esac
-	if test -n "$$replaced"; then
-	    wanted=$(VENV)/requirements.txt
-	    cat requirements-$(STACK).txt <(grep -v "$$replaced" requirements.txt) > $$wanted
-	fi
-	$(PIP) install -q -c $$wanted pip setuptools wheel ninja psutil
+	wanted=$(VENV)/requirements.txt
+	for file in requirements constraints; do
+	    cat $(if $(STACK),requirements-$(STACK).txt) <(grep -v "$$replaced" $$file.txt) > $(VENV)/$$file.txt
+	done
+	get() { $(PIP) install -c $(VENV)/constraints.txt "$$@"; }
+	get -q pip setuptools wheel ninja psutil
 	echo "[2/5] torch, the largest download"
-	$(PIP) install -c $$wanted torch torchvision opencv-python
+	get torch torchvision opencv-python
 	# opencv-python wants libGL, which servers lack
 	$(BIN)/python -c 'import cv2' 2> /dev/null || $(PIP) install -q --force-reinstall --no-deps \
 	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' $$wanted)
 	echo "[3/5] mmcv, whose ops are compiled against this torch: 10 to 20 minutes on 2 cores"
 	mmcv=$$(sed -n 's/^\(.*mmcv\)==.*/\1/p' $$wanted)
-	compile() { $(PIP) install -v --no-build-isolation -c $$wanted "$$@" "$$mmcv" 2>&1 | tee $(VENV)/mmcv.log \
+	compile() { get -v --no-build-isolation "$$@" "$$mmcv" 2>&1 | tee $(VENV)/mmcv.log \
 	    | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\]\) .*/\1/p' || { tail -n 40 $(VENV)/mmcv.log; exit 1; }; }
 	compiled() { $(BIN)/python -c 'import mmcv.ops' 2> /dev/null; }
 	compiled || compile
 	compiled || compile --no-cache-dir --force-reinstall --no-deps  # pip had cached it for another torch
 	echo "[4/5] the rest of requirements.txt"
-	$(PIP) install -q --no-build-isolation -r $$wanted
+	get -q --no-build-isolation -r $$wanted
 	echo "[5/5] revcol_mm"
 	$(PIP) install -q --no-build-isolation --no-deps -e .
 	$(BIN)/python -m revcol_mm.check_env
@@ -102,6 +102,14 @@ test-oldest:
 
 test-newest:
 	$(MAKE) test VENV=.venv-newest PYTHON=python3.12
+
+# Pins what requirements.txt draws in: the result is to be tested and committed.
+lock: install
+	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --python $(BIN)/python --no-build-isolation \
+	    --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt requirements.txt
+
+audit: install  # asks PyPI for known vulnerabilities of the pinned versions
+	$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r constraints.txt
 
 docs: install
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site
