@@ -11,10 +11,12 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.visualization import Visualizer
+from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.mask import decode
@@ -156,9 +158,19 @@ def test_the_score_threshold_holds_for_what_is_written_and_what_is_drawn(demo, s
         drawn.append(mmcv.imread(str(tmp_path / 'out/overlays/scene_00000.png')))
     assert written[0] and not written[1]
     assert min(record['score'] for record in written[0]) >= 0.092
-    canvas = Visualizer()  # some versions of matplotlib move what is shown on it by part of a pixel
-    canvas.set_image(mmcv.imread(str(image), channel_order='rgb'))
-    assert np.array_equal(drawn[1][..., ::-1], canvas.get_image()) and not np.array_equal(drawn[0], drawn[1])
+    shown = mmcv.imread(str(image), channel_order='rgb')
+    height, width, _ = shown.shape
+    nothing = InstanceData(
+        bboxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.long),
+        scores=torch.zeros(0),
+        masks=torch.zeros(0, height, width, dtype=torch.bool),
+    )
+    visualizer = DetLocalVisualizer()  # some versions of matplotlib move what is drawn by part of a pixel
+    visualizer.dataset_meta = dict(classes=DIGITS)
+    visualizer.add_datasample('', shown, DetDataSample(pred_instances=nothing), draw_gt=False)
+    assert np.array_equal(drawn[1][..., ::-1], visualizer.get_image())
+    assert not np.array_equal(drawn[0], drawn[1])
 
 
 def test_classes_are_those_of_testing_the_best_first(demo, checkpoints, sample_data, tmp_path):
