@@ -21,7 +21,6 @@ from PIL import Image
 
 from revcol_mm import RevCol
 from revcol_mm.apis import init_model, pick_device
-from revcol_mm.engine import coco_ids
 from revcol_mm.engine.checkpoint_files import is_whole
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.preflight import PreflightError, PreflightHook, building, check_files, merge_options
@@ -285,15 +284,12 @@ def test_ids_that_do_not_fit_are_an_error(changes, message, tmp_path):
         load(coco(tmp_path, **changes))
 
 
-def test_objects_of_images_that_are_not_there_are_told_of(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(coco_ids, 'print_log', lambda message, *_, **__: told.append(message))
+def test_objects_of_images_that_are_not_there_are_told_of(tmp_path, log_messages):
     sample = load(coco(tmp_path, annotations=[BOX, {**BOX, 'id': 2, 'image_id': 5}]))
     assert len(sample['data_samples'].gt_instances) == 1
-    (message,) = told
-    assert message.endswith(
-        'a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out'
-    )
+    assert log_messages == [
+        f'{tmp_path}/a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out'
+    ]
 
 
 @pytest.mark.parametrize(

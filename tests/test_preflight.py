@@ -9,7 +9,6 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm import RevCol
-from revcol_mm.engine import preflight
 from revcol_mm.engine.preflight import PreflightHook, check_files, check_scope, merge_options
 
 from .subprocesses import REPO
@@ -219,14 +218,11 @@ def test_classes_without_a_category_are_an_error(tmp_path):
         PreflightHook().before_run(Runner(dataset))
 
 
-def test_categories_that_are_no_classes_are_told_of(tmp_path, monkeypatch):
-    told = []
-    monkeypatch.setattr(preflight, 'print_log', lambda message, *_, **__: told.append(message))
+def test_categories_that_are_no_classes_are_told_of(tmp_path, log_messages):
     images_of = {1: [7], 2: [], 3: [7, 8], 4: []}
-    PreflightHook().before_run(
-        Runner(Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[1, 2, 3], cat_img_map=images_of))
-    )
-    assert told == [
+    dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[1, 2, 3], cat_img_map=images_of)
+    PreflightHook().before_run(Runner(dataset))
+    assert log_messages == [
         'Dataset at somewhere: 1 categories of its annotation file are none of the classes; their objects '
         'are left out'
     ]
