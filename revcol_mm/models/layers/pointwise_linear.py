@@ -9,8 +9,8 @@ class PointwiseLinear(nn.Linear):
     """``nn.Linear`` for feature maps with their channels last.
 
     In float32 on a CPU it is computed as a 1x1 convolution, which is the same product: PyTorch gives
-    convolutions to oneDNN, and linear layers to MKL, which takes twice as long on AMD's processors. (In
-    bfloat16 oneDNN has both.) What is traced or compiled keeps a linear layer.
+    convolutions to oneDNN, and linear layers to MKL, which on AMD's processors makes no use of AVX-512 and
+    takes twice as long. (In bfloat16 oneDNN has both.) What is traced or compiled keeps a linear layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
