@@ -287,9 +287,9 @@ def test_ids_that_do_not_fit_are_an_error(changes, message, tmp_path):
 def test_objects_of_images_that_are_not_there_are_told_of(tmp_path, log_messages):
     sample = load(coco(tmp_path, annotations=[BOX, {**BOX, 'id': 2, 'image_id': 5}]))
     assert len(sample['data_samples'].gt_instances) == 1
-    assert log_messages == [
+    assert (
         f'{tmp_path}/a.json: 1 annotations whose image_id is none of the images, such as 5; they are left out'
-    ]
+    ) in log_messages
 
 
 @pytest.mark.parametrize(
