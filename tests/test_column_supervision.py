@@ -139,7 +139,7 @@ def test_a_segmentor_has_the_same_gradients_with_reversible_training(double_prec
 
 
 def test_a_detector_has_the_same_gradients_with_reversible_training():
-    """A detector of one stage: float32 rounds differently in the two, by which proposals can change places."""
+    """A detector of one stage: proposals change places where float32 rounds differently in the two."""
     changes = {
         'model.backbone.out_indices': (0, 1, 2, 3),  # for the supervision's neck
         'model.neck.in_channels': FPN['in_channels'],
