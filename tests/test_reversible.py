@@ -122,8 +122,9 @@ def test_every_column_is_reconstructed_to_the_last_bit(alphas, level_connection,
     couple_, undo = ReversibleChain.couple, ReversibleChain._undo
 
     def record(self, *args):
-        forward.append(couple_(self, *args))
-        return forward[-1].clone()
+        result = couple_(self, *args)
+        forward.append(result.detach().clone())
+        return result
 
     def compare_to_record(self, index, *args):
         feature = undo(self, index, *args)
@@ -225,6 +226,30 @@ def test_hooks_on_columns_and_blocks_fire_in_forward():
         module.register_forward_hook(lambda m, i, o: fired.append(type(m).__name__))
     model(torch.randn(IMAGE))
     assert fired == ['ConvNeXtBlock', 'Column']
+
+
+@pytest.mark.parametrize(
+    'change',
+    [lambda feature: feature * 2, lambda feature: feature.clone(), lambda feature: feature.detach().mul_(2)],
+    ids=['scaled', 'copied', 'scaled in place'],
+)
+def test_a_hook_that_changes_a_column_s_result_is_an_error(change):
+    _, model = pair()
+    model.subnet1.register_forward_hook(lambda m, i, outputs: [*outputs[:3], change(outputs[3])])
+    with pytest.raises(RuntimeError, match='as it is; something, such as a forward hook'):
+        model(torch.randn(IMAGE))
+
+
+def test_views_of_a_column_s_result_are_its_result():
+    """FSDP makes some. One image may be any number of elements from the next that is not there."""
+    plain, model = pair()
+    model.reconstruction_errors = []
+    for column in model.columns:
+        column.register_forward_hook(
+            lambda m, i, outputs: [f.as_strided(f.shape, (1, *f.stride()[1:])) for f in outputs]
+        )
+    compare(plain, model, torch.randn(1, 3, 64, 64))
+    assert len(model.reconstruction_errors) == 4 and not any(model.reconstruction_errors)
 
 
 def test_gradients_accumulate_over_steps_and_over_forward_passes():

@@ -51,11 +51,11 @@ class ReversibleChain:
         self.done: list[_Done] = []
         self.offsets: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        self.versions: list[int] = []
         # The state after coupling `position`: the stream, and rounded to the type of the features.
         self.position = -1
         self.stream: list[Tensor | None] = []
         self.features: list[Tensor] = []
+        self.versions: list[int] = []  # of the features that forward has returned
 
     @torch.compiler.disable
     def __call__(self, couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
@@ -71,14 +71,24 @@ class ReversibleChain:
 
         Raises:
             ValueError: If an alpha is too small to be undone, below 1.6e-5.
-            RuntimeError: If all ``num_links`` have run; in backward, see the note above.
+            RuntimeError: If all ``num_links`` have run, or ``features`` are not the result of the link
+                before; in backward, see the note above.
         """
         if self.outputs:
             raise RuntimeError(f'the {self.num_links} links of this reversible chain have run already')
         features = list(features)
-        self.num_levels = len(features)
         if self.done:
+            for given, own, version in zip(features, self.features, self.versions):
+                if given.data_ptr() != own.data_ptr() or given._version != version:
+                    raise RuntimeError(
+                        'a reversible chain takes the result of its last link as it is; something, such as '
+                        'a forward hook, has changed it or put another in its place'
+                    )
             self.plans = plan_codes([coupling.alpha for coupling in couplings])
+        else:
+            self.num_levels = len(features)
+            self.features = [feature.detach() for feature in features]
+            self.versions = [feature._version for feature in features]
         for coupling in couplings:
             params = [param for param in coupling.function.parameters() if param.requires_grad]
             features[coupling.level] = _Couple.apply(
@@ -97,11 +107,15 @@ class ReversibleChain:
         """Size of what is kept for the reconstruction, beside the last link's result."""
         return sum(done.kept.nbytes for done in self.done)
 
-    def couple(self, coupling: Coupling, x: Tensor, feature: Tensor, sources: Sequence[Tensor]) -> Tensor:
-        """Compute a coupling's result without a graph, and note what its backward pass needs."""
+    def couple(self, coupling: Coupling, x: Tensor, feature: Tensor) -> Tensor:
+        """Compute a coupling's result without a graph, and note what its backward pass needs.
+
+        ``F`` sees the chain's own features, whose strides are those that backward will reconstruct: with
+        others, as those of a view that FSDP makes, it may round differently.
+        """
         index, level = len(self.done), coupling.level
         state = CallState(x.device, self.done[-1].state if self.done else None)
-        residual = coupling.function(*sources)
+        residual = coupling.residual(x, self.features)
         dtype = torch.result_type(residual, coupling.alpha)
         is_first, is_last = index < self.num_levels, index >= (self.num_links - 1) * self.num_levels
         if is_first:
@@ -116,10 +130,10 @@ class ReversibleChain:
         words = low_bits(stream, torch.int32 if is_last else torch.int16)
         stream -= self.offsets[level]
         result = stream.to(dtype, copy=True)
+        self.features[level], self.versions[level] = result.detach(), result._version
         self.done.append(_Done(coupling, x, feature.detach() if is_first else None, state, words))
         if is_last:  # from here on its result and the low words are enough
-            self.outputs.append(result.detach())
-            self.versions.append(result._version)
+            self.outputs.append(self.features[level])
             self.stream[level] = None
         return result
 
@@ -256,7 +270,7 @@ class _Couple(torch.autograd.Function):
         # Parameters must stay as they are until backward, or autograd says so.
         ctx.save_for_backward(x, alpha, *tensors[num_sources:])
         ctx.feature_shape = feature.shape
-        return chain.couple(coupling, x, feature, tensors[:num_sources])
+        return chain.couple(coupling, x, feature)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
