@@ -284,3 +284,15 @@ def test_getattr_in_a_checkpoint_gives_a_log_buffer_s_statistics_and_nothing_els
     torch.save({'asks': Asks()}, tmp_path / 'asks.pth')
     with pytest.raises(Exception, match='getattr.*tolist'):
         torch.load(tmp_path / 'asks.pth', weights_only=True)
+
+
+def test_testing_builds_no_training_data(tmp_path):
+    """Hooks ask the runner for its iteration, of which there are none."""
+    runner = ResumableRunner(
+        model=torch.nn.Identity(),
+        work_dir=str(tmp_path),
+        train_dataloader=dict(dataset=dict(type='NotThere')),
+        train_cfg=dict(by_epoch=False, max_iters=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+    )
+    assert (runner.iter, runner.epoch) == (0, 0)

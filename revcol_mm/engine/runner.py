@@ -175,6 +175,16 @@ class ResumableRunner(Runner):
                 'weights for load_from with tools/convert_checkpoint.py'
             )
 
+    @property
+    def iter(self) -> int:
+        """Iterations done. MMEngine would build the training data in testing to tell that there are none."""
+        return self._train_loop.iter if isinstance(self._train_loop, BaseLoop) else 0
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done, likewise."""
+        return self._train_loop.epoch if isinstance(self._train_loop, BaseLoop) else 0
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop on data that begin where a resumed run was."""
         if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
