@@ -170,6 +170,8 @@ def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
         *('tools/test.py', config, tmp_path / 'noise.pth', '--work-dir', tmp_path / 'run'),
         *('--out', tmp_path / 'predictions'),
         PYTHONPATH=f'{REPO}:{tmp_path}',
+        # The oracle has no layers: of its small images glibc would keep the memory, in pieces between results.
+        MALLOC_MMAP_THRESHOLD_='65536',
     )
     results = json.loads((tmp_path / 'predictions/predictions.bbox.json').read_text())
     assert len({result['image_id'] for result in results}) > NUM_IMAGES / 2
@@ -181,4 +183,4 @@ def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
     assert 0.1 < evaluation.stats[0] < 0.9
     printed_ap = float(re.findall(r'^coco/bbox_mAP +([\d.]+)', printed, re.M)[-1])
     assert printed_ap == pytest.approx(evaluation.stats[0], abs=0.0006)
-    assert_memory_is_constant(changes, margin=60)  # boxes are gathered, some 100 bytes each
+    assert_memory_is_constant(changes, margin=60)  # results are gathered, some 10 KB an image
