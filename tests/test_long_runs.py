@@ -170,7 +170,7 @@ def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
         *('tools/test.py', config, tmp_path / 'noise.pth', '--work-dir', tmp_path / 'run'),
         *('--out', tmp_path / 'predictions'),
         PYTHONPATH=f'{REPO}:{tmp_path}',
-        # The oracle has no layers: of its small images glibc would keep the memory, in pieces between results.
+        # The oracle has no layers: glibc would keep the memory of its images, in pieces between results.
         MALLOC_MMAP_THRESHOLD_='65536',
     )
     results = json.loads((tmp_path / 'predictions/predictions.bbox.json').read_text())
