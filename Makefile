@@ -105,11 +105,11 @@ test-newest:
 
 # Pins what requirements.txt draws in: the result is to be tested and committed.
 lock: install
-	$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --python $(BIN)/python --no-build-isolation \
+	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --python $(BIN)/python --no-build-isolation \
 	    --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt requirements.txt
 
 audit: install  # asks PyPI for known vulnerabilities of the pinned versions
-	$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r constraints.txt
+	@$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r constraints.txt
 
 docs: install
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site
