@@ -392,6 +392,23 @@ def test_memory_hardly_grows_with_columns():
     assert many <= 0.1 * activation_bytes(dict(TINY, num_columns=32), save_memory=False, image=image)
 
 
+@pytest.mark.parametrize('alphas, share', [(0.5, 1 / 8), ('spread', 1 / 2), (1e-3, 2 / 3)])
+def test_what_is_kept_is_less_than_every_column_however_small_alphas_are(alphas, share, monkeypatch):
+    """Beside the last column's result: 2 bits for each 32 at 0.5, and 16 at 1e-3."""
+    kept = []
+
+    class MeasuredChain(ReversibleChain):
+        def __call__(self, *args):
+            features = super().__call__(*args)
+            kept.append(self.kept_bytes)
+            return features
+
+    monkeypatch.setattr(revcol_module, 'ReversibleChain', MeasuredChain)
+    _, model = pair(alphas, num_columns=32)
+    *_, features = model.forward_columns(torch.randn(IMAGE))
+    assert 0 < kept[-1] <= share * 32 * sum(feature.nbytes for feature in features)
+
+
 def test_fifty_steps_leave_no_tensor_behind():
     _, model = pair()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
