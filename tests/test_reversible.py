@@ -392,6 +392,19 @@ def test_memory_hardly_grows_with_columns():
     assert many <= 0.1 * activation_bytes(dict(TINY, num_columns=32), save_memory=False, image=image)
 
 
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_does_not_keep_its_casts_of_the_weights(training):
+    model = RevCol(arch='nano', save_memory=True).train(training)
+    image = torch.rand(1, 3, 32, 32)
+
+    def forward():
+        with torch.set_grad_enabled(training), torch.autocast('cpu', torch.bfloat16):
+            model(image)
+
+    num_weights = sum(param.numel() for param in model.parameters() if param.ndim > 1)
+    assert peak_bytes(forward) <= 0.2 * 2 * num_weights
+
+
 @pytest.mark.parametrize('alphas, share', [(0.5, 1 / 8), ('spread', 1 / 2), (1e-3, 2 / 3)])
 def test_what_is_kept_is_less_than_every_column_however_small_alphas_are(alphas, share, monkeypatch):
     """Beside the last column's result: 2 bits for each 32 at 0.5, and 16 at 1e-3."""

@@ -10,7 +10,8 @@ The inputs of ``F`` are the chain's constant input ``x`` and the *current* value
 the paper's ``x_t = F_t(x_{t-1}, ..., x_{t-L+1}) + gamma x_{t-L}`` where ``t = column * L + level``.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from contextlib import nullcontext
+from typing import Callable, ContextManager, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
@@ -40,7 +41,20 @@ class Coupling(NamedTuple):
 
     def residual(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Compute ``F`` on its inputs, without the shortcut."""
-        return self.function(*self.sources(x, features))
+        with _without_cast_cache(x.device.type):
+            return self.function(*self.sources(x, features))
+
+
+def _without_cast_cache(device_type: str) -> ContextManager:
+    """Where there is no graph, let go of autocast's casts of weights as soon as they are used.
+
+    Otherwise autocast keeps them to the end of its context for a second use, which there is none of in a
+    chain. They take half as much memory as the weights, in evaluation often more than all features.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch.is_autocast_enabled(device_type):
+        return nullcontext()
+    dtype = torch.get_autocast_dtype(device_type)
+    return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
 
 
 def couple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
