@@ -4,14 +4,15 @@ import copy
 import gc
 import pickle
 import weakref
+from functools import partial
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
 import revcol_mm.models.backbones.revcol as revcol_module
 from revcol_mm import RevCol
 from revcol_mm.ops import ReversibleChain
-from revcol_mm.ops.lost_bits import grid_offset
 from revcol_mm.testing import gradients, peak_bytes, worst_errors
 
 from .test_revcol import assert_near, golden_model
@@ -51,66 +52,37 @@ def output_weights(model, image):
     return [torch.randn(output.shape, generator=generator).to(output) for output in outputs]
 
 
-def compare(plain, reversible, image, tolerance=2e-5):
+def compare(plain, reversible, image, tolerance=2e-6):
     weights = output_weights(plain, image)
     (error, name), *_ = worst_errors(gradients(reversible, image, weights), gradients(plain, image, weights))
     assert error <= tolerance, f'{name}: {error:.1e}'
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
-@pytest.mark.parametrize('num_columns', [4, 8, 16])
-def test_gradients_are_the_plain_model_s(alphas, num_columns):
-    compare(*pair(alphas, num_columns), torch.randn(IMAGE))
-
-
-@pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
-@pytest.mark.parametrize('num_columns', [32, 48])
-def test_gradients_of_deep_models_are_as_near_to_the_truth_as_the_plain_model_s(alphas, num_columns):
-    """The truth is a run in float64. At this depth float32 itself is up to 3e-5 away from it."""
-    plain, reversible = pair(alphas, num_columns)
-    image = torch.randn(1, 3, 32, 64)
-    weights = output_weights(plain, image)
-    truth = gradients(copy.deepcopy(plain).double(), image.double(), [w.double() for w in weights])
-    error_of_plain, _ = worst_errors(gradients(plain, image, weights), truth)[0]
-    error_of_reversible, name = worst_errors(gradients(reversible, image, weights), truth)[0]
-    assert error_of_reversible <= max(2 * error_of_plain, 2e-5), name
-
-
-class StoringChain:
-    """Takes the place of a ReversibleChain: the same sums on the same grid, and autograd stores them all."""
-
-    def __init__(self, *_):
-        self.streams, self.offsets = [], []
-
-    def __call__(self, couplings, x, features):
-        features = list(features)
-        is_first = not self.streams
-        for coupling in couplings:
-            level, alpha = coupling.level, coupling.alpha
-            residual = coupling.residual(x, features)
-            if is_first:
-                stream = torch.addcmul(residual.double(), alpha.double(), features[level].double())
-                self.offsets.append(grid_offset(stream.detach(), residual.dtype))
-                self.streams.append(None)
-            else:
-                stream = self.streams[level] * alpha.double() + residual
-            on_grid = stream.detach() + self.offsets[level] - self.offsets[level]
-            self.streams[level] = stream + (on_grid - stream).detach()
-            features[level] = self.streams[level].to(residual.dtype)
-        return features
-
-
-@pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
 @pytest.mark.parametrize('num_columns', [4, 8, 16, 32, 48])
-def test_gradients_are_those_of_storing_every_column(alphas, num_columns, monkeypatch):
-    """At any depth: the forward passes are the same to the last bit, so only backward's rounding differs."""
-    _, model = pair(alphas, num_columns)
+def test_gradients_are_the_plain_model_s_at_any_depth(alphas, num_columns):
+    compare(*pair(alphas, num_columns), torch.randn(1, 3, 32, 64))
+
+
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
+def test_outputs_are_the_plain_model_s_to_the_last_bit(autocast):
+    plain, reversible = pair('spread', num_columns=16)
+    image = torch.randn(IMAGE)
+    with torch.autocast('cpu', autocast, enabled=autocast is not None):
+        for actual, expected in zip(reversible(image), plain(image), strict=True):
+            assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
+def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas):
+    """The truth is float64. In float32, as evaluation sums, 48 columns are up to 1e-4 away from it."""
+    model, _ = pair(alphas, num_columns=48)
     image = torch.randn(1, 3, 32, 64)
     weights = output_weights(model, image)
-    reversible = gradients(model, image, weights)
-    monkeypatch.setattr(revcol_module, 'ReversibleChain', StoringChain)
-    (error, name), *_ = worst_errors(reversible, gradients(model, image, weights))
-    assert error <= 2e-5, name
+    truth = gradients(copy.deepcopy(model).double(), image.double(), [w.double() for w in weights])
+    (error_of_training, name), *_ = worst_errors(gradients(model, image, weights), truth)
+    (error_of_evaluation, _), *_ = worst_errors(gradients(model.eval(), image, weights), truth)
+    assert error_of_training <= max(2 * error_of_evaluation, 2e-5), name
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
@@ -151,47 +123,50 @@ def test_fixtures_hold_reversibly_too(golden):
         assert_near(param.grad, golden['param_grads'][name])
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
-def test_gradients_under_autocast_are_as_near_to_float32_s_as_the_plain_model_s(dtype):
-    plain, reversible = pair(num_columns=8)
+def autocast_gradients(model, image, weights, dtype):
+    leaf = image.clone().requires_grad_()
+    with torch.autocast('cpu', dtype):
+        outputs = model(leaf)
+    model.zero_grad()
+    sum((o.float() * w).mean() for o, w in zip(outputs, weights)).backward()  # outside of autocast
+    return {'input': leaf.grad, **{name: param.grad for name, param in model.named_parameters()}}
+
+
+@pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
+@pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
+def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance):
+    """But for the sum over columns of the stem's gradients, which is in the lower precision."""
+    models = pair(alphas, num_columns=16)
     image = torch.randn(IMAGE)
-    weights = output_weights(plain, image)
-    truth = gradients(plain, image, weights)
-    errors = []
-    for model in (plain, reversible):
-        leaf = image.clone().requires_grad_()
-        with torch.autocast('cpu', dtype):
-            outputs = model(leaf)
-        model.zero_grad()
-        sum((o.float() * w).mean() for o, w in zip(outputs, weights)).backward()  # outside of autocast
-        under_autocast = {'input': leaf.grad, **{n: p.grad for n, p in model.named_parameters()}}
-        errors.append(worst_errors(under_autocast, truth)[0][0])
-    assert errors[1] <= 1.5 * errors[0]
+    weights = output_weights(models[0], image)
+    expected, actual = (autocast_gradients(model, image, weights, dtype) for model in models)
+    (error, name), *_ = worst_errors(actual, expected)
+    assert error <= tolerance, name
+    for grads in (expected, actual):
+        for name in [name for name in grads if name == 'input' or name.startswith('stem')]:
+            del grads[name]
+    (error, name), *_ = worst_errors(actual, expected)
+    assert error <= 2e-5, name
 
 
-def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_model_s():
-    """The second of three is skipped, for its gradients are infinite."""
-    plain, reversible = pair(num_columns=8)
+def test_steps_with_a_gradient_scaler_are_the_plain_model_s():
+    """The first of two is skipped, for its gradients are infinite."""
     image = torch.randn(IMAGE)
     weights = []
-    for model, dtype in (
-        (copy.deepcopy(plain), torch.float32),
-        (plain, torch.float16),
-        (reversible, torch.float16),
-    ):
+    for model in pair(num_columns=8):
         scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for factor in (1.0, torch.inf, 1.0):
+        for factor in (torch.inf, 1.0):
             optimizer.zero_grad()
-            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            with torch.autocast('cpu', torch.float16):
                 loss = sum(f.square().mean() for f in model(image))
             scaler.scale(loss * factor).backward()
             scaler.step(optimizer)
             scaler.update()
         assert scaler.get_scale() == 2.0**9
         weights.append(dict(model.named_parameters()))
-    truth, of_plain, of_reversible = weights
-    assert worst_errors(of_reversible, truth)[0][0] <= 1.5 * worst_errors(of_plain, truth)[0][0]
+    (error, name), *_ = worst_errors(*weights)
+    assert error <= 1e-3, (name, error)
 
 
 def test_drop_path_draws_the_same_masks_and_leaves_the_generator_as_the_plain_model_does():
@@ -228,11 +203,36 @@ def test_hooks_on_columns_and_blocks_fire_in_forward():
     assert fired == ['ConvNeXtBlock', 'Column']
 
 
-@pytest.mark.parametrize(
-    'change',
-    [lambda feature: feature * 2, lambda feature: feature.clone(), lambda feature: feature.detach().mul_(2)],
-    ids=['scaled', 'copied', 'scaled in place'],
-)
+CHANGES = {
+    'scaled': lambda feature: feature * 2,
+    'copied': lambda feature: feature.clone(),
+    'scaled in place': lambda feature: feature.detach().mul_(2),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
+def test_the_plain_model_goes_on_from_what_a_hook_makes_of_a_column_s_result(change):
+    model, _ = pair('spread')
+    model.subnet1.register_forward_hook(lambda m, i, outputs: [*outputs[:3], change(outputs[3])])
+    image = torch.randn(IMAGE)
+    weights = output_weights(model, image)
+    actual = gradients(model, image, weights)
+    (error, name), *_ = worst_errors(actual, gradients(model.eval(), image, weights))
+    assert error <= 2e-5, name
+
+
+def test_columns_of_the_plain_model_can_be_checkpointed():
+    model, _ = pair('spread')
+    image = torch.randn(IMAGE)
+    weights = output_weights(model, image)
+    expected = gradients(model, image, weights)
+    for column in model.columns:
+        column.forward = partial(checkpoint, column.forward, use_reentrant=False)
+    (error, name), *_ = worst_errors(gradients(model, image, weights), expected)
+    assert error <= 2e-5, name
+
+
+@pytest.mark.parametrize('change', CHANGES.values(), ids=CHANGES)
 def test_a_hook_that_changes_a_column_s_result_is_an_error(change):
     _, model = pair()
     model.subnet1.register_forward_hook(lambda m, i, outputs: [*outputs[:3], change(outputs[3])])
@@ -448,6 +448,17 @@ def test_nothing_is_left_after_backward(monkeypatch):
     for _ in range(3):
         sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
     assert len(chains) == 3 and all(chain() is None for chain in chains)
+
+
+def test_compiled_plain_training_is_one_graph_and_gives_the_same_gradients():
+    arch = dict(channels=(8, 16), layers=(1, 1), num_columns=3)
+    model, _ = pair('spread', arch=arch, out_indices=(0, 1))
+    image = torch.randn(1, 3, 32, 32)
+    weights = output_weights(model, image)
+    expected = gradients(model, image, weights)
+    model.compile(backend='aot_eager', fullgraph=True)
+    (error, name), *_ = worst_errors(gradients(model, image, weights), expected)
+    assert error <= 2e-6, name
 
 
 def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatch):

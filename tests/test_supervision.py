@@ -144,21 +144,19 @@ def test_reversible_gradients_are_the_plain_model_s(num_columns, num_classes):
     assert worst_errors(gradients, expected)[0][0] <= 2e-5
 
 
-def test_under_autocast_reversible_gradients_are_as_near_to_float32_s_as_the_plain_model_s():
+def test_under_autocast_reversible_gradients_are_the_plain_model_s():
     plain, reversible = classifier(8), classifier(8, save_memory=True)
     reversible.load_state_dict(plain.state_dict())
     inputs, samples = torch.randn(2, 3, 64, 96), labelled([1, 2])
-    _, truth = loss_and_gradients(plain, inputs, samples)
-    errors = []
+    grads = []
     for model in (plain, reversible):
-        model.zero_grad()
         with torch.autocast('cpu', torch.bfloat16):
             loss = sum(model.loss(inputs, samples).values())
         assert loss.dtype == torch.float32
         loss.backward()  # outside of autocast, as MMEngine does
-        gradients = {name: param.grad for name, param in model.named_parameters()}
-        errors.append(worst_errors(gradients, truth)[0][0])
-    assert errors[1] <= 1.5 * errors[0]
+        grads.append({name: param.grad for name, param in model.named_parameters()})
+    (error, name), *_ = worst_errors(*grads)
+    assert error <= 2e-2, (name, error)
 
 
 @pytest.mark.parametrize('num_classes', [10, 1001])

@@ -10,6 +10,7 @@ through Reversible Learning", arXiv 1502.03492, section 2.2).
 from typing import NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # The step is 2^-36 of the largest value of the level in the first link: 12 bits finer than float32, while
@@ -130,19 +131,17 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.as_strided((tensor.numel(),), (1,))
 
 
-def _shifts(width: int, device: torch.device) -> Tensor:
-    """Where a byte holds its 8 / width codes: a column."""
-    return torch.arange(0, 8, width, dtype=torch.uint8, device=device).unsqueeze(1)
-
-
 def _pack(words: Tensor, width: int) -> Tensor:
     """The ``width`` low bits of each word: bytes that hold 8 / width of them, or int16."""
     if width == 16:
         return words
-    codes = _flat(words.to(torch.uint8)) & (2**width - 1)
-    shifts = _shifts(width, codes.device)
-    codes = torch.nn.functional.pad(codes, (0, -len(codes) % len(shifts))).view(len(shifts), -1)
-    return (codes << shifts).sum(0, dtype=torch.uint8)
+    codes, num_codes = _flat(words.to(torch.uint8)).bitwise_and_(2**width - 1), 8 // width
+    if len(codes) % num_codes:
+        codes = F.pad(codes, (0, -len(codes) % num_codes))
+    packed, *others = codes.view(num_codes, -1)
+    for index, code in enumerate(others, start=1):
+        packed = packed.add(code, alpha=2 ** (index * width))
+    return packed
 
 
 def _correction(packed: Tensor, on_grid: Tensor, width: int) -> Tensor:
@@ -150,7 +149,8 @@ def _correction(packed: Tensor, on_grid: Tensor, width: int) -> Tensor:
     if width == 16:
         return packed - low_bits(on_grid, torch.int16)  # wraps around
     low = low_bits(on_grid, torch.uint8)
-    wanted = (packed >> _shifts(width, packed.device)).flatten()[: low.numel()]
+    shifts = torch.arange(0, 8, width, dtype=torch.uint8, device=packed.device)
+    wanted = (packed >> shifts.unsqueeze(1)).flatten()[: low.numel()].as_strided(low.shape, low.stride())
     half = 2 ** (width - 1)
-    difference = wanted.as_strided(low.shape, low.stride()) - low + half
-    return (difference & (2**width - 1)).to(torch.int8) - half
+    difference = wanted.sub_(low).add_(half).bitwise_and_(2**width - 1)
+    return difference.view(torch.int8).sub_(half)

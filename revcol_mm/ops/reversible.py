@@ -19,12 +19,13 @@ from typing import Any, Sequence
 import torch
 from torch import Tensor
 
+from .chain import Chain, add_shortcut
 from .coupling import Coupling
-from .lost_bits import CodePlan, Codes, grid_offset, low_bits, plan_codes, restore_words_
+from .lost_bits import CodePlan, Codes, low_bits, plan_codes, restore_words_
 from .rng_replay import CallState
 
 
-class ReversibleChain:
+class ReversibleChain(Chain):
     """One forward pass through a chain of links, which remembers what its backward pass needs.
 
     Args:
@@ -44,18 +45,14 @@ class ReversibleChain:
     """
 
     def __init__(self, num_links: int, errors: list[Tensor] | None = None) -> None:
+        super().__init__()
         self.num_links = num_links
         self.errors = errors
         self.num_levels = 0  # the first link tells
         self.plans: list[CodePlan] = []  # of the link at hand: they follow from its alphas
         self.done: list[_Done] = []
-        self.offsets: list[Tensor] = []
         self.outputs: list[Tensor] = []
-        # The state after coupling `position`: the stream, and rounded to the type of the features.
-        self.position = -1
-        self.stream: list[Tensor | None] = []
-        self.features: list[Tensor] = []
-        self.versions: list[int] = []  # of the features that forward has returned
+        self.position = -1  # backward's: stream and features are those after this coupling
 
     @torch.compiler.disable
     def __call__(self, couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
@@ -78,17 +75,15 @@ class ReversibleChain:
             raise RuntimeError(f'the {self.num_links} links of this reversible chain have run already')
         features = list(features)
         if self.done:
-            for given, own, version in zip(features, self.features, self.versions):
-                if given.data_ptr() != own.data_ptr() or given._version != version:
-                    raise RuntimeError(
-                        'a reversible chain takes the result of its last link as it is; something, such as '
-                        'a forward hook, has changed it or put another in its place'
-                    )
+            if not all(self._is_own(level, feature) for level, feature in enumerate(features)):
+                raise RuntimeError(
+                    'a reversible chain takes the result of its last link as it is; something, such as '
+                    'a forward hook, has changed it or put another in its place'
+                )
             self.plans = plan_codes([coupling.alpha for coupling in couplings])
         else:
             self.num_levels = len(features)
-            self.features = [feature.detach() for feature in features]
-            self.versions = [feature._version for feature in features]
+            self._start([feature.detach() for feature in features])
         for coupling in couplings:
             params = [param for param in coupling.function.parameters() if param.requires_grad]
             features[coupling.level] = _Couple.apply(
@@ -118,29 +113,19 @@ class ReversibleChain:
         residual = coupling.residual(x, self.features)
         dtype = torch.result_type(residual, coupling.alpha)
         is_first, is_last = index < self.num_levels, index >= (self.num_links - 1) * self.num_levels
-        if is_first:
-            stream = self._first(coupling, residual, feature)
-            self.offsets.append(grid_offset(stream, dtype))
-            self.stream.append(stream)
-        else:
+        if not is_first:
             before = self.done[index - self.num_levels]
             before.kept = Codes(before.kept, self.plans[level])
-            stream = self.stream[level].mul_(coupling.alpha.double()).add_(residual)
-        stream += self.offsets[level]
+        stream = self._advance(coupling, residual, dtype)
         words = low_bits(stream, torch.int32 if is_last else torch.int16)
         stream -= self.offsets[level]
         result = stream.to(dtype, copy=True)
-        self.features[level], self.versions[level] = result.detach(), result._version
+        self._take(level, result.detach())
         self.done.append(_Done(coupling, x, feature.detach() if is_first else None, state, words))
         if is_last:  # from here on its result and the low words are enough
             self.outputs.append(self.features[level])
             self.stream[level] = None
         return result
-
-    @staticmethod
-    def _first(coupling: Coupling, residual: Tensor, feature: Tensor) -> Tensor:
-        """The state after a coupling of the first link, before it is rounded to the grid."""
-        return torch.addcmul(residual.double(), coupling.alpha.double(), feature.double())
 
     def differentiate(
         self, index: int, grad: Tensor, x: Tensor, params: Sequence[Tensor], needs_grad: Sequence[bool]
@@ -203,12 +188,14 @@ class ReversibleChain:
         if done.start is not None:
             feature = done.start
             if self.errors is not None:
-                expected = self._first(coupling, residual, feature) + self.offsets[level]
+                expected = add_shortcut(residual, coupling.alpha, feature)
+                expected += self.offsets[level]
                 expected -= self.offsets[level]
                 self.errors.append((stream - expected).abs_().amax() / expected.abs().amax())
         else:
-            stream.sub_(residual).div_(coupling.alpha.double())
-            stream += self.offsets[level]
+            stream.sub_(residual)
+            # (stream - residual) / alpha + offset, with one pass for the two
+            torch.addcmul(self.offsets[level], stream, coupling.alpha.double().reciprocal(), out=stream)
             self.done[index - self.num_levels].kept.restore_(stream, self.offsets[level])
             stream -= self.offsets[level]
             feature = stream.to(self.features[level].dtype, copy=True)
@@ -226,16 +213,18 @@ def _refuse_other_leaves(residual: Tensor, inputs: Sequence[Tensor]) -> None:
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
-        if hasattr(node, 'variable') and id(node.variable) not in known:
+        children = node.next_functions
+        if not children and hasattr(node, 'variable') and id(node.variable) not in known:
             raise RuntimeError(
                 f'a function in a reversible chain uses a tensor {tuple(node.variable.shape)} that needs a '
                 'gradient, but is neither among its inputs nor, when it is called, a parameter of its '
                 'module. DataParallel and FullyShardedDataParallel (FSDP1) hide parameters: use '
                 "DistributedDataParallel, or torch's fully_shard on whole columns or the whole model"
             )
-        new = {child for child, _ in node.next_functions if child} - seen
-        seen |= new
-        nodes += new
+        for child, _ in children:
+            if child is not None and child not in seen:
+                seen.add(child)
+                nodes.append(child)
 
 
 @dataclass

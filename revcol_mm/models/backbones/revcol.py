@@ -13,7 +13,7 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from revcol_mm.ops import ReversibleChain, uncouple
+from revcol_mm.ops import Chain, ReversibleChain, uncouple
 
 from ..checkpoint import load_backbone
 from ..layers import Column, LayerNorm2d
@@ -209,12 +209,14 @@ class RevCol(BaseModule):
         x = self.stem(x)
         features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column
         columns, chain = self.columns, None
-        num_plain = len(columns)
-        if self.save_memory and self.training and torch.is_grad_enabled():
-            num_plain = 0 if x.requires_grad else self.frozen_columns  # nothing is stored for these
-            chain = ReversibleChain(len(columns) - num_plain, self.reconstruction_errors)
+        num_frozen = 0 if x.requires_grad else self.frozen_columns  # through these no gradient flows
+        if self.training and torch.is_grad_enabled():
+            if self.save_memory:
+                chain = ReversibleChain(len(columns) - num_frozen, self.reconstruction_errors)
+            elif x.device.type != 'mps':  # which has no float64
+                chain = Chain()
         for index, column in enumerate(columns):
-            features = column(x, features, None if index < num_plain else chain)
+            features = column(x, features, chain if index >= num_frozen else None)
             yield features
 
     def reconstruct_columns(self, stem: Tensor, features: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -5,7 +5,7 @@ from typing import Sequence
 import torch
 from torch import Tensor, nn
 
-from revcol_mm.ops import Coupling, ReversibleChain, bound_alpha, couple
+from revcol_mm.ops import Chain, Coupling, bound_alpha, couple
 
 from .convnext_block import ConvNeXtBlock
 from .level_fusion import LevelFusion
@@ -102,15 +102,13 @@ class Column(nn.Module):
             return alpha
         return bound_alpha(alpha)
 
-    def forward(
-        self, x: Tensor, features: Sequence[Tensor], chain: ReversibleChain | None = None
-    ) -> list[Tensor]:
+    def forward(self, x: Tensor, features: Sequence[Tensor], chain: Chain | None = None) -> list[Tensor]:
         """From the previous column's features to this one's.
 
         Args:
             x: The stem's output, (B, C_0, H_0, W_0).
             features: The previous column's levels, (B, C_l, H_l, W_l); zeros before the first column.
-            chain: Trains reversibly, as the chain's next link. None: autograd stores what it needs.
+            chain: What this column is the next link of, in training. None: it is on its own.
 
         Returns:
             This column's levels, of the same shapes.
