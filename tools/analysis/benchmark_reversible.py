@@ -5,7 +5,7 @@
 prints a table and writes it as JSON and as a plot. Activation memory is the peak of live bytes in one step,
 beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
 Gradient errors are relative to the plain model's largest gradient of the same tensor, the worst of all
-parameters and the input.
+parameters and the input. (Checkpointed columns are on their own, and sum in float32, as in evaluation.)
 """
 
 import argparse
