@@ -51,7 +51,9 @@ def _without_cast_cache(device_type: str) -> ContextManager:
     Otherwise autocast keeps them to the end of its context for a second use, which there is none of in a
     chain. They take half as much memory as the weights, in evaluation often more than all features.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not torch.is_autocast_enabled(device_type):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return nullcontext()
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
         return nullcontext()
     dtype = torch.get_autocast_dtype(device_type)
     return torch.autocast(device_type, dtype=dtype, cache_enabled=False)
