@@ -48,8 +48,9 @@ class Coupling(NamedTuple):
 def _without_cast_cache(device_type: str) -> ContextManager:
     """Where there is no graph, let go of autocast's casts of weights as soon as they are used.
 
-    Otherwise autocast keeps them to the end of its context for a second use, which there is none of in a
-    chain. They take half as much memory as the weights, in evaluation often more than all features.
+    Otherwise autocast keeps them to the end of its context: half as much memory as the weights, in evaluation
+    often more than all features. A forward pass uses each but once. (Several in one context, as for sliding
+    windows, cast again each time, which is a few percent of a pass.)
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return nullcontext()

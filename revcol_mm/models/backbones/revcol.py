@@ -70,8 +70,8 @@ class RevCol(BaseModule):
             segmentation 7.
         drop_path_rate: Stochastic-depth rate of a column's last block, in [0, 1); it rises linearly from
             0 and is the same in every column.
-        save_memory: Train reversibly: recompute the columns in backward instead of storing them. Evaluation
-            mode, in which models are exported, is plain either way.
+        save_memory: Train reversibly: recompute the columns in backward instead of storing them. Outputs have
+            the same bits either way. Evaluation mode, in which models are exported, is always plain.
         out_indices: Levels to return, in this order; negative ones count from the last.
         frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
         layer_scale_init_value: Initial layer scale of the blocks. RevCol official code: 1e-6.
