@@ -194,8 +194,7 @@ class ReversibleChain(Chain):
                 self.errors.append((stream - expected).abs_().amax() / expected.abs().amax())
         else:
             stream.sub_(residual)
-            # (stream - residual) / alpha + offset, with one pass for the two
-            torch.addcmul(self.offsets[level], stream, coupling.alpha.double().reciprocal(), out=stream)
+            torch.addcdiv(self.offsets[level], stream, coupling.alpha.double(), out=stream)
             self.done[index - self.num_levels].kept.restore_(stream, self.offsets[level])
             stream -= self.offsets[level]
             feature = stream.to(self.features[level].dtype, copy=True)
