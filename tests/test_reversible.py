@@ -61,7 +61,7 @@ def compare(plain, reversible, image, tolerance=2e-6):
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
 @pytest.mark.parametrize('num_columns', [4, 8, 16, 32, 48])
 def test_gradients_are_the_plain_model_s_at_any_depth(alphas, num_columns):
-    compare(*pair(alphas, num_columns), torch.randn(1, 3, 32, 64))
+    compare(*pair(alphas, num_columns), torch.randn(IMAGE))
 
 
 @pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
@@ -74,9 +74,10 @@ def test_outputs_are_the_plain_model_s_to_the_last_bit(autocast):
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
-def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas):
+@pytest.mark.parametrize('num_columns', [32, 48])
+def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas, num_columns):
     """The truth is float64. In float32, as evaluation sums, 48 columns are up to 1e-4 away from it."""
-    model, _ = pair(alphas, num_columns=48)
+    model, _ = pair(alphas, num_columns)
     image = torch.randn(1, 3, 32, 64)
     weights = output_weights(model, image)
     truth = gradients(copy.deepcopy(model).double(), image.double(), [w.double() for w in weights])
@@ -139,7 +140,9 @@ def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance
     models = pair(alphas, num_columns=16)
     image = torch.randn(IMAGE)
     weights = output_weights(models[0], image)
+    truth = gradients(models[0], image, weights)
     expected, actual = (autocast_gradients(model, image, weights, dtype) for model in models)
+    assert worst_errors(actual, truth)[0][0] <= 1.5 * worst_errors(expected, truth)[0][0]
     (error, name), *_ = worst_errors(actual, expected)
     assert error <= tolerance, name
     for grads in (expected, actual):
@@ -149,24 +152,29 @@ def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance
     assert error <= 2e-5, name
 
 
-def test_steps_with_a_gradient_scaler_are_the_plain_model_s():
-    """The first of two is skipped, for its gradients are infinite."""
+def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_model_s():
+    """The second of three is skipped, for its gradients are infinite."""
+    plain, reversible = pair(num_columns=8)
     image = torch.randn(IMAGE)
     weights = []
-    for model in pair(num_columns=8):
+    for model, dtype in (
+        (copy.deepcopy(plain), torch.float32),
+        (plain, torch.float16),
+        (reversible, torch.float16),
+    ):
         scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for factor in (torch.inf, 1.0):
+        for factor in (1.0, torch.inf, 1.0):
             optimizer.zero_grad()
-            with torch.autocast('cpu', torch.float16):
+            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
                 loss = sum(f.square().mean() for f in model(image))
             scaler.scale(loss * factor).backward()
             scaler.step(optimizer)
             scaler.update()
         assert scaler.get_scale() == 2.0**9
         weights.append(dict(model.named_parameters()))
-    (error, name), *_ = worst_errors(*weights)
-    assert error <= 1e-3, (name, error)
+    truth, of_plain, of_reversible = weights
+    assert worst_errors(of_reversible, truth)[0][0] <= 1.5 * worst_errors(of_plain, truth)[0][0]
 
 
 def test_drop_path_draws_the_same_masks_and_leaves_the_generator_as_the_plain_model_does():
