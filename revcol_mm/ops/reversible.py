@@ -41,8 +41,8 @@ class ReversibleChain(Chain):
         without ``find_unused_parameters``, and so does FSDP2 where it shards whole links or more. Errors in
         backward, each a RuntimeError: differentiating twice; results or parameters that were changed in
         place since; an ``F`` that needs gradients of tensors other than its inputs and parameters, as under
-        FSDP1. Two limits, of which only ``errors`` tells: ``F`` must repeat itself, the same bits for the same
-        inputs, and no level may grow beyond 2^15 times its largest value in the first link.
+        FSDP1. Two limits, of which only ``errors`` tells: ``F`` must repeat itself, the same bits for the
+        same inputs, and no level may grow beyond 2^15 times its largest value in the first link.
     """
 
     def __init__(self, num_links: int, errors: list[Tensor] | None = None) -> None:
