@@ -118,6 +118,41 @@ def test_an_alpha_too_small_to_be_undone_is_an_error():
         chain(links(alphas)[1], x, features)
 
 
+def growing_chain(num_links):
+    """From link to link its values grow about 170-fold, 170^2 being just below 2^15."""
+    _, links = toy_chain(num_links, dtype=torch.float32)
+    alphas = torch.full((num_links, 3, 3), 170.0)
+    return links(alphas), [torch.randn(2, 3, requires_grad=True) for _ in range(4)]
+
+
+def test_growth_that_the_grid_holds_is_exact():
+    links, (x, *features) = growing_chain(num_links=3)
+    assert parity.check_reversible(links, x, features).gradient_error < 1e-6
+
+
+def test_growth_beyond_the_grid_is_an_error_in_the_next_link_or_in_backward():
+    links, (x, *features) = growing_chain(num_links=4)
+    chain, unfinished = ReversibleChain(num_links=4), ReversibleChain(num_links=5)
+    outputs, others = features, features
+    for link in links:
+        outputs, others = chain(link, x, outputs), unfinished(link, x, others)
+    with pytest.raises(RuntimeError, match='level 0 .* has grown to'):
+        sum(output.sum() for output in outputs).backward()
+    with pytest.raises(RuntimeError, match='level 0 .* has grown to'):
+        unfinished(links[0], x, others)
+
+
+def test_values_that_are_not_finite_make_such_gradients():
+    links, (x, *features) = growing_chain(num_links=3)
+    with torch.no_grad():
+        features[2][0, 0] = torch.inf
+    chain, outputs = ReversibleChain(num_links=3), features
+    for link in links:
+        outputs = chain(link, x, outputs)
+    sum(output.sum() for output in outputs).backward()
+    assert not all(feature.grad.isfinite().all() for feature in features)
+
+
 def test_what_is_kept_is_two_bits_an_element_and_column():
     _, links = toy_chain(num_links=10, size=64, dtype=torch.float32)
     alphas = torch.full((10, 3, 64), 0.5)

@@ -34,6 +34,11 @@ def grid_offset(state: Tensor, dtype: torch.dtype) -> Tensor:
     return 1.5 * torch.exp2(exponent + 52)
 
 
+def grid_limit(offset: Tensor) -> Tensor:
+    """The largest absolute value that an offset rounds to its grid."""
+    return offset / 3
+
+
 def low_bits(on_grid: Tensor, dtype: torch.dtype) -> Tensor:
     """The lowest bits of a state plus offset, as integers of this type."""
     return on_grid.view(torch.int64).to(dtype)

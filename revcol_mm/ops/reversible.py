@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .chain import Chain, add_shortcut
 from .coupling import Coupling
-from .lost_bits import CodePlan, Codes, low_bits, plan_codes, restore_words_
+from .lost_bits import CodePlan, Codes, grid_limit, low_bits, plan_codes, restore_words_
 from .rng_replay import CallState
 
 
@@ -41,8 +41,9 @@ class ReversibleChain(Chain):
         without ``find_unused_parameters``, and so does FSDP2 where it shards whole links or more. Errors in
         backward, each a RuntimeError: differentiating twice; results or parameters that were changed in
         place since; an ``F`` that needs gradients of tensors other than its inputs and parameters, as under
-        FSDP1. Two limits, of which only ``errors`` tells: ``F`` must repeat itself, the same bits for the
-        same inputs, and no level may grow beyond 2^15 times its largest value in the first link.
+        FSDP1; a level that has grown beyond the grid, to 2^15 times its largest value in the first link (2^7
+        in float64). Of one thing only ``errors`` tells: ``F`` must repeat itself, the same bits for the same
+        inputs.
     """
 
     def __init__(self, num_links: int, errors: list[Tensor] | None = None) -> None:
@@ -69,8 +70,8 @@ class ReversibleChain(Chain):
 
         Raises:
             ValueError: If an alpha is too small to be undone, below 1.6e-5.
-            RuntimeError: If all ``num_links`` have run, or ``features`` are not the result of the link
-                before; in backward, see the note above.
+            RuntimeError: If all ``num_links`` have run, ``features`` are not the result of the link before,
+                or this has outgrown the grid; in backward, see the note above.
         """
         if self.outputs:
             raise RuntimeError(f'the {self.num_links} links of this reversible chain have run already')
@@ -82,6 +83,7 @@ class ReversibleChain(Chain):
                     'a forward hook, has changed it or put another in its place'
                 )
             self.plans = plan_codes([coupling.alpha for coupling in couplings])
+            self._refuse_growth()
         else:
             self.num_levels = len(features)
             self._start([feature.detach() for feature in features])
@@ -97,6 +99,18 @@ class ReversibleChain(Chain):
                 *params,
             )
         return features
+
+    def _refuse_growth(self) -> None:
+        """Raise an error if the last link's result does not fit the grid, so that low bits are missing."""
+        peaks = torch.stack([torch.linalg.vector_norm(feature, torch.inf) for feature in self.features])
+        growth = (peaks.double() / grid_limit(torch.stack(self.offsets))).tolist()
+        for level, ratio in enumerate(growth):
+            if 1 < ratio < torch.inf:  # what is not finite makes gradients that are not, as in a plain chain
+                raise RuntimeError(
+                    f'level {level} of a reversible chain has grown to {peaks[level].item():.1e}, {ratio:.1e} '
+                    'times what can be undone: values up to about 2^15 times the largest in the first link '
+                    '(2^7 in float64)'
+                )
 
     @property
     def kept_bytes(self) -> int:
@@ -170,6 +184,7 @@ class ReversibleChain(Chain):
                 raise RuntimeError('the result of a reversible chain was changed in place before backward')
             self.position = len(self.done) - 1
             self.features = list(self.outputs)
+            self._refuse_growth()
             self.stream = [output.to(torch.float64, copy=True) for output in self.outputs]
             for level, stream in enumerate(self.stream):
                 stream += self.offsets[level]
