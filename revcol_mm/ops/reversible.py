@@ -103,12 +103,12 @@ class ReversibleChain(Chain):
     def _refuse_growth(self) -> None:
         """Raise an error if the last link's result does not fit the grid, so that low bits are missing."""
         peaks = torch.stack([feature.abs().amax() for feature in self.features]).double()
-        growth = (peaks / grid_limit(torch.stack(self.offsets))).tolist()
-        for level, ratio in enumerate(growth):
-            if 1 < ratio < torch.inf:  # what is not finite makes gradients that are not, as in a plain chain
+        limits = grid_limit(torch.stack(self.offsets))
+        for level, (peak, limit) in enumerate(torch.stack([peaks, limits], dim=1).tolist()):
+            if limit < peak < torch.inf:  # what is not finite makes such gradients, as in a plain chain
                 raise RuntimeError(
-                    f'level {level} of a reversible chain has grown to {peaks[level].item():.1e}, {ratio:.1e} '
-                    'times what can be undone: 2^15 times its largest value in the first link (2^7 in float64)'
+                    f'level {level} of a reversible chain has grown to {peak:.1e}; no more than {limit:.1e} '
+                    'can be undone, 2^15 times its largest value in the first link (2^7 in float64)'
                 )
 
     @property
