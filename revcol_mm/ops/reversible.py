@@ -83,7 +83,7 @@ class ReversibleChain(Chain):
                     'a forward hook, has changed it or put another in its place'
                 )
             self.plans = plan_codes([coupling.alpha for coupling in couplings])
-            self._refuse_growth()
+            self._refuse_growth(features)
         else:
             self.num_levels = len(features)
             self._start([feature.detach() for feature in features])
@@ -100,9 +100,9 @@ class ReversibleChain(Chain):
             )
         return features
 
-    def _refuse_growth(self) -> None:
-        """Raise an error if the last link's result does not fit the grid, so that low bits are missing."""
-        peaks = torch.stack([feature.abs().amax() for feature in self.features]).double()
+    def _refuse_growth(self, features: Sequence[Tensor]) -> None:
+        """Raise an error if a link's result does not fit the grid, so that low bits are missing."""
+        peaks = torch.stack([feature.detach().abs().amax() for feature in features]).double()
         limits = grid_limit(torch.stack(self.offsets))
         for level, (peak, limit) in enumerate(torch.stack([peaks, limits], dim=1).tolist()):
             if limit < peak < torch.inf:  # what is not finite makes such gradients, as in a plain chain
@@ -181,9 +181,9 @@ class ReversibleChain(Chain):
                 )
             if any(output._version != version for output, version in zip(self.outputs, self.versions)):
                 raise RuntimeError('the result of a reversible chain was changed in place before backward')
+            self._refuse_growth(self.outputs)
             self.position = len(self.done) - 1
             self.features = list(self.outputs)
-            self._refuse_growth()
             self.stream = [output.to(torch.float64, copy=True) for output in self.outputs]
             for level, stream in enumerate(self.stream):
                 stream += self.offsets[level]
