@@ -200,6 +200,7 @@ class RevCol(BaseModule):
 
         Raises:
             ValueError: If ``x`` has another shape.
+            RuntimeError, ValueError: In reversible training, those of :class:`revcol_mm.ops.ReversibleChain`.
         """
         if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < self.min_size:
             raise ValueError(
