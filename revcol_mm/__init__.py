@@ -1,11 +1,25 @@
 """RevCol, the Reversible Column Network, for MMEngine, MMDetection, MMSegmentation and MMPretrain.
 
 Importing the package registers all of it with MMEngine's root registries, where every OpenMMLab package
-finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough.
+finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough. Of other packages it adds to
+these, and replaces nothing:
+
+- MMEngine's root registries, by names that they did not have: models, a data set, hooks, and more.
+- MMEngine's file backends, 'atomic': ResumableRunner writes its checkpoints by it.
+- What ``torch.load(weights_only=True)`` reads: what MMEngine's own checkpoints hold beside weights, so that
+  they can be resumed from; see :mod:`revcol_mm.engine.safe_globals`.
+- Where Python looks for modules: ``mmcv._ext`` in :mod:`revcol_mm.mmcv_ops`, if MMCV has no compiled ops.
+
+How MMEngine reads checkpoints changes only when a ResumableRunner, as of this project's tools, is made or a run
+with a LoadFromHook begins, and then for the rest of the process: see
+:func:`revcol_mm.engine.load_from.restrict_loading`.
 """
+
+from .mmcv_ops import supply_ops
 
 __version__ = '0.1.0'
 
+supply_ops()
 try:
     from .engine import (
         ColumnStatisticsHook,

@@ -1,8 +1,8 @@
 """Checkpoints: reading them safely, the published RevCol ones included, loading and writing them.
 
 A published classification checkpoint holds, beside its weights, a pickled yacs config and a Python
-builtin, which ``torch.load(weights_only=True)`` refuses. Here such objects are replaced by empty
-dictionaries while reading: nothing that is pickled in a file is ever imported or called.
+builtin, which ``torch.load(weights_only=True)`` refuses. Here such objects are replaced by dictionaries of
+their items while reading: nothing that is pickled in a file is ever imported or called.
 
 Layouts, each with names possibly prefixed 'module.':
 
@@ -47,17 +47,14 @@ class CheckpointError(RuntimeError):
     """A checkpoint and a model do not fit each other, or there is no checkpoint to load."""
 
 
-class _Inert(dict):
-    """Stands in for whatever is pickled beside weights; keeps nothing and does nothing."""
+class _Inert:
+    """Stands in for the type of whatever is pickled beside weights, of which only items are kept, in a Counter.
 
-    def __new__(cls, *args: Any) -> '_Inert':
-        return super().__new__(cls)
+    Of the types that torch lets a file set items of, that is the one that may have a state as well.
+    """
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__()
-
-    def __setstate__(self, state: Any) -> None:
-        pass
+    def __new__(cls, *args: Any) -> Counter:
+        return Counter()
 
 
 def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> Path:
@@ -96,8 +93,8 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
 def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
     """Read a checkpoint onto the CPU: file or URL, in torch's format or as safetensors, or a sharded folder.
 
-    Tensors, containers, numbers and strings come back as they are, any other pickled object as an empty
-    dictionary.
+    Tensors, containers, numbers and strings come back as they are, any other pickled object as a Counter of its
+    items, if it had any.
 
     Args:
         source: See :func:`local_checkpoint`.
@@ -363,7 +360,7 @@ def plain(value: Any) -> Any:
             raise CheckpointError(f'beside weights the checkpoint unfolds to over {MAX_PLAIN} items')
         if isinstance(value, (np.ndarray, np.generic)):
             value = value.tolist()
-        if isinstance(value, dict) and not isinstance(value, _Inert):
+        if isinstance(value, dict) and not isinstance(value, Counter):
             return {str(key): copy(item) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copy(item) for item in value]

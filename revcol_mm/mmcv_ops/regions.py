@@ -1,0 +1,292 @@
+"""Pooling of regions of interest (RoIs): rows (R, 5) of an image's number in the batch, x1, y1, x2 and y2.
+
+Output is (R, C, h, w), of h times w bins. But for pooling by average, which is torchvision's, the ops here are for
+correctness and not for speed; few detectors use them.
+"""
+
+from typing import Iterator, NamedTuple
+
+import torch
+import torchvision.ops
+from torch import Tensor
+
+from .autograd import gradients, upcast
+
+MAX_POOL = 0  # MMCV's number of RoIAlign's pooling by maximum
+LOWEST = -10_000  # what MMCV has for the maximum of no samples
+ROIS_AT_ONCE = 64  # bounds the memory of what is not torchvision's
+
+
+class _Bins(NamedTuple):
+    """Where the samples of RoIs are on the feature map. Each tensor is (R, 2), of y and x."""
+
+    start: Tensor
+    size: Tensor  # of a bin
+    grid: Tensor  # number of a bin's samples
+
+    @classmethod
+    def of(
+        cls,
+        rois: Tensor,
+        output_size: tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> '_Bins':
+        start, end = (rois[:, sides] * spatial_scale - 0.5 * aligned for sides in ([2, 1], [4, 3]))
+        extent = end - start if aligned else (end - start).clamp(min=1)
+        size = extent / extent.new_tensor(output_size)
+        grid = torch.full_like(size, sampling_ratio) if sampling_ratio > 0 else size.ceil()
+        return cls(start, size, grid.long())
+
+    def groups(self) -> Iterator[tuple[Tensor, int, int]]:
+        """RoIs with equal numbers of samples, if they have any: their indices, and the two numbers."""
+        for rows, columns in self.grid.unique(dim=0).tolist():
+            if rows > 0 and columns > 0:
+                (members,) = (self.grid == self.grid.new_tensor([rows, columns])).all(1).nonzero(as_tuple=True)
+                yield from ((part, rows, columns) for part in members.split(ROIS_AT_ONCE))
+
+    def coordinates(self, axis: int, place: Tensor, sample: Tensor) -> Tensor:
+        """Coordinates of samples by their numbers in bins at a place along an axis, 0 for y, 1 for x.
+
+        Shapes are broadcast, (R, ...) what results.
+        """
+        trailing = (1,) * (max(place.ndim, sample.ndim) - 1)
+        start, size, grid = (x[:, axis].view(-1, *trailing) for x in self)
+        return start + (place + (sample + 0.5) / grid.clamp(min=1)) * size
+
+    def samples(
+        self, members: Tensor, rows: int, columns: int, output_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """y (K, 1, h, 1, rows, 1) and x (K, 1, 1, w, 1, columns) of a group's samples."""
+        bins = _Bins(*(x[members] for x in self))
+        count = torch.arange(max(*output_size, rows, columns), device=members.device)
+        y = bins.coordinates(0, count[: output_size[0]].view(1, 1, -1, 1, 1, 1), count[:rows].view(-1, 1))
+        x = bins.coordinates(1, count[: output_size[1]].view(1, 1, 1, -1, 1, 1), count[:columns])
+        return y, x
+
+
+def _bilinear(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """Interpolate at points, which are 0 if more than 1 beyond the border.
+
+    Args:
+        features: (B, C, H, W).
+        images: Number of each RoI's image in the batch, (R,).
+        y: Broadcasts with ``x`` to (R, C, ...) or (R, 1, ...).
+        x: Likewise.
+
+    Returns:
+        (R, C, ...).
+    """
+    _, channels, height, width = features.shape
+    inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
+    # As in MMCV, points are moved to the border, but offsets get the gradient of the border's inner side.
+    y, x = (
+        torch.where(place > 0, place, place - place.detach()).clamp(max=size - 1)
+        for place, size in ((y, height), (x, width))
+    )
+    low_y, low_x = y.detach().long(), x.detach().long()
+    high_y, high_x = (low_y + 1).clamp(max=height - 1), (low_x + 1).clamp(max=width - 1)
+    weight_y, weight_x = y - low_y, x - low_x
+    planes = images[:, None] * channels + torch.arange(channels, device=images.device)
+    planes = planes.view(*planes.shape, *(1,) * (inside.ndim - 2))
+
+    def row(at: Tensor) -> Tensor:
+        low, high = (features.take((planes * height + at) * width + column) for column in (low_x, high_x))
+        return low + (high - low) * weight_x
+
+    return (row(low_y) * (1 - weight_y) + row(high_y) * weight_y) * inside
+
+
+def roi_align_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """RoIAlign, https://arxiv.org/abs/1703.06870, of features (B, C, H, W) into ``output``.
+
+    Of the maximum's sample ``argmax_y`` and ``argmax_x`` get row and column in the bin, -1 for no sample. (The
+    compiled op keeps its coordinates there, which half precision rounds.)
+    """
+    size = aligned_height, aligned_width
+    features, boxes = upcast(input, rois)
+    if pool_mode != MAX_POOL:
+        output.copy_(torchvision.ops.roi_align(features, boxes, size, spatial_scale, sampling_ratio, aligned))
+        return
+    output.fill_(LOWEST)
+    argmax_y.fill_(-1)
+    argmax_x.fill_(-1)
+    bins = _Bins.of(boxes, size, spatial_scale, sampling_ratio, aligned)
+    for members, rows, columns in bins.groups():
+        y, x = bins.samples(members, rows, columns, size)
+        values = _bilinear(features, boxes[members, 0].long(), y, x).flatten(-2)
+        best = values.argmax(-1, keepdim=True)  # the first of equal ones
+        output[members] = values.gather(-1, best).squeeze(-1).clamp(min=LOWEST).to(output.dtype)
+        argmax_y[members] = best.squeeze(-1).div(columns, rounding_mode='floor').to(output.dtype)
+        argmax_x[members] = best.squeeze(-1).remainder(columns).to(output.dtype)
+
+
+def roi_align_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax_y: Tensor,
+    argmax_x: Tensor,
+    grad_input: Tensor,
+    aligned_height: int,
+    aligned_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    pool_mode: int,
+    aligned: bool,
+) -> None:
+    """Gradient of :func:`roi_align_forward`, into ``grad_input`` (B, C, H, W)."""
+    size = aligned_height, aligned_width
+    features, boxes = upcast(grad_input, rois)
+
+    def average(features: Tensor) -> Tensor:
+        return torchvision.ops.roi_align(features, boxes, size, spatial_scale, sampling_ratio, aligned)
+
+    def sample_of_maximum(features: Tensor) -> Tensor:
+        bins = _Bins.of(boxes, size, spatial_scale, sampling_ratio, aligned)
+        place_y, place_x = (torch.arange(n, device=rois.device) for n in size)
+        y = bins.coordinates(0, place_y.view(-1, 1), argmax_y.to(boxes.dtype))
+        x = bins.coordinates(1, place_x, argmax_x.to(boxes.dtype))
+        return _bilinear(features, boxes[:, 0].long(), y, x) * (argmax_y >= 0)
+
+    op = sample_of_maximum if pool_mode == MAX_POOL else average
+    grad_input.copy_(*gradients(op, [features], grad_output))
+
+
+def roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    output: Tensor,
+    argmax: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """RoIPool, https://arxiv.org/abs/1504.08083, of features (B, C, H, W) into ``output``.
+
+    MMCV's rounds RoIs in another way than torchvision's. ``argmax`` gets the place of the maximum in its image's
+    plane of H times W, -1 for that of an empty bin, which is 0.
+    """
+    height, width = input.shape[2:]
+    features, boxes = upcast(input, rois)
+    argmax.fill_(-1)
+    start, end = boxes[:, [2, 1]] * spatial_scale, (boxes[:, [4, 3]] + 1) * spatial_scale
+    limits = torch.tensor([height, width], device=rois.device)
+    bin_size = (end - start) / start.new_tensor([pooled_height, pooled_width])
+    for row in range(pooled_height):
+        for column in range(pooled_width):
+            place = start.new_tensor([row, column])
+            low = (start + place * bin_size).floor().long().clamp(min=0).minimum(limits)
+            high = (start + (place + 1) * bin_size).ceil().long().clamp(min=0).minimum(limits)
+            filled = (high > low).all(1) & (end > start).all(1)
+            (members,) = filled.nonzero(as_tuple=True)
+            for part in members.split(ROIS_AT_ONCE):
+                extent = (high - low)[part].amax(0)
+                y, x = (
+                    low[part, axis, None] + torch.arange(extent[axis], device=rois.device) for axis in (0, 1)
+                )
+                beyond = (y >= high[part, 0, None])[:, :, None] | (x >= high[part, 1, None])[:, None]
+                y, x = y.clamp(max=height - 1)[:, :, None], x.clamp(max=width - 1)[:, None]
+                values = features[boxes[part, 0].long()[:, None, None], :, y, x]  # (K, rows, columns, C)
+                values = values.masked_fill(beyond[..., None], -torch.inf).flatten(1, 2)
+                best = values.argmax(1, keepdim=True)  # the first of equal ones
+                output[part, :, row, column] = values.gather(1, best)[:, 0].to(output.dtype)
+                places = (y * width + x).flatten(1)
+                argmax[part, :, row, column] = places.gather(1, best[:, 0]).to(argmax.dtype)
+
+
+def roi_pool_backward(
+    grad_output: Tensor,
+    rois: Tensor,
+    argmax: Tensor,
+    grad_input: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+) -> None:
+    """Gradient of :func:`roi_pool_forward`, into ``grad_input`` (B, C, H, W)."""
+    (gradient,) = upcast(grad_input)
+    channels, plane = gradient.shape[1], gradient.shape[2:].numel()
+    planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
+    places = planes[..., None, None] * plane + argmax
+    pooled = argmax >= 0
+    gradient = gradient.flatten().index_add(0, places[pooled], grad_output[pooled].to(gradient.dtype))
+    grad_input.copy_(gradient.view_as(grad_input))
+
+
+def _deform_roi_pool(
+    input: Tensor,
+    offset: Tensor,
+    rois: Tensor,
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> Tensor:
+    features, shift, boxes = upcast(input, offset, rois)
+    bins = _Bins.of(boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
+    if shift.numel():  # (R, 2, h, w), of x and y, in parts of the RoI's extent
+        extent = bins.size * bins.size.new_tensor(output_size)
+        shift = shift.view(-1, 2, *output_size) * gamma * extent.flip(1)[..., None, None]
+    output = features.new_zeros(len(rois), features.shape[1], *output_size)
+    for members, rows, columns in bins.groups():
+        y, x = bins.samples(members, rows, columns, output_size)
+        if shift.numel():
+            shift_x, shift_y = shift[members, :, None, :, :, None, None].unbind(1)
+            y, x = y + shift_y, x + shift_x
+        output[members] = _bilinear(features, boxes[members, 0].long(), y, x).mean((-2, -1))
+    return output.to(input.dtype)
+
+
+def deform_roi_pool_forward(
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Deformable RoI pooling, https://arxiv.org/abs/1703.06211, of features (B, C, H, W) into ``output``.
+
+    ``offset`` is (R, 2, h, w), of x and y in parts of ``gamma`` times the RoI's extent; empty for none.
+    """
+    size = pooled_height, pooled_width
+    output.copy_(_deform_roi_pool(input, offset, rois, size, spatial_scale, sampling_ratio, gamma))
+
+
+def deform_roi_pool_backward(
+    grad_output: Tensor,
+    input: Tensor,
+    rois: Tensor,
+    offset: Tensor,
+    grad_input: Tensor,
+    grad_offset: Tensor,
+    pooled_height: int,
+    pooled_width: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    gamma: float,
+) -> None:
+    """Gradients of :func:`deform_roi_pool_forward`, into ``grad_input`` and ``grad_offset``."""
+    size = pooled_height, pooled_width
+
+    def op(input: Tensor, offset: Tensor) -> Tensor:
+        return _deform_roi_pool(input, offset, rois, size, spatial_scale, sampling_ratio, gamma)
+
+    for result, gradient in zip((grad_input, grad_offset), gradients(op, [input, offset], grad_output)):
+        result.copy_(gradient)
