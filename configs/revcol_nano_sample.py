@@ -37,5 +37,5 @@ log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(interval=20, log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=max_iters),
-    visualization=dict(interval=20),
+    visualization=dict(interval=20, rescale_factor=8),
 )

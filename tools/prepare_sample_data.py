@@ -88,6 +88,7 @@ CROP_MARGIN = 1.3  # side of a classification crop over the longer side of the d
 UNLABELLED, BACKGROUND, FIRST_DIGIT = 0, 1, 2
 
 PREVIEW_SCENES = 4  # of each split
+PREVIEW_SCALE = 2
 CHECKSUMS = 'SHA256SUMS'
 
 
@@ -287,42 +288,51 @@ def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
 
 
 def draw_annotations(image: Image.Image, labels: np.ndarray, annotations: list[dict]) -> Image.Image:
-    """Colour the labels and draw the boxes and names."""
+    """Colour the labels, but for the background, and draw the boxes and names; enlarged."""
     palette = np.zeros((FIRST_DIGIT + 10, 3), np.uint8)
     palette[UNLABELLED] = 255
     for digit in range(10):
         palette[FIRST_DIGIT + digit] = np.multiply(colorsys.hsv_to_rgb(digit / 10, 0.8, 1), 255)
-    grey = image.convert('L').convert('RGB').point(lambda value: value // 2)
-    drawn = Image.fromarray(np.where((labels == BACKGROUND)[..., None], np.asarray(grey), palette[labels]))
-    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(16)
+    labels = labels.repeat(PREVIEW_SCALE, 0).repeat(PREVIEW_SCALE, 1)
+    drawn = np.where((labels == BACKGROUND)[..., None], np.asarray(enlarge(image)), palette[labels])
+    drawn = Image.fromarray(drawn)
+    draw, font = ImageDraw.Draw(drawn), ImageFont.load_default(22)
     for annotation in annotations:
-        x, y, width, height = annotation['bbox']
+        x, y, width, height = (PREVIEW_SCALE * side for side in annotation['bbox'])
         digit = annotation['category_id'] - 1
         colour = tuple(palette[FIRST_DIGIT + digit].tolist())
-        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=colour)
-        tag_top = max(y - 16, 0)  # above the box where there is room
-        draw.rectangle((x, tag_top, x + 12, tag_top + 16), fill=colour)
-        draw.text((x + 6, tag_top + 8), str(digit), fill='black', font=font, anchor='mm')
+        draw.rectangle((x, y, x + width - 1, y + height - 1), outline=colour, width=2)
+        tag_top = max(y - 24, 0)  # above the box where there is room
+        draw.rectangle((x, tag_top, x + 20, tag_top + 24), fill=colour)
+        draw.text((x + 10, tag_top + 12), str(digit), fill='black', font=font, anchor='mm')
     return drawn
+
+
+def enlarge(image: Image.Image) -> Image.Image:
+    return image.resize([PREVIEW_SCALE * side for side in image.size], Image.Resampling.BICUBIC)
 
 
 def write_preview(out: Path) -> None:
     """Draw some scenes beside their annotations, as they are in the files just written."""
-    cell = SIDES[1] + 10
-    preview = Image.new('RGB', (2 * len(SPLITS) * cell, PREVIEW_SCENES * cell), 'white')
+    cell, heading = PREVIEW_SCALE * SIDES[1] + 16, 40
+    preview = Image.new('RGB', (2 * len(SPLITS) * cell, PREVIEW_SCENES * cell + heading), 'white')
+    draw, font = ImageDraw.Draw(preview), ImageFont.load_default(24)
     for column, split in enumerate(SPLITS):
         coco = json.loads((out / f'coco/annotations/instances_{split.coco_name}.json').read_text())
         annotations = defaultdict(list)
         for annotation in coco['annotations']:
             annotations[annotation['image_id']].append(annotation)
+        left = 2 * column * cell + 8
+        draw.text((left, 6), f'{split.name}: scenes', fill='black', font=font)
+        draw.text((left + cell, 6), f'{split.name}: annotations', fill='black', font=font)
         for row, info in enumerate(coco['images'][:PREVIEW_SCENES]):
             image = Image.open(out / 'coco' / split.coco_name / info['file_name'])
             label_file = (out / 'ade20k/annotations' / split.ade20k_name / info['file_name']).with_suffix(
                 '.png'
             )
             labels = np.asarray(Image.open(label_file))
-            left, top = 2 * column * cell + 5, row * cell + 5
-            preview.paste(image, (left, top))
+            top = row * cell + heading
+            preview.paste(enlarge(image), (left, top))
             preview.paste(draw_annotations(image, labels, annotations[info['id']]), (left + cell, top))
     preview.save(out / 'preview.png')
 

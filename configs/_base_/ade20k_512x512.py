@@ -73,8 +73,9 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
+custom_imports = dict(imports=[*_base_.custom_imports.imports, 'revcol_mm.engine.segmentation_visualizer'])
 visualizer = dict(
-    type='SegLocalVisualizer',
+    type='SegmentationVisualizer',
     vis_backends=_base_.vis_backends,
     name='visualizer',
 )
@@ -86,5 +87,6 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=5000, save_best='mIoU'),
-    visualization=dict(type='SegVisualizationHook', draw=True, interval=50),  # seen in TensorBoard
+    # Seen in TensorBoard; a legend has the labels.
+    visualization=dict(type='PredictionPicturesHook', draw=True, interval=50, with_labels=False),
 )

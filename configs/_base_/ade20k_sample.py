@@ -2,11 +2,7 @@
 _base_ = ['ade20k_512x512.py', 'sample.py']
 
 classes = ('background', *_base_.digits)
-palette = [
-    [20, 20, 20],
-    *([230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200], [245, 130, 48]),
-    *([145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60], [250, 190, 212]),
-]
+palette = [(20, 20, 20), *_base_.digit_palette]
 crop_size = (128, 128)
 data_preprocessor = dict(size=crop_size)
 

@@ -6,7 +6,7 @@ annotations = dict(type='LoadAnnotations', with_bbox=True)
 meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
 pack = dict(type='PackDetInputs', meta_keys=meta_keys)
 sample_data_root = 'data/sample/coco/'
-dataset = dict(data_root=sample_data_root, metainfo=dict(classes=_base_.digits))
+dataset = dict(data_root=sample_data_root, metainfo=dict(classes=_base_.digits, palette=_base_.digit_palette))
 sample_train_dataloader = dict(
     batch_size=4,
     num_workers=0,

@@ -1,6 +1,10 @@
 # What the configs for the data of tools/prepare_sample_data.py share: they train on 2 CPU cores in minutes,
 # from scratch. All numbers are ours.
 digits = tuple('0123456789')
+digit_palette = [
+    *((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48)),
+    *((145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (250, 190, 212)),
+]
 sample_backbone = dict(
     arch='nano',
     drop_path_rate=0.0,

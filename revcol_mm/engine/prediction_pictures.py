@@ -1,13 +1,141 @@
-"""Pictures of what a detector predicts, by the names of their images."""
+"""Pictures of what a detector or a segmentor predicts beside the truth, by the names of their images."""
 
+import math
+from copy import copy
 from pathlib import Path
 from typing import Any, Sequence
 
+import numpy as np
+import torch
 from mmengine.dist import master_only
 from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.visualization import Visualizer
+
+LEGIBLE_SIDE = 640  # pixels, about, of the longer side of an image, to look at it on a screen
+MAX_NAMES = 40  # in a legend
+GAP = 12  # pixels between the halves of a picture
+
+
+def enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
+    """Enlarge a small image, and what is annotated and predicted on it, so that what is drawn is legible.
+
+    Args:
+        image: (H, W, 3), uint8.
+        sample: Its data sample, which stays as it is.
+
+    Returns:
+        The image, (k H, k W, 3), and a copy of the sample on the CPU, for the integer k from 1 on that brings
+        the longer side closest to :data:`LEGIBLE_SIDE`. Pixels of labels and masks are repeated.
+    """
+    import cv2
+
+    factor = max(1, round(LEGIBLE_SIDE / max(image.shape[:2])))
+    sample = sample.cpu()
+    if factor == 1:
+        return image, sample
+
+    def repeat(pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(pixels).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+
+    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    for name, field in list(sample.items()):
+        if isinstance(field, PixelData):
+            maps = {key: repeat(pixels) for key, pixels in field.items()}
+            sample.set_data({name: PixelData(metainfo=field.metainfo, **maps)})
+        elif isinstance(field, InstanceData):
+            if 'bboxes' in field:  # MMDetection's boxes may be of a type of its own
+                field.bboxes = getattr(field.bboxes, 'tensor', field.bboxes) * factor
+            if 'masks' in field:  # and so may its masks
+                is_array = isinstance(field.masks, torch.Tensor | np.ndarray)
+                field.masks = repeat(field.masks) if is_array else field.masks.resize(image.shape[:2])
+    return image, sample
+
+
+def draw_beside_truth(
+    visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, **draw_args: Any
+) -> np.ndarray:
+    """Draw truth and prediction side by side, each with its name, and a legend of semantic segmentation.
+
+    Args:
+        visualizer: MMDetection's or MMSegmentation's, without backends.
+        image: (H, W, 3), RGB, uint8; enlarged if it is small.
+        sample: Its data sample. If it has only truth or only a prediction, the other is left out.
+        **draw_args: Arguments of the visualizer's ``add_datasample``.
+
+    Returns:
+        The picture, RGB.
+    """
+    image, sample = enlarge(image, sample)
+    halves = {}
+    for name, prefix, other in (('truth', 'gt_', 'draw_pred'), ('prediction', 'pred_', 'draw_gt')):
+        if any(field.startswith(prefix) for field in sample.keys()):
+            visualizer.add_datasample(name, image, sample, **{other: False}, **draw_args)
+            halves[name] = visualizer.get_image()
+    return _compose(visualizer, halves, _painted_classes(visualizer, sample))
+
+
+def _painted_classes(visualizer: Visualizer, sample: BaseDataElement) -> list[tuple[str, Sequence[int]]]:
+    """Name and colour of the classes of a segmentation, :data:`MAX_NAMES` at most, the commonest ones."""
+    fields = [sample.get(name) for name in ('gt_sem_seg', 'pred_sem_seg') if name in sample]
+    maps = [labels for field in fields for labels in field.values()]  # MMDetection's key is another one
+    if not maps:
+        return []
+    classes, palette = visualizer.dataset_meta['classes'], visualizer.dataset_meta['palette']
+    unpainted = getattr(visualizer, 'unpainted', ())
+    labels, counts = np.unique(np.concatenate(maps, axis=None), return_counts=True)
+    commonest = labels[np.argsort(-counts, kind='stable')].tolist()
+    painted = [label for label in commonest if label < len(classes) and classes[label] not in unpainted]
+    return [(classes[label], palette[label]) for label in sorted(painted[:MAX_NAMES])]
+
+
+def _compose(
+    visualizer: Visualizer, halves: dict[str, np.ndarray], names: list[tuple[str, Sequence[int]]]
+) -> np.ndarray:
+    """Put pictures of one size beside each other, below their captions and above a legend."""
+    from matplotlib.patches import Patch
+
+    height, width, _ = next(iter(halves.values())).shape
+    font_size = max(12, round((height * width) ** 0.5 / 60))  # points
+    line = round(2 * font_size * visualizer.dpi / 72)  # pixels
+    cell = max(width, 6 * line)  # there is room for a caption above a narrow picture, too
+    total_width = len(halves) * (cell + GAP) - GAP
+    legend_height = 0
+    legend = dict(
+        handles=[Patch(color=np.divide(colour, 255), label=name) for name, colour in names],
+        loc='lower center',
+        fontsize=font_size,
+        frameon=False,
+        borderpad=0,
+    )
+    if names:
+        column = visualizer.ax_save.legend(**legend).get_window_extent()
+        column_width = math.ceil(column.width) + line
+        total_width = max(total_width, column_width)
+        legend['ncols'] = min(len(names), total_width // column_width)
+        num_rows = math.ceil(len(names) / legend['ncols'])
+        legend_height = math.ceil(column.height * num_rows / len(names)) + line // 2
+
+    picture = np.full((line + height + legend_height, total_width, 3), 255, np.uint8)
+    middles = [index * (cell + GAP) + cell // 2 for index in range(len(halves))]
+    for middle, half in zip(middles, halves.values()):
+        left = middle - width // 2
+        picture[line : line + height, left : left + width] = half
+    visualizer.set_image(picture)
+    visualizer.draw_texts(
+        list(halves),
+        np.array([(middle, line / 2) for middle in middles]),
+        font_sizes=font_size,
+        colors='black',
+        vertical_alignments='center',
+        horizontal_alignments='center',
+    )
+    if names:
+        visualizer.ax_save.legend(**legend)
+    return visualizer.get_image()
 
 
 @HOOKS.register_module()
@@ -17,11 +145,12 @@ class PredictionPicturesHook(Hook):
     MMDetection's DetVisualizationHook calls all pictures ``val_img`` and takes other images each time. Here a
     picture is called ``val_`` or ``test_`` and the name of its file, and validation takes the same images
     each time: a visualizer backend shows how they change. (And MLflow can store it, by the name's suffix.)
+    See :func:`draw_beside_truth` for how a picture looks.
 
     Args:
         draw: Whether to draw any.
         interval: Batches, of those of the first process, from one whose images are drawn to the next.
-        draw_args: Arguments of the visualizer's ``add_datasample``, such as ``pred_score_thr``.
+        **draw_args: Arguments of the visualizer's ``add_datasample``, such as ``pred_score_thr``.
     """
 
     def __init__(self, draw: bool = True, interval: int = 50, **draw_args: Any) -> None:
@@ -42,9 +171,9 @@ class PredictionPicturesHook(Hook):
             return
         import mmcv
 
+        visualizer = copy(runner.visualizer)
+        visualizer._vis_backends = {}  # which would store each half
         for sample in outputs:
             image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
-            name = f'{mode}_{Path(sample.img_path).name}'
-            runner.visualizer.add_datasample(
-                name, image, data_sample=sample, step=runner.iter, **self.draw_args
-            )
+            picture = draw_beside_truth(visualizer, image, sample, **self.draw_args)
+            runner.visualizer.add_image(f'{mode}_{Path(sample.img_path).name}', picture, runner.iter)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
-from mmengine.structures import PixelData
 from rich.console import Console
 from rich.progress import track
 
@@ -29,10 +28,9 @@ from revcol_mm.analysis.command_line import (
     write_report,
 )
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
+from revcol_mm.engine.prediction_pictures import enlarge
 from revcol_mm.engine.preflight import IGNORE_INDEX, check_files
 from revcol_mm.engine.resumable_data import seed_everything
-
-MIN_LEGIBLE = 224  # pixels; classes are written on an image, which is enlarged if its shorter side is less
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
@@ -57,30 +55,6 @@ def describe(sample: Any, classes: tuple[str, ...]) -> str:
         else:
             written.append(name)
     return ', '.join(written) or 'nothing'
-
-
-def enlarge(image: np.ndarray, sample: Any) -> np.ndarray:
-    """Repeat the pixels of a small image, and of its annotations in place, so that what is drawn is legible.
-
-    Args:
-        image: (h, w, 3).
-        sample: Its data sample.
-
-    Returns:
-        (k h, k w, 3), k the smallest integer that makes the shorter side at least :data:`MIN_LEGIBLE`.
-    """
-    factor = -(-MIN_LEGIBLE // min(image.shape[:2]))
-    image = image.repeat(factor, 0).repeat(factor, 1)
-    if 'gt_instances' in sample:
-        objects = sample.gt_instances
-        # MMDetection's boxes may be of a type of its own
-        objects.bboxes = getattr(objects.bboxes, 'tensor', objects.bboxes) * factor
-        if 'masks' in objects:
-            objects.masks = objects.masks.resize(image.shape[:2])
-    if 'gt_sem_seg' in sample:
-        labels = sample.gt_sem_seg.data.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-        sample.gt_sem_seg = PixelData(data=labels)
-    return image
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
@@ -108,7 +82,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
             source = Path(sample.get('img_path', ''))
             picture = args.out / f'{args.split}_{index:06}_{source.stem}.png'
             # OpenMMLab loads BGR, and its visualizers draw on RGB
-            image = enlarge(np.ascontiguousarray(image[..., ::-1]), sample)
+            image, sample = enlarge(np.ascontiguousarray(image[..., ::-1]), sample)
             if cfg.default_scope == 'mmpretrain':
                 visualizer.visualize_cls(image, sample, draw_pred=False, out_file=str(picture))
             else:

@@ -1,0 +1,210 @@
+"""Pictures of predictions beside the truth: what is painted, named and enlarged."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
+from mmseg.visualization import SegLocalVisualizer
+
+from revcol_mm.engine.prediction_pictures import GAP, MAX_NAMES, draw_beside_truth, enlarge
+from revcol_mm.engine.segmentation_visualizer import SegmentationVisualizer
+
+CLASSES = ('background', 'Straße', 'cat', 'dog')
+PALETTE = [(20, 20, 20), (230, 25, 75), (60, 180, 75), (0, 130, 200)]
+IGNORED = 255
+
+
+def photograph(height, width):
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def segmentation_visualizer(cls=SegmentationVisualizer, classes=CLASSES, palette=PALETTE, **options):
+    visualizer = cls(**options)
+    visualizer.dataset_meta = dict(classes=classes, palette=palette)
+    return visualizer
+
+
+def in_columns(labels, height, width):
+    """(1, H, W), columns of equal widths."""
+    return torch.tensor(labels).repeat_interleave(width // len(labels)).repeat(1, height, 1)
+
+
+def segmentation(truth, prediction, height=480, width=640):
+    sample = SegDataSample()
+    for name, labels in (('gt_sem_seg', truth), ('pred_sem_seg', prediction)):
+        if labels is not None:
+            sample.set_data({name: PixelData(data=in_columns(labels, height, width))})
+    return sample
+
+
+def draw(sample, height=480, width=640, **options):
+    """The picture, with the ground truth's half, the prediction's, their captions, and the legend."""
+    picture = draw_beside_truth(
+        segmentation_visualizer(**options), photograph(height, width), sample, with_labels=False
+    )
+    top = (picture[:, 0] == 255).all(-1).argmin()
+    halves = picture[top : top + height]
+    return dict(
+        picture=picture,
+        truth=halves[:, :width],
+        prediction=halves[:, -width:],
+        captions=(picture[:top, :width], picture[:top, -width:]),
+        legend=picture[top + height :],
+    )
+
+
+def colours(picture):
+    """Those of a palette in a picture."""
+    return [colour for colour in PALETTE if (picture == colour).all(-1).any()]
+
+
+def drawn_alone(visualizer, image, labels, **options):
+    sample = SegDataSample(pred_sem_seg=PixelData(data=labels))
+    visualizer.add_datasample('', image, sample, draw_gt=False, **options)
+    return visualizer.get_image()
+
+
+@pytest.mark.parametrize('brightness', [0, 128, 255])
+def test_background_keeps_the_photograph_bit_for_bit(brightness):
+    image = photograph(60, 80) // 4 + np.uint8(brightness * 3 // 4)
+    labels = in_columns((0, 2, IGNORED, 0), 60, 80)
+    drawn = drawn_alone(segmentation_visualizer(), image, labels, with_labels=False)
+    background = (labels == 0)[0].numpy()
+    assert np.array_equal(drawn[background], image[background])
+    library = segmentation_visualizer(SegLocalVisualizer)
+    assert np.array_equal(
+        drawn[~background], drawn_alone(library, image, labels, with_labels=False)[~background]
+    )
+
+
+def test_names_are_written_across_the_background_which_has_none():
+    image, labels = photograph(400, 400), in_columns((0, 0, 0, 2), 400, 400)
+    other = dict(classes=('other', *CLASSES[1:]), unpainted=('other',))
+    plain, named, renamed = (
+        drawn_alone(segmentation_visualizer(**options), image, labels, with_labels=written)
+        for options, written in (({}, False), ({}, True), (other, True))
+    )
+    assert np.array_equal(named, renamed)
+    assert not np.array_equal(named, plain)
+    labels[:, :, 190:194] = 1  # too narrow for its name
+    plain, named = (
+        drawn_alone(segmentation_visualizer(), image, labels, with_labels=written)
+        for written in (False, True)
+    )
+    assert (plain != named).any(-1)[:, 194:260].any()
+
+
+def test_the_option_says_what_is_background():
+    image, labels = photograph(60, 80), in_columns((0, 1, 2, 3), 60, 80)
+    for unpainted in ((), ('cat', 'dog')):
+        drawn = drawn_alone(segmentation_visualizer(unpainted=unpainted), image, labels, with_labels=False)
+        for label, name in enumerate(CLASSES):
+            pixels = (labels == label)[0].numpy()
+            assert np.array_equal(drawn[pixels], image[pixels]) == (name in unpainted)
+
+
+def test_halves_are_what_the_visualizer_draws_beside_each_other_with_captions():
+    sample = segmentation((0, 1), (2, 0))
+    both, truth, prediction = (
+        draw(s) for s in (sample, segmentation((0, 1), None), segmentation(None, (2, 0)))
+    )
+    image = photograph(480, 640)
+    for name, field in (('truth', sample.gt_sem_seg), ('prediction', sample.pred_sem_seg)):
+        expected = drawn_alone(segmentation_visualizer(), image, field.data, with_labels=False)
+        assert np.array_equal(both[name], expected)
+    assert both['picture'].shape[1] == 2 * 640 + GAP and truth['picture'].shape[1] == 640
+    captions = both['captions']
+    assert all((caption < 100).any() for caption in captions)
+    assert np.array_equal(captions[0], truth['captions'][0])
+    assert np.abs(captions[1].astype(int) - prediction['captions'][0]).mean() < 1  # part of a pixel aside
+    assert not np.array_equal(*captions)
+
+
+def test_the_legend_has_colours_and_names_of_the_classes_that_are_there():
+    sample = segmentation((0, 1, IGNORED, 1), (0, 0, 3, 3))
+    legend = draw(sample)['legend']
+    assert colours(legend) == [PALETTE[1], PALETTE[3]]
+    assert np.array_equal(legend, draw(sample, classes=('background', 'Straße', 'mat', 'dog'))['legend'])
+    assert not np.array_equal(legend, draw(sample, classes=('background', 'Strasse', 'cat', 'dog'))['legend'])
+    assert colours(draw(sample, unpainted=())['legend']) == [PALETTE[0], PALETTE[1], PALETTE[3]]
+    for labels in ((0, 0), (IGNORED, IGNORED)):
+        assert draw(segmentation(labels, labels))['legend'].size == 0
+
+
+def test_a_legend_of_many_names_has_the_commonest():
+    num_classes = MAX_NAMES + 20
+    classes = tuple(f'a rather long name {i}' for i in range(num_classes))
+    palette = [(i, 255 - i, 7) for i in range(num_classes)]
+    labels = (*range(num_classes), *range(19, num_classes))  # the first 19 are rarer
+    sample = segmentation(labels, labels, width=2 * len(labels) * 4)
+    drawn = draw(sample, width=2 * len(labels) * 4, classes=classes, palette=palette)
+    listed = [i for i in range(num_classes) if (drawn['legend'] == palette[i]).all(-1).any()]
+    assert len(listed) == MAX_NAMES and set(listed) <= set(range(19, num_classes))
+
+
+@pytest.mark.parametrize('size', [(1, 1), (3, 700), (700, 3), (150, 220), (500, 333)])
+def test_images_of_any_size_can_be_drawn(size):
+    labels = torch.ones(1, *size, dtype=torch.long)
+    sample = SegDataSample(gt_sem_seg=PixelData(data=labels), pred_sem_seg=PixelData(data=labels + 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        picture = draw_beside_truth(segmentation_visualizer(), photograph(*size), sample, with_labels=False)
+    assert picture.dtype == np.uint8 and set(colours(picture)) >= {PALETTE[1], PALETTE[2]}
+
+
+def test_small_images_are_enlarged_with_labels_boxes_and_masks():
+    masks = np.zeros((1, 120, 200), np.uint8)
+    masks[0, 10:30, 20:40] = 1
+    boxes = torch.tensor([[20.0, 10, 40, 30]])
+    labels = torch.zeros(1, 120, 200, dtype=torch.long)
+    labels[0, 10:30, 20:40] = 3
+    sample = DetDataSample(
+        gt_instances=InstanceData(bboxes=boxes, labels=torch.tensor([3]), masks=BitmapMasks(masks, 120, 200)),
+        pred_instances=InstanceData(
+            bboxes=boxes, labels=torch.tensor([3]), masks=torch.from_numpy(masks).bool()
+        ),
+        gt_sem_seg=PixelData(data=labels),
+    )
+    image, large = enlarge(photograph(120, 200), sample)
+    assert image.shape == (360, 600, 3)
+    expected = np.zeros((360, 600), bool)
+    expected[30:90, 60:120] = True
+    for objects in (large.gt_instances, large.pred_instances):
+        assert objects.bboxes.tolist() == [[60, 30, 120, 90]] and objects.labels.tolist() == [3]
+    assert np.array_equal(large.gt_instances.masks.to_ndarray()[0], expected)
+    assert np.array_equal(large.pred_instances.masks[0].numpy(), expected)
+    assert np.array_equal(large.gt_sem_seg.data[0].numpy(), 3 * expected)
+    assert sample.gt_instances.bboxes.tolist() == boxes.tolist()  # metrics come afterwards
+    assert sample.gt_sem_seg.shape == sample.pred_instances.masks.shape[1:] == (120, 200)
+
+
+@pytest.mark.parametrize('size', [(2000, 1500), (375, 500), (480, 640)])
+def test_large_images_stay_as_they_are(size):
+    image = photograph(*size)
+    enlarged, _ = enlarge(image, DetDataSample())
+    assert enlarged is image
+
+
+def test_detections_are_drawn_beside_the_truth():
+    visualizer = DetLocalVisualizer()
+    visualizer.dataset_meta = dict(classes=CLASSES, palette=PALETTE)
+    box = torch.tensor([[20.0, 10, 80, 70]])
+    label = torch.tensor([2])
+    sample = DetDataSample(
+        gt_instances=InstanceData(bboxes=box, labels=label),
+        pred_instances=InstanceData(bboxes=box, labels=label, scores=torch.tensor([0.5])),
+    )
+    image = np.full((128, 160, 3), 128, np.uint8)
+    found = draw_beside_truth(visualizer, image, sample, pred_score_thr=0.4)
+    missed = draw_beside_truth(visualizer, image, sample, pred_score_thr=0.6)
+    width = 4 * 160
+    assert found.shape[1] == 2 * width + GAP
+    assert np.array_equal(found[:, :width], missed[:, :width])
+    changed = (found != missed).any(-1)[:, -width:]
+    assert changed.any() and not changed[:, : 4 * 20 - 8].any() and not changed[:, 4 * 80 + 8 :].any()
