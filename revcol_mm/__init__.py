@@ -10,8 +10,8 @@ these, and replaces nothing:
   they can be resumed from; see :mod:`revcol_mm.engine.safe_globals`.
 - Where Python looks for modules: ``mmcv._ext`` in :mod:`revcol_mm.mmcv_ops`, if MMCV has no compiled ops.
 
-How MMEngine reads checkpoints changes only when a ResumableRunner, as of this project's tools, is made or a run
-with a LoadFromHook begins, and then for the rest of the process: see
+How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
+a run with a LoadFromHook begins, and then for the rest of the process: see
 :func:`revcol_mm.engine.load_from.restrict_loading`.
 """
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import TRANSFORMS, DefaultScope
-from mmengine.runner.checkpoint import load_checkpoint
 from PIL import Image
 
 from revcol_mm import RevCol
@@ -574,8 +573,8 @@ def nested(code):
     return {'meta': {'list': [({'deep': code},)]}, 'state_dict': {}}
 
 
-def entry_mmengine(path, folder, call_tool):
-    load_checkpoint(torch.nn.Identity(), str(path))
+def entry_load_from(path, folder, call_tool):
+    ResumableRunner(torch.nn.Identity(), work_dir=str(folder)).load_checkpoint(str(path))
 
 
 def entry_init_cfg(path, folder, call_tool):
@@ -606,7 +605,7 @@ def entry_publish(path, folder, call_tool):
 @pytest.mark.parametrize(
     'entry',
     [
-        entry_mmengine,
+        entry_load_from,
         entry_init_cfg,
         entry_resume,
         entry_resume_auto,
@@ -707,13 +706,20 @@ def test_names_in_data_files_do_not_lead_out_of_the_output_folder(tmp_path):
 def test_pictures_of_detections_do_not_lead_out_of_the_output_folder(tmp_path):
     from types import SimpleNamespace
 
+    from mmdet.structures import DetDataSample
+    from mmdet.visualization import DetLocalVisualizer
+    from mmengine.structures import InstanceData
+
     from revcol_mm.engine import PredictionPicturesHook
 
-    names = []
     (tmp_path / 'data').mkdir()
     Image.new('RGB', (4, 4)).save(tmp_path / 'escaped.png')
-    visualizer = SimpleNamespace(add_datasample=lambda name, *_, **__: names.append(name))
-    sample = SimpleNamespace(img_path=f'{tmp_path}/data/../escaped.png')
+    visualizer = DetLocalVisualizer(vis_backends=[dict(type='LocalVisBackend')], save_dir=f'{tmp_path}/out')
+    sample = DetDataSample(
+        metainfo=dict(img_path=f'{tmp_path}/data/../escaped.png'),
+        pred_instances=InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0)),
+    )
     hook = PredictionPicturesHook(interval=1)
     hook._after_iter(SimpleNamespace(visualizer=visualizer, iter=0), 0, None, [sample], mode='test')
-    assert names == ['test_escaped.png']
+    written = [path.relative_to(tmp_path).as_posix() for path in (tmp_path / 'out').rglob('*.png')]
+    assert written == ['out/vis_data/vis_image/test_escaped.png_0.png']

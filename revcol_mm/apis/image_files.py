@@ -11,7 +11,7 @@ import numpy as np
 
 from .inferencer import ImageError
 
-UNREADABLE = os.EX_DATAERR  # exit status, 65, of a program that could not read all images
+UNREADABLE = 65  # exit status of a program that could not read all images; EX_DATAERR, where os has it
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 VIDEO_SUFFIXES = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
 

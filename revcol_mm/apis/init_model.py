@@ -11,6 +11,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
 from revcol_mm.engine.launch import read_config
+from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.engine.preflight import building
 from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
 
@@ -80,6 +81,7 @@ def init_model(
 
 def _init_weights(model: BaseModel) -> None:
     """Until then some of DINO's weights are what was in memory. MMEngine logs several lines of each."""
+    restrict_loading()  # parts other than the backbone may name a checkpoint
     logger = MMLogger.get_current_instance()
     disabled, logger.disabled = logger.disabled, True
     try:

@@ -18,21 +18,20 @@ class AtomicLocalBackend(LocalBackend):
     def put(self, obj: bytes, filepath: str | Path) -> None:
         filepath = Path(filepath)
         filepath.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=filepath.parent, prefix=f'.{filepath.name}.', delete=False
-        ) as file:
-            try:
+        file = tempfile.NamedTemporaryFile(dir=filepath.parent, prefix=f'.{filepath.name}.', delete=False)
+        try:
+            with file:  # closed then: Windows renames and removes no file that is open
                 file.write(obj)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, filepath)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, filepath)
+        except BaseException:
+            os.unlink(file.name)
+            raise
 
 
-register_backend('atomic', AtomicLocalBackend, force=True)
+register_backend('atomic', AtomicLocalBackend)
 
 
 def is_whole(checkpoint: Path) -> bool:

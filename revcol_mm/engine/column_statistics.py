@@ -3,7 +3,6 @@
 Letters: N columns; B batch, C_l channels, H_l and W_l at level l.
 """
 
-import resource
 import sys
 from functools import partial
 from typing import Any, Sequence
@@ -20,6 +19,11 @@ from torch.nn.utils import get_total_norm
 from revcol_mm.models import RevCol
 from revcol_mm.ops import bound_alpha
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
 
 @HOOKS.register_module()
 class ColumnStatisticsHook(Hook):
@@ -35,7 +39,8 @@ class ColumnStatisticsHook(Hook):
     - ``gradient_norm``: L2 norm over the column's parameters in the optimizer's step, without AMP's scale
       and before clipping. Frozen columns have none.
     - ``peak_memory_mib``: ``cuda``, what torch allocated since the last line of LoggerHook, or on other
-      devices ``process``, its resident memory since it began. Of several processes the worst.
+      devices ``process``, its resident memory since it began, which Windows does not tell. Of several
+      processes the worst.
 
     Training is the same to the bit with it; no column is stored for it, with ``save_memory`` neither.
 
@@ -115,9 +120,9 @@ class ColumnStatisticsHook(Hook):
             feature_variance=self.variances,
             gradient_norm=self.norms,
         )
-        kind, memory = peak_memory(next(runner.model.parameters()).device)
-        scalars = {f'peak_memory_mib/{kind}': memory}
-        lines = [f'columns, peak memory {memory:.0f} MiB ({kind})']
+        peaks = peak_memory(next(runner.model.parameters()).device)
+        scalars = {f'peak_memory_mib/{kind}': peak for kind, peak in peaks.items()}
+        lines = [', '.join(['columns', *(f'peak memory {p:.0f} MiB ({kind})' for kind, p in peaks.items())])]
         for statistic, tensors in statistics.items():
             values = {f'{statistic}/{name}': tensor.item() for name, tensor in tensors.items()}
             scalars.update(values)
@@ -134,13 +139,15 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor
 
 
-def peak_memory(device: torch.device) -> tuple[str, float]:
-    """What is counted, 'cuda' or 'process', and its peak in MiB; of all processes the largest."""
+def peak_memory(device: torch.device) -> dict[str, float]:
+    """The peak in MiB of what can be counted, 'cuda' or 'process'; of all processes the largest."""
     if device.type == 'cuda':
         kind, num_bytes = 'cuda', torch.cuda.max_memory_allocated(device)
+    elif resource is None:
+        return {}
     else:
         unit = 1 if sys.platform == 'darwin' else 1024
         kind, num_bytes = 'process', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     peak = torch.tensor(num_bytes / 2**20, device=device)
     all_reduce(peak, 'max')
-    return kind, peak.item()
+    return {kind: peak.item()}

@@ -19,12 +19,15 @@ from revcol_mm.models.checkpoint import (
 )
 
 
-@CheckpointLoader.register_scheme(prefixes=('', 'http://', 'https://'), force=True)
-def load_from_restricted(filename: str, map_location: Any = None) -> dict[str, Any]:
-    """Read a file or URL by :func:`read_checkpoint`, onto the CPU, wherever MMEngine loads one.
+def restrict_loading() -> None:
+    """Have MMEngine read files and URLs by :func:`read_checkpoint`, onto the CPU, until the process ends.
 
     MMEngine 0.10.7 unpickles what it fetches from a URL, and the onedl fork what weights_only refuses.
     """
+    CheckpointLoader.register_scheme(('', 'http://', 'https://'), _read, force=True)
+
+
+def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
     return read_checkpoint(os.path.expanduser(filename), setting=None)
 
 
@@ -32,7 +35,8 @@ def load_from_restricted(filename: str, map_location: Any = None) -> dict[str, A
 class LoadFromHook(Hook):
     """Let ``load_from`` take published checkpoints, and say what became of their keys.
 
-    Weights get their names in the model. Resuming is left to MMEngine.
+    Weights get their names in the model. Resuming is left to MMEngine. When a run begins, whoever's runner it
+    is, :func:`restrict_loading` is called.
 
     Args:
         strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
@@ -49,6 +53,7 @@ class LoadFromHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Fetch a URL, or miss a file, before the run begins; other stores are left to MMEngine."""
+        restrict_loading()
         source = runner._load_from
         if source is None or runner._resume or OTHER_STORE.match(str(source)):
             return

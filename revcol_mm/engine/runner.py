@@ -3,7 +3,11 @@
 import copy
 import os
 import signal
+from functools import cache, partial
 from itertools import chain, repeat
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -21,27 +25,44 @@ from revcol_mm.models.sharded_checkpoint import REST
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
 from .coco_ids import ids_checked
+from .load_from import restrict_loading
 from .preflight import building
 from .resumable_data import ResumableBatchSampler, seed_everything
 
-INTERRUPTED = os.EX_TEMPFAIL  # exit status of a run that has saved itself after a signal
+INTERRUPTED = 75  # exit status of a run that has saved itself after a signal; EX_TEMPFAIL, where os has it
 MAX_BROKEN = 10  # different samples that training leaves out, in each process
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-def shield_worker(worker_id: int) -> None:
+@cache
+def _exit_notice(pid: int) -> Connection:
+    """What this process's workers see as it begins to exit: there is something to read, which nobody does.
+
+    Args:
+        pid: This process, for one that was forked inherits the notice of another.
+    """
+    notice, sender = Pipe(duplex=False)
+    Finalize(None, sender.send, [None], exitpriority=0)
+    return notice
+
+
+def shield_worker(worker_id: int, exit_notice: Connection) -> None:
     """Let a worker that loads data outlive SIGTERM and SIGINT, which the whole group of processes may get.
 
-    Its parent, which has an iteration to finish, can still end it.
+    Its parent, which has an iteration to finish, ends it: as any worker when the data are no longer needed,
+    or as it exits, whatever the worker is at. (Then multiprocessing would send SIGTERM and wait without end.)
+
+    Args:
+        worker_id: Number of the worker; it is not used.
+        exit_notice: :func:`_exit_notice` of the parent.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    Thread(target=_end_by_parent, daemon=True).start()
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_exit_with_parent, args=(exit_notice,), daemon=True).start()
 
 
-def _end_by_parent() -> None:
-    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
-        pass
+def _exit_with_parent(exit_notice: Connection) -> None:
+    exit_notice.poll(None)
     os._exit(0)
 
 
@@ -121,7 +142,9 @@ class ResumableRunner(Runner):
     - Augmentation depends on the seed and on a sample's place in the run, and what the model draws on the
       seed and the iteration: not on the number of workers, nor on where a run was interrupted.
     - Resuming goes to its place in the data without loading what comes before, also within an epoch.
-    - After SIGTERM or SIGINT it finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL).
+    - After SIGTERM or SIGINT it finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL). On
+      Windows, where SIGTERM ends a process at once, after Ctrl-C alone.
+    - MMEngine reads checkpoints by :func:`restrict_loading` from then on.
     - A broken image or annotation is named in the log, and training goes on with another in its place; see
       :class:`SeededDataset`. ``train_dataloader = dict(max_broken=N, ...)``, by default 10, says how many
       each process may leave out. In validation and testing the first is an error.
@@ -142,6 +165,7 @@ class ResumableRunner(Runner):
             raise ValueError(
                 'max_keep_ckpts=1 leaves no checkpoint while the next is written; keep 2 or more'
             )
+        restrict_loading()
         damaged, self._resumed_meta = [], None
         if kwargs.get('resume'):
             source = kwargs.get('load_from')
@@ -185,6 +209,13 @@ class ResumableRunner(Runner):
         """Epochs done, likewise."""
         return self._train_loop.epoch if isinstance(self._train_loop, BaseLoop) else 0
 
+    def set_randomness(self, *args: Any, deterministic: bool = False, **kwargs: Any) -> None:
+        """As in MMEngine; of kernels that have no deterministic version on a GPU, torch warns."""
+        super().set_randomness(*args, deterministic=deterministic, **kwargs)
+        if deterministic and torch.cuda.is_available():
+            os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')  # without it cuBLAS has none, either
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
     def build_train_loop(self, loop: BaseLoop | dict) -> BaseLoop:
         """Build the training loop on data that begin where a resumed run was."""
         if isinstance(loop, dict) and isinstance(self._train_dataloader, dict):
@@ -210,13 +241,16 @@ class ResumableRunner(Runner):
     @staticmethod
     def build_dataloader(dataloader: DataLoader | dict, *args: Any, **kwargs: Any) -> DataLoader:
         """As in MMEngine, with workers that leave signals to the main process, and broken samples named."""
-        if isinstance(dataloader, dict):
-            dataloader = {'worker_init_fn': dict(type=shield_worker), **dataloader}
-            dataset = dataloader['dataset']
-            if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
-                dataloader['dataset'] = dict(type='SeededDataset', dataset=dataset)
+        if not isinstance(dataloader, dict):
+            return dataloader
+        dataset = dataloader['dataset']
+        if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
+            dataloader = {**dataloader, 'dataset': dict(type='SeededDataset', dataset=dataset)}
         with building('a dataloader'), ids_checked():
-            return Runner.build_dataloader(dataloader, *args, **kwargs)
+            loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        if 'worker_init_fn' not in dataloader:  # set now, for MMEngine copies what is in a config
+            loader.worker_init_fn = partial(shield_worker, exit_notice=_exit_notice(os.getpid()))
+        return loader
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
         """As in MMEngine, with what is wrong in the config in one line."""

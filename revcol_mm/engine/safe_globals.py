@@ -13,6 +13,7 @@ from mmengine.logging import HistoryBuffer
 
 def _statistics_method(owner: Any, name: str) -> Callable:
     """Stand in for ``getattr``, by which a log buffer's statistics are pickled; good for nothing else."""
+    HistoryBuffer()  # registers them
     if owner is not HistoryBuffer or name not in HistoryBuffer._statistics_methods:
         raise ValueError(f'a checkpoint asks for getattr({owner!r}, {name!r})')
     return HistoryBuffer._statistics_methods[name]
@@ -20,7 +21,6 @@ def _statistics_method(owner: Any, name: str) -> Callable:
 
 def allow_mmengine_globals() -> None:
     """Allow-list the message hub's log buffers, and NumPy arrays and scalars."""
-    HistoryBuffer()  # registers its statistics
     dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i1', 'i4', 'i8', 'u1', 'bool')}
     rebuild_array, rebuild_scalar = (x.__reduce__()[0] for x in (np.empty(0), np.float64(0)))
     torch.serialization.add_safe_globals(

@@ -7,7 +7,7 @@ and reads them. What else a checkpoint holds is in ``rest.pth``, as MMEngine wri
 import pickle
 import warnings
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Iterator
 
 import torch
@@ -19,7 +19,6 @@ REST = 'rest.pth'
 _METADATA = '.metadata'  # where torch describes the tensors; written when all of them are
 _SAFE = {
     ('collections', 'OrderedDict'),
-    ('pathlib', 'PosixPath'),
     ('torch', 'Size'),
     ('torch.distributed.checkpoint.filesystem', '_StorageInfo'),
     ('torch.serialization', '_get_layout'),
@@ -37,6 +36,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Reads torch's description of tensors, and refuses whatever does not belong in it."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (('pathlib', 'PosixPath'), ('pathlib', 'WindowsPath')):
+            return PurePath  # the folder that was written, perhaps on another system
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"{module}.{name} is not in a checkpoint's description of tensors")

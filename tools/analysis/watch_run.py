@@ -51,7 +51,7 @@ def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | N
                 memory=process.memory_info().rss / 2**20,
                 worker_memory=sum(worker.memory_info().rss for worker in workers) / 2**20,
                 threads=process.num_threads(),
-                files=process.num_fds(),
+                files=process.num_fds() if psutil.POSIX else process.num_handles(),
                 workers=len(workers),
                 disk=folder_size(folder),
             )

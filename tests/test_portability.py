@@ -1,0 +1,217 @@
+"""The package imports, trains and is interrupted on Windows and macOS, as far as Linux can tell."""
+
+import ast
+import os
+import platform
+import re
+import signal
+import sys
+
+import pytest
+
+from .subprocesses import REPO, run
+
+# Names, as patterns, of which Python's documentation says 'Availability: Unix', 'not macOS' or the like.
+NOT_ON_MACOS = dict(
+    modules='spwd',
+    os=r"""sched_\w+ [gs]etres[ug]id posix_fa\w+ pipe2 eventfd\w* memfd_create getrandom copy_file_range
+    splice [gs]etxattr listxattr removexattr fdatasync O_DIRECT O_PATH O_TMPFILE P_PIDFD pidfd_open""",
+    signal='sigwaitinfo sigtimedwait SIGRTMIN SIGRTMAX SIGPOLL SIGPWR SIGSTKFLT SIGCLD',
+)
+ON_WINDOWS = """SIGABRT SIGFPE SIGILL SIGINT SIGSEGV SIGTERM SIG_DFL SIG_IGN NSIG Signals Handlers signal
+    getsignal default_int_handler set_wakeup_fd raise_signal strsignal valid_signals"""
+NOT_ON_WINDOWS = dict(
+    modules='crypt fcntl grp nis pty pwd readline resource spwd syslog termios tty',
+    os=NOT_ON_MACOS['os']
+    + r""" EX_\w+ W[A-Z]\w+ CLD_\w+ F_T?U?(LOCK|TEST) PRIO_\w+ RTLD_\w+ SF_\w+ POSIX_\w+ ST_\w+
+    O_(CLOEXEC|DIRECTORY|D?SYNC|NOCTTY|NOFOLLOW|NONBLOCK|NDELAY|ASYNC|LARGEFILE|NOATIME|RSYNC)
+    posix_\w+ fork(pty)? killpg nice uname(_result)? sync l?chroot ch(flags|own) [fl]ch(own|mod|flags|dir)
+    P_(ALL|PID|PGID) ctermid lockf openpty
+    [gs]et(e|re)?[ug]id [gs]etpgrp [gs]etpgid [gs]etsid [gs]etgroups initgroups getgrouplist [gs]etpriority
+    f?statvfs mk(fifo|nod) major minor makedev f?pathconf(_names)? sysconf(_names)? confstr(_names)?
+    getloadavg register_at_fork wait([34]|id)? spawn[lv]pe? p(read|write)v? readv writev sendfile
+    tc[gs]etpgrp ttyname""",
+    signal=' '.join({name for name in dir(signal) if name[0] != '_'} - set(ON_WINDOWS.split())),
+)
+SYSTEMS = {'Windows': NOT_ON_WINDOWS, 'macOS': NOT_ON_MACOS}
+
+
+def imported(path):
+    """Names of modules that a file imports, wherever in it; relative ones left out."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module
+
+
+def is_lacking(system, module, name):
+    """Whether a system lacks a name of os or signal."""
+    patterns = SYSTEMS[system].get(module, '').split()
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def lose(system):
+    """Make this process lack what a system lacks, also for others' modules, which may not have asked yet."""
+    platform.system = lambda: dict(macOS='Darwin').get(system, system)  # MMEngine asks
+    for name in SYSTEMS[system]['modules'].split():
+        sys.modules[name] = None  # importing it fails
+    for module in (os, signal):
+        for name in dir(module):
+            if is_lacking(system, module.__name__, name):
+                delattr(module, name)
+
+
+FILES = sorted(path for folder in ('revcol_mm', 'tools') for path in (REPO / folder).rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda path: path.relative_to(REPO).as_posix())
+def test_no_name_is_used_that_windows_lacks(path):
+    """At import or later. macOS has all but a part of those."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module, name = node.value.id, node.attr
+            assert not is_lacking('Windows', module, name), f'{module}.{name}, line {node.lineno}'
+
+
+# Others' modules are imported first: that they can be is their promise.
+IMPORT = """
+import importlib, pkgutil, sys
+from tests.test_portability import FILES, NOT_ON_WINDOWS, imported, lose
+for name in sorted({name for path in FILES for name in imported(path)}):
+    if name.split('.')[0] not in {'revcol_mm', *NOT_ON_WINDOWS['modules'].split()}:
+        try:
+            importlib.import_module(name)
+        except (ImportError, AssertionError):  # not installed, or without mmcv's ops
+            pass
+lose(sys.argv[1])
+import revcol_mm
+assert revcol_mm.RevCol  # else something is missing, see revcol_mm/__init__.py
+names = [part.name for part in pkgutil.walk_packages(revcol_mm.__path__, 'revcol_mm.')]
+assert len(names) > 40
+for name in names:
+    try:
+        importlib.import_module(name)
+    except ImportError as error:  # of what is not installed
+        if error.name in {'os', 'signal', *NOT_ON_WINDOWS['modules'].split()}:
+            raise
+"""
+
+# With two workers where there is os.fork, to which signals to the process group go, too.
+TRAIN = """
+import os, signal
+import torch
+from mmengine.model import BaseModel
+from torch.utils.data import Dataset
+from revcol_mm import ColumnStatisticsHook, RevCol
+from revcol_mm.engine.runner import ResumableRunner
+
+system, work_dir = sys.argv[1:]
+open_files = lambda: [os.path.realpath(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]
+
+def refusing(function):  # as Windows does
+    def checked(path, *args, **kwargs):
+        assert os.path.realpath(path) not in open_files(), path
+        return function(path, *args, **kwargs)
+    return checked
+
+os.replace, os.rename, os.unlink, os.remove = map(refusing, (os.replace, os.rename, os.unlink, os.remove))
+
+class Noise(Dataset):
+    metainfo = {}
+    def __len__(self):
+        return 8
+    def __getitem__(self, index):
+        return dict(image=torch.rand(3, 32, 32))
+
+class Regression(BaseModel):
+    def __init__(self):
+        super().__init__()
+        self.backbone = RevCol(dict(channels=(8, 16), layers=(1, 1), num_columns=2), out_indices=(1,))
+    def forward(self, image, mode='loss'):
+        if runner.iter == interrupted_at:
+            signal.raise_signal(signal.SIGINT) if system == 'Windows' else os.killpg(0, signal.SIGTERM)
+        return dict(loss=self.backbone(torch.stack(image))[0].square().mean())
+
+def train(resume):
+    global runner
+    runner = ResumableRunner(
+        model=Regression(),
+        work_dir=work_dir,
+        train_dataloader=dict(
+            batch_size=2,
+            num_workers=0 if system == 'Windows' else 2,
+            sampler=dict(type='InfiniteSampler'),
+            dataset=Noise()),
+        train_cfg=dict(type='IterBasedTrainLoop', max_iters=5),
+        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-3)),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, max_keep_ckpts=2)),
+        custom_hooks=[ColumnStatisticsHook(interval=1)],
+        resume=resume)
+    runner.train()
+
+if system == 'macOS':
+    os.setpgid(0, 0)
+interrupted_at = 2
+try:
+    train(resume=False)
+except SystemExit as exit:
+    assert exit.code == 75
+interrupted_at = None
+train(resume=True)
+print(sorted(os.listdir(work_dir)))
+"""
+
+
+@pytest.mark.parametrize('system', SYSTEMS)
+def test_it_imports_trains_and_is_interrupted_on(system, tmp_path):
+    printed = run('-c', IMPORT + TRAIN, system, tmp_path)
+    assert 'SIGINT' in printed if system == 'Windows' else 'SIGTERM' in printed
+    assert 'saved iter_3.pth after 3 iterations' in printed
+    assert 'resumed epoch: 0, iter: 3' in printed
+    assert 'iter_5.pth' in printed.splitlines()[-1] and '.tmp' not in printed.splitlines()[-1]
+    assert ('peak memory' in printed) == (system != 'Windows')
+
+
+SHIELDED = """
+import os, signal, sys, time
+from revcol_mm.engine.runner import ResumableRunner
+
+class Stuck:
+    def __len__(self):
+        return 2
+    def __getitem__(self, index):
+        time.sleep(1000 * index)
+        return os.getpid()
+
+if __name__ == '__main__':
+    os.setpgid(0, 0)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    loader = ResumableRunner.build_dataloader(
+        dict(
+            dataset=Stuck(),
+            batch_size=1,
+            num_workers=1,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='pseudo_collate'),
+            multiprocessing_context=sys.argv[1],
+        )
+    )
+    batches = iter(loader)
+    (worker,) = next(batches)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+        os.killpg(0, number)
+        time.sleep(0.2)
+    assert batches._workers[0].is_alive()
+    print('worker', worker)
+"""
+
+
+@pytest.mark.parametrize('start_method', ['fork', 'spawn'])
+def test_a_stuck_worker_outlives_signals_to_the_group_and_ends_with_its_parent(start_method, tmp_path):
+    (tmp_path / 'main.py').write_text(SHIELDED)
+    worker = int(run(tmp_path / 'main.py', start_method).split()[-1])
+    with pytest.raises(ProcessLookupError):
+        os.kill(worker, 0)
