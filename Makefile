@@ -1,58 +1,29 @@
-# For Debian or Ubuntu with Python 3.10-3.12, a C++ compiler and make; see README.md.
+# For Python 3.10 to 3.13 with venv, on Linux or macOS; see README.md.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
 
 PYTHON ?= python3
 VENV ?= .venv
-STACK ?=  # onedl or oldest: with what requirements-$(STACK).txt has in place of requirements.txt
+REQUIREMENTS ?= requirements.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-onedl test-oldest test-newest lint docs lock audit
+.PHONY: install demo trainings test test-onedl test-oldest test-compiled lint docs lock audit
 install: $(VENV)/installed
 
-$(VENV)/installed: requirements.txt constraints.txt requirements-onedl.txt requirements-oldest.txt setup.py
-	@fail() { echo "error: $$1"; exit 1; }
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' \
-	    || fail "$(PYTHON) is none of Python 3.10 to 3.12; try: make PYTHON=python3.11"
-	$(PYTHON) -c 'import ensurepip' || fail "no venv for $(PYTHON); try: apt-get install python3-venv"
-	test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h" \
-	    || fail "no headers for $(PYTHON); try: apt-get install python3-dev"
-	command -v c++ > /dev/null || fail "no C++ compiler; try: apt-get install g++"
-	echo "[1/5] virtual environment with $$($(PYTHON) --version)"
-	$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
-	case '$(STACK)' in
-	    '') replaced='^$$' ;;
-	    onedl) replaced='^mm' ;;
-	    oldest) replaced='^torch\|^nvidia\|^triton\|^sympy' ;;
-	    *) fail "STACK is empty, onedl or oldest, not $(STACK)" ;;
-	esac
-	wanted=$(VENV)/requirements.txt
-	for file in requirements constraints; do
-	    cat $(if $(STACK),requirements-$(STACK).txt) <(grep -v "$$replaced" $$file.txt) > $(VENV)/$$file.txt
-	done
-	get() { $(PIP) install -c $(VENV)/constraints.txt "$$@"; }
-	get -q pip setuptools wheel ninja psutil
-	echo "[2/5] torch, the largest download"
-	get torch torchvision opencv-python
+$(VENV)/installed: $(REQUIREMENTS) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "error: Python 3.10 or later, not " + sys.version)'
+	$(PYTHON) -m venv --clear $(VENV)
+	echo "installing $(REQUIREMENTS) into $(VENV); most of it is torch, some 3 GB where pip has not cached it"
+	$(PIP) install -q -r $(REQUIREMENTS)
+	$(PIP) install -q --no-deps -e .
 	# opencv-python wants libGL, which servers lack
 	$(BIN)/python -c 'import cv2' 2> /dev/null || $(PIP) install -q --force-reinstall --no-deps \
-	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' $$wanted)
-	echo "[3/5] mmcv, whose ops are compiled against this torch: 10 to 20 minutes on 2 cores"
-	mmcv=$$(sed -n 's/^\(.*mmcv\)==.*/\1/p' $$wanted)
-	compile() { get -v --no-build-isolation "$$@" "$$mmcv" 2>&1 | tee $(VENV)/mmcv.log \
-	    | sed -un 's/^ *\(\[[0-9]*\/[0-9]*\]\) .*/\1/p' || { tail -n 40 $(VENV)/mmcv.log; exit 1; }; }
-	compiled() { $(BIN)/python -c 'import mmcv.ops' 2> /dev/null; }
-	compiled || compile
-	compiled || compile --no-cache-dir --force-reinstall --no-deps  # pip had cached it for another torch
-	echo "[4/5] the rest of requirements.txt"
-	get -q --no-build-isolation -r $$wanted
-	echo "[5/5] revcol_mm"
-	$(PIP) install -q --no-build-isolation --no-deps -e .
+	    $$(sed -n 's/^opencv-python==/opencv-python-headless==/p' $(REQUIREMENTS))
 	$(BIN)/python -m revcol_mm.check_env
 	touch $@
 
@@ -92,24 +63,37 @@ trainings: install $(SAMPLE)
 	    --out docs/trainings/untrained
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
 
+# The same on other sets of packages, each in an environment of its own. On another Python, for example:
+# make test PYTHON=python3.13 VENV=.venv-3.13
 test-onedl:
-	$(MAKE) test VENV=.venv-onedl STACK=onedl
+	$(MAKE) test VENV=.venv-onedl REQUIREMENTS=requirements-onedl.txt
 
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest STACK=oldest PYTHON=python3.10
+	$(MAKE) test VENV=.venv-oldest REQUIREMENTS=requirements-oldest.txt PYTHON=python3.10
 
-test-newest:
-	$(MAKE) test VENV=.venv-newest PYTHON=python3.12
+# mmcv with ops compiled against torch, in place of mmcv-lite: needs a C++ compiler and 10 to 20 minutes on 2 cores
+test-compiled:
+	@$(MAKE) install VENV=.venv-compiled REQUIREMENTS=requirements-oldest.txt
+	pip=".venv-compiled/bin/python -m pip --disable-pip-version-check"
+	.venv-compiled/bin/python -c 'import mmcv._ext' 2> /dev/null || {
+	    $$pip uninstall -qy mmcv-lite
+	    $$pip install -q wheel ninja psutil
+	    MMCV_WITH_OPS=1 $$pip install -q --no-build-isolation --no-deps mmcv==2.1.0
+	}
+	$(MAKE) test VENV=.venv-compiled REQUIREMENTS=requirements-oldest.txt
 
-# Pins what requirements.txt draws in: the result is to be tested and committed.
+# Pins what the extras of pyproject.toml draw in: the result is to be tested and committed.
 lock: install
-	@$(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --python $(BIN)/python --no-build-isolation \
-	    --no-annotate --custom-compile-command 'make lock' --output-file constraints.txt requirements.txt
+	@pin() { $(BIN)/uv pip compile -q --upgrade --universal --python-version 3.10 --no-annotate \
+	    --custom-compile-command 'make lock' pyproject.toml --output-file "$$@"; }
+	pin requirements.txt --extra all --extra dev --extra docs
+	pin requirements-onedl.txt --extra onedl --extra dev -c requirements.txt
+	pin requirements-oldest.txt --extra all --extra dev -c requirements.txt --override <(echo 'torch==2.10.0')
 
 audit: install  # asks PyPI for known vulnerabilities of the pinned versions
-	@$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r constraints.txt
+	@$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r requirements.txt
 
 docs: install
 	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site

@@ -8,13 +8,17 @@ import importlib
 import platform
 import re
 import sys
+import textwrap
 from importlib import metadata
+from types import ModuleType
 from typing import NamedTuple, Sequence
+
+from .mmcv_ops import sort_ops
 
 # The versions that this project's tests run on. Both sets have the same import names.
 UPSTREAM = {
     'mmengine': ('mmengine', '0.10.7'),
-    'mmcv': ('mmcv', '2.1.0'),
+    'mmcv': ('mmcv-lite', '2.1.0'),  # mmcv without its compiled ops, which revcol_mm.mmcv_ops replaces
     'mmdet': ('mmdet', '3.3.0'),
     'mmseg': ('mmsegmentation', '1.2.2'),
     'mmpretrain': ('mmpretrain', '1.2.0'),
@@ -27,16 +31,27 @@ ONEDL = {
     'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
 }
 SETS = {'upstream': UPSTREAM, 'onedl': ONEDL}
-# The oldest and the newest that the tests run on. Older torch cannot read checkpoints safely.
-TORCH = ('2.6.0', '2.9.1')
-PYTHON = ('3.10', '3.12')
+COMPILED = 'mmcv'  # the distribution of mmcv-lite's modules with compiled ops, instead of it
+# The oldest and the newest that the tests run on.
+TORCH = ('2.10.0', '2.14.1')
+PYTHON = ('3.10', '3.13')
 
 DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # of packages with another import name
 
 CORE = ('torch', 'cv2', 'mmengine')
 TASKS = {
-    'segmentation': (*CORE, 'tensorboard', 'mmcv', 'mmcv.ops', 'ftfy', 'regex', 'mmseg', 'mmdet'),
-    'detection': (*CORE, 'tensorboard', 'mmcv', 'mmcv.ops', 'mmdet'),
+    'segmentation': (
+        *CORE,
+        'tensorboard',
+        'mmcv',
+        'torchvision',
+        'mmcv.ops',
+        'mmdet',
+        'ftfy',
+        'regex',
+        'mmseg',
+    ),
+    'detection': (*CORE, 'tensorboard', 'mmcv', 'torchvision', 'mmcv.ops', 'mmdet'),
     'classification': (*CORE, 'tensorboard', 'mmcv', 'mmpretrain'),
 }
 SCOPES = {'mmseg': 'segmentation', 'mmdet': 'detection', 'mmpretrain': 'classification'}
@@ -56,37 +71,24 @@ class Part(NamedTuple):
     fix: str | None
 
 
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def _distributions(name: str) -> dict[str, str]:
-    """Installed distributions, with versions, that provide an OpenMMLab import name; by set."""
-    found = {}
-    for label, packages in SETS.items():
-        try:
-            found[label] = metadata.version(packages[name][0])
-        except metadata.PackageNotFoundError:
-            pass
-    return found
+    """Installed distributions that provide an OpenMMLab import name, and the set that each belongs to."""
+    sets = {SETS[label][name][0]: label for label in SETS}
+    if name == 'mmcv':
+        sets[COMPILED] = 'upstream'
+    return {distribution: label for distribution, label in sets.items() if _version(distribution)}
 
 
 def installed_set() -> str | None:
     """'upstream', 'onedl' or, with no OpenMMLab package installed, None; MMEngine decides."""
-    for name in UPSTREAM:
-        found = _distributions(name)
-        if found:
-            return next(iter(found))
-    return None
-
-
-def _install_line(name: str, label: str) -> str:
-    """The command that installs an OpenMMLab package of a set."""
-    distribution, version = SETS[label][name]
-    if name != 'mmcv':
-        return f'pip install {distribution}=={version}'
-    # Its ops are compiled against the torch that is there, which an isolated build would not see.
-    return (
-        "pip install 'setuptools<81' ninja psutil && "
-        'pip install --no-build-isolation --no-cache-dir --force-reinstall --no-deps '
-        f'{distribution}=={version}'
-    )
+    return next((label for name in UPSTREAM for label in _distributions(name).values()), None)
 
 
 def examine(name: str) -> Part:
@@ -95,15 +97,18 @@ def examine(name: str) -> Part:
     package = name.split('.')[0]
     if package in UPSTREAM:
         found = _distributions(package)
-        fix = _install_line(package, label)
+        fix = 'pip install {}=={}'.format(*SETS[label][package])
+        remove = f'pip uninstall -y {" ".join(found)} && {fix}'
         if len(found) > 1:
-            names = ' '.join(SETS[each][package][0] for each in found)
-            return Part(name, f'two distributions, {names}', f'pip uninstall -y {names} && {fix}')
-        if found and label not in found:
-            other = SETS[next(iter(found))][package][0]
-            return Part(name, f'{other}, but MMEngine is {label}', f'pip uninstall -y {other} && {fix}')
+            return Part(name, f'two distributions, {" ".join(found)}', remove)
+        if found and label not in found.values():
+            return Part(name, f'{" ".join(found)}, but MMEngine is {label}', remove)
+        if COMPILED in found:
+            fix = remove
     elif package == 'torch':
         fix = f'pip install torch=={TORCH[1]} torchvision'
+    elif package == 'torchvision':  # each is made for one torch, which is to stay
+        fix = f'pip install --force-reinstall torch=={_version("torch") or TORCH[1]} torchvision'
     elif package == 'cv2':  # the plain one wants libGL, which servers lack
         fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
     else:
@@ -118,21 +123,36 @@ def examine(name: str) -> Part:
         return Part(name, f'broken: {error}', fix)
     version = getattr(module, '__version__', '')
     if name == 'torch':
-        version = version.split('+')[0]
-        if _numbers(version) < _numbers(TORCH[0]):
-            return Part(name, f'{version}, older than {TORCH[0]}', fix)
-        return Part(name, _tested(version, *TORCH), None)
+        return _examine_torch(module, fix)
     if name == 'mmcv.ops':
-        import torch
-
-        compiled = module.get_compiling_cuda_version()
-        if torch.cuda.is_available() and compiled == 'not available':
-            return Part(name, 'compiled without CUDA', f'export FORCE_CUDA=1; {fix}')
-        return Part(name, f'compiled, CUDA {compiled}', None)
+        return _examine_ops(module, fix)
     if name not in UPSTREAM:
         return Part(name, version, None)
     tested = SETS[label][name][1]
     return Part(name, _tested(version, tested, tested), None)
+
+
+def _examine_torch(torch: ModuleType, fix: str) -> Part:
+    """Its version, whether checkpoints are safe with it, and what it computes on."""
+    version = torch.__version__.split('+')[0]
+    if _numbers(version) < (2, 6):
+        return Part('torch', f'{version}, which runs the code of checkpoints', fix)
+    device = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'no CUDA'
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    state = f'{_tested(version, *TORCH)}, {device}, {", ".join(gpus) or "no GPU"}'
+    if _numbers(version) < (2, 10):
+        state += '; CVE-2026-24747: checkpoints of others can corrupt memory, which torch 2.10 mends'
+    return Part('torch', state, None)
+
+
+def _examine_ops(ops: ModuleType, fix: str) -> Part:
+    """Whether they are compiled, and for what."""
+    import torch
+
+    cuda = ops.get_compiling_cuda_version()
+    if cuda == 'not available' and torch.cuda.is_available():
+        return Part('mmcv.ops', 'compiled without CUDA', fix)
+    return Part('mmcv.ops', f'compiled, CUDA {cuda}' if sort_ops() is None else 'on torchvision', None)
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -179,6 +199,10 @@ def main() -> int:
     for task, names in TASKS.items():
         lacking = [name for name in names if parts[name].fix]
         print(f'{task:14} ' + (f'cannot run, for want of {", ".join(lacking)}' if lacking else 'can run'))
+    if parts['mmcv.ops'].fix is None and (ops := sort_ops()):
+        print()
+        for what, names in zip(('on torchvision', 'that are missing'), ops):
+            print(textwrap.fill(f'ops of mmcv {what}: {", ".join(names)}', 100, subsequent_indent='  '))
     fixes = dict.fromkeys(part.fix for part in parts.values() if part.fix)
     if fixes:
         print('\nTo mend it, in this order:', *fixes, sep='\n  ')

@@ -1,11 +1,18 @@
 """check_env tells what is installed and prints the exact line that mends what is not."""
 
+import importlib
+import inspect
 import re
+import sys
 from importlib import metadata
+from pathlib import Path
 
+import mmcv.ops
 import pytest
+from mmengine.registry import MODELS
 
 from revcol_mm import check_env
+from revcol_mm.mmcv_ops import sort_ops
 
 from .subprocesses import REPO, run
 
@@ -41,34 +48,44 @@ def test_the_installed_set_is_whole_and_everything_can_run():
 def test_the_pins_are_those_of_the_requirements(file, packages):
     pins = re.findall(r'^([\w-]+)==([\w.]+)', (REPO / file).read_text(), re.M)
     assert set(packages.values()) <= set(pins)
-    assert ('torch', check_env.TORCH[1]) in pins or file == 'requirements-onedl.txt'
+    assert ('torch', check_env.TORCH[1]) in pins
 
 
 def test_the_oldest_versions_are_those_that_the_tests_run_on():
     assert f'torch=={check_env.TORCH[0]}\n' in (REPO / 'requirements-oldest.txt').read_text()
     makefile = (REPO / 'Makefile').read_text()
     assert f'PYTHON=python{check_env.PYTHON[0]}\n' in makefile
-    assert f"python_requires='>={check_env.PYTHON[0]}'" in (REPO / 'setup.py').read_text()
+    assert f'Python {check_env.PYTHON[0]} to {check_env.PYTHON[1]}' in makefile
+    assert f'requires-python = ">={check_env.PYTHON[0]}"' in (REPO / 'pyproject.toml').read_text()
 
 
 @pytest.mark.parametrize(
     'version, said',
     [
-        ('2.5.1+cpu', '2.5.1, older than 2.6.0'),
-        ('2.6.0', '2.6.0'),
-        ('2.8.0a0+git1', '2.8.0a0'),
-        ('2.9.1+cu128', '2.9.1'),
-        ('2.10.0', '2.10.0 (tests run on 2.6.0 to 2.9.1)'),
+        ('2.5.1+cpu', '2.5.1, which runs the code of checkpoints'),
+        ('2.9.1', r'2.9.1 \(tests run on .*\), .*; CVE-2026-24747: .*'),
+        ('2.10.0', '2.10.0, .*, no GPU'),
+        ('2.11.0a0+git1', '2.11.0a0, .*, no GPU'),
+        ('2.14.1+cu130', '2.14.1, .*, no GPU'),
+        ('2.15.0', '2.15.0 \\(tests run on 2.10.0 to 2.14.1\\), .*, no GPU'),
     ],
 )
 def test_a_torch_is_compared_with_those_that_the_tests_run_on(version, said, monkeypatch):
     monkeypatch.setattr('torch.__version__', version)
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     part = check_env.examine('torch')
-    assert part.state == said and bool(part.fix) == ('older' in said)
+    assert re.fullmatch(said, part.state) and bool(part.fix) == (version == '2.5.1+cpu')
+
+
+def test_a_gpu_is_named(monkeypatch):
+    monkeypatch.setattr('torch.version.cuda', '13.0')
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda index: 'NVIDIA H100')
+    assert check_env.examine('torch').state.endswith('CUDA 13.0, NVIDIA H100')
 
 
 @pytest.mark.parametrize(
-    'version, tested', [('3.9.1', False), ('3.10.0', True), ('3.12.11', True), ('3.13.0', False)]
+    'version, tested', [('3.9.1', False), ('3.10.0', True), ('3.13.1', True), ('3.14.0', False)]
 )
 def test_a_python_is_compared_with_those_that_the_tests_run_on(version, tested):
     assert ('tests run on' in check_env._tested(version, *check_env.PYTHON)) == (not tested)
@@ -79,6 +96,7 @@ def test_a_python_is_compared_with_those_that_the_tests_run_on(version, tested):
     [
         ({}, None),
         ({'mmengine': '0.10.7', 'mmcv': '2.1.0'}, 'upstream'),
+        ({'mmcv_lite': '2.1.0'}, 'upstream'),
         ({'onedl_mmengine': '0.10.12'}, 'onedl'),
     ],
 )
@@ -101,6 +119,50 @@ def test_two_distributions_of_one_name_are_mended_by_keeping_one(distributions):
     )
 
 
+@pytest.mark.parametrize('fault', ['two', 'broken', 'no CUDA'])
+def test_compiled_ops_that_do_not_run_are_mended_without_compiling(fault, distributions, monkeypatch):
+    distributions(mmengine='0.10.7', mmcv='2.1.0', **({'mmcv_lite': '2.1.0'} if fault == 'two' else {}))
+    if fault == 'broken':
+        monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
+    else:
+        monkeypatch.setattr('mmcv.ops.get_compiling_cuda_version', lambda: 'not available')
+        monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    fix = check_env.examine('mmcv.ops').fix
+    assert re.fullmatch('pip uninstall -y (mmcv-lite )?mmcv && pip install mmcv-lite==2.1.0', fix)
+
+
+@pytest.mark.skipif(sort_ops() is None, reason='compiled ops')
+@pytest.mark.skipif(check_env.installed_set() == 'onedl', reason='has one op more')
+def test_ops_are_listed_as_the_documentation_lists_them():
+    printed = ' '.join(run('-m', 'revcol_mm.check_env').split())
+    page = (REPO / 'docs/environment.md').read_text()
+    for names in sort_ops():
+        assert ', '.join(names) in printed
+        assert f'{", ".join(names)}.' in ' '.join(page.replace('`', '').split())
+
+
+@pytest.mark.skipif(sort_ops() is None, reason='compiled ops')
+@pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_all_ops_that_openmmlab_imports_are_supplied(package):
+    (folder,) = importlib.util.find_spec(package).submodule_search_locations
+    sources = '\n'.join(path.read_text(encoding='utf-8') for path in Path(folder).rglob('*.py'))
+    imports = re.findall(r'from (mmcv\.ops[\w.]*) import ([\w, ]+|\([\w,\s]+\))', sources)
+    ops = [
+        getattr(importlib.import_module(module), name)
+        for module, names in imports
+        for name in re.findall(r'\w+', re.sub(r' as \w+', '', names))
+    ]
+    types = set(re.findall(r"type='(\w+)'", sources))  # in configs: layers of RoIs, convolutions, upsampling
+    ops += [getattr(mmcv.ops, name) for name in types & {*mmcv.ops.__all__}]
+    ops += [MODELS.get(name) for name in types & {'DCN', 'DCNv2', 'SAC', 'carafe'}]
+    assert len(ops) > 5 or package == 'mmpretrain'
+    for op in ops:
+        owner = getattr(op, '__self__', op)  # some are methods of an autograd.Function
+        module = sys.modules[owner.__module__]
+        functions = set(re.findall(r'ext_module\.(\w+)', inspect.getsource(module)))
+        assert functions - set(mmcv._ext.SUPPLIED) <= {'nms_rotated', 'nms_quadri'}, op
+
+
 HIDE = """
 import sys
 sys.modules[{module!r}] = None
@@ -112,10 +174,11 @@ from revcol_mm.check_env import {call}
 @pytest.mark.parametrize(
     'module, fix',
     [
-        ('torch', 'pip install torch==2.9.1 torchvision'),
+        ('torch', 'pip install torch==2.14.1 torchvision'),
+        ('torchvision', r'pip install --force-reinstall torch==\S+ torchvision'),
         ('mmseg', 'pip install (onedl-)?mmsegmentation==.*'),
         ('ftfy', 'pip install ftfy'),
-        ('mmcv._ext', 'pip install --no-build-isolation .*mmcv==.*'),
+        ('mmcv._ext', 'pip (un)?install .*mmcv.*'),
     ],
 )
 def test_what_is_missing_is_named_with_the_line_that_mends_it(module, fix):
