@@ -15,7 +15,8 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
     boxes, scores = upcast(boxes, scores)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    return torchvision.ops.nms(boxes, scores, iou_threshold)
+    # As a number of the boxes' type: torchvision compares float32 with a float64, which is never the same.
+    return torchvision.ops.nms(boxes, scores, boxes.new_tensor(iou_threshold).item())
 
 
 def softnms(
@@ -43,41 +44,49 @@ def softnms(
     Returns:
         Indices (K,) of the boxes that are kept.
     """
-    left, top, right, bottom = (side.copy() for side in upcast(boxes)[0].numpy().T)
-    scores = upcast(scores)[0].numpy().copy()
+    left, top, right, bottom = sides = upcast(boxes)[0].numpy().T
     areas = (right - left + offset) * (bottom - top + offset)
-    rows = np.arange(len(scores))  # of the boxes that are left, in the compiled op's order
-    kept = 0
-    while kept < len(rows):
-        best = kept + scores[rows[kept:]].argmax()
-        rows[[kept, best]] = rows[[best, kept]]
-        row, others = rows[kept], rows[kept + 1 :]
-        dets[kept] = torch.tensor([left[row], top[row], right[row], bottom[row], scores[row]])
-        width = np.minimum(right[row], right[others]) - np.maximum(left[row], left[others]) + offset
-        height = np.minimum(bottom[row], bottom[others]) - np.maximum(top[row], top[others]) + offset
-        overlap = width.clip(0) * height.clip(0)
-        with np.errstate(invalid='ignore', divide='ignore'):  # boxes without an area
-            iou = overlap / (areas[row] + areas[others] - overlap)
-        if method == GAUSSIAN:
-            scores[others] *= np.exp(-(iou**2) / sigma)
-        else:
-            scores[others] *= np.where(iou >= iou_threshold, 1 - iou if method == LINEAR else 0, 1)
-        rows = np.concatenate([rows[: kept + 1], _fill_gaps(others, scores[others] < min_score)])
+    # Columns are swapped as the compiled op does, which decides between equal scores.
+    columns = np.vstack([sides, upcast(scores)[0].numpy(), areas])
+    indices = np.arange(len(areas))
+    kept, count = 0, len(areas)
+    while kept < count:
+        best = kept + _best(columns[4, kept:count])
+        columns[:, [kept, best]] = columns[:, [best, kept]]
+        indices[[kept, best]] = indices[[best, kept]]
+        left, top, right, bottom, _, area = columns[:, kept]
         kept += 1
-    return torch.from_numpy(rows)
-
-
-def _fill_gaps(rows: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-    """Drop rows as the compiled op does, which decides between equal scores: the last one takes the place."""
-    rows, dropped = list(rows), list(dropped)
-    place = 0
-    while place < len(rows):
-        if dropped[place]:
-            rows[place], dropped[place] = rows[-1], dropped[-1]
-            del rows[-1], dropped[-1]
+        lefts, tops, rights, bottoms, lowered, areas = columns[:, kept:count]
+        width = np.minimum(right, rights) - np.maximum(left, lefts) + offset
+        height = np.minimum(bottom, bottoms) - np.maximum(top, tops) + offset
+        overlap = np.maximum(width, 0) * np.maximum(height, 0)
+        with np.errstate(invalid='ignore', divide='ignore'):  # boxes without an area
+            iou = overlap / (area + areas - overlap)
+        if method == GAUSSIAN:
+            lowered *= np.exp(-(iou**2) / sigma)
         else:
-            place += 1
-    return np.array(rows, dtype=np.int64)
+            lowered *= np.where(iou >= iou_threshold, 1 - iou if method == LINEAR else 0, 1)
+        dropped = lowered < min_score
+        if dropped.any():
+            rest = kept + _fill_gaps(dropped)
+            count = kept + len(rest)
+            columns[:, kept:count], indices[kept:count] = columns[:, rest], indices[rest]
+    dets[:count] = torch.from_numpy(columns[:5, :count].T)
+    return torch.from_numpy(indices[:count])
+
+
+def _best(scores: np.ndarray) -> int:
+    """Place of the first of the highest scores. Nothing is higher than a NaN that is the first of all."""
+    best = scores.argmax()  # the first NaN, if there is any
+    return np.nanargmax(scores) if best and np.isnan(scores[best]) else best
+
+
+def _fill_gaps(dropped: np.ndarray) -> np.ndarray:
+    """Places of what is not dropped, the last ones where the first gaps are."""
+    count = len(dropped) - dropped.sum()
+    places = np.arange(count)
+    places[dropped[:count]] = count + np.flatnonzero(~dropped[count:])[::-1]
+    return places
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
@@ -98,7 +107,7 @@ def _ious(boxes1: Tensor, boxes2: Tensor, offset: int, iof: bool = False) -> Ten
     corner1, corner2 = torch.maximum(boxes1, boxes2)[..., :2], torch.minimum(boxes1, boxes2)[..., 2:]
     overlap = (corner2 - corner1 + offset).clamp(min=0).prod(-1)
     area1, area2 = ((boxes[..., 2:] - boxes[..., :2] + offset).prod(-1) for boxes in (boxes1, boxes2))
-    return overlap / (area1 if iof else area1 + area2 - overlap).clamp(min=offset)
+    return overlap / (area1 if iof else area1 + area2 - overlap)
 
 
 def bbox_overlaps(

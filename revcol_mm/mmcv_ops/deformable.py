@@ -21,9 +21,22 @@ def _deform_conv(
     ) -> Tensor:
         x, offset, weight = upcast(input, offset, weight)
         mask, bias = (tensor if tensor is None else tensor.to(x.dtype) for tensor in (mask, bias))
+        geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        size = [
+            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in geometry
+        ]
+        offset, mask = (tensor if tensor is None else _of_size(tensor, *size) for tensor in (offset, mask))
         return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
     return op
+
+
+def _of_size(maps: Tensor, height: int, width: int) -> Tensor:
+    """Maps (B, C, height, width) of each sample's first values: what MMCV reads of larger ones (DyHead)."""
+    if maps.shape[2:] == (height, width):
+        return maps
+    batch, channels = maps.shape[:2]
+    return maps.flatten(1)[:, : channels * height * width].view(batch, channels, height, width)
 
 
 def _version1(dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW: int, **_: Any) -> Callable:
@@ -31,7 +44,13 @@ def _version1(dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW:
 
 
 def deform_conv_forward(
-    input: Tensor, weight: Tensor, offset: Tensor, output: Tensor, columns: Tensor, ones: Tensor, **geometry: int
+    input: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    output: Tensor,
+    columns: Tensor,
+    ones: Tensor,
+    **geometry: int,
 ) -> None:
     """Deformable convolution, https://arxiv.org/abs/1703.06211, of (B, C, H, W) into ``output`` (B, D, h, w).
 
@@ -76,7 +95,9 @@ def deform_conv_backward_parameters(
     """Gradient of the weight, which :func:`deform_conv_backward_input` has left if it was called."""
     if not columns.numel():
         weight = grad_weight  # the op is linear in it
-        columns = gradients(lambda weight: _version1(**geometry)(input, offset, weight), [weight], grad_output)[0]
+        columns = gradients(
+            lambda weight: _version1(**geometry)(input, offset, weight), [weight], grad_output
+        )[0]
     grad_weight.copy_(columns)
 
 
@@ -133,9 +154,7 @@ def modulated_deform_conv_backward(
 def _has_kernels(value: Tensor) -> bool:
     """Whether the fused kernels run on a tensor; their gradients' last bits depend on the order of threads."""
     return (
-        value.is_cuda
-        and find_spec('triton') is not None
-        and not torch.are_deterministic_algorithms_enabled()
+        value.is_cuda and find_spec('triton') is not None and not torch.are_deterministic_algorithms_enabled()
     )
 
 

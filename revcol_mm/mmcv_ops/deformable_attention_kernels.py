@@ -1,16 +1,16 @@
-"""Multi-scale deformable attention as two Triton kernels for CUDA, one forward, one backward.
+"""Multi-scale deformable attention as two Triton kernels for CUDA: one forward, one backward.
 
-Equation 3 of Deformable DETR (https://arxiv.org/abs/2010.04159), written ::
+Equation 3 of Deformable DETR (https://arxiv.org/abs/2010.04159), for every image b, query q and head h::
 
-    output[b, q, h] = sum_lp attention_weights[b, q, h, l, p] * value_l[b, h](sampling_locations[b, q, h, l, p])
+    output[b, q, h] = sum over l, p of weights[b, q, h, l, p] * value_l[b, h](locations[b, q, h, l, p])
 
-where ``value_l(x, y)`` interpolates level ``l`` bilinearly, as :func:`torch.nn.functional.grid_sample` does with zero
-padding and ``align_corners=False``. The samples are summed where they are read, and stored nowhere.
+where ``value_l(x, y)`` interpolates level ``l`` bilinearly, as :func:`torch.nn.functional.grid_sample` does
+with zero padding and ``align_corners=False``. Samples are summed where they are read, and stored nowhere.
 
-Letters: ``B`` images, ``Q`` queries, ``H`` heads of ``D`` channels, ``L`` levels of ``P`` points each, and ``S`` pixels,
-those of all levels.
+Letters: ``B`` images, ``Q`` queries, ``H`` heads of ``D`` channels, ``L`` levels with ``P`` points each, and
+``S`` pixels, those of all levels.
 
-Shapes are the caller's to check. What is in ``spatial_shapes`` stays on the GPU: to look would be to wait for it.
+It is the caller who checks shapes. What ``spatial_shapes`` holds stays on the GPU: to look would be to wait.
 """
 
 import torch
@@ -28,19 +28,20 @@ def forward(
 ) -> Tensor:
     """Multi-scale deformable attention.
 
-    With ``e`` bytes a value and ``f`` bytes a location, ``e (B S H D + B Q H D) + 3 f B Q H L P`` bytes is the least to
-    be moved. The caches deliver up to ``4 e B Q H L P D`` bytes, and set the time where every pixel is a query.
+    At least ``e (B S H D + B Q H D) + 3 f B Q H L P`` bytes have to be moved, ``e`` for a value and ``f`` for
+    a coordinate or weight. Up to ``4 e B Q H L P D`` more come from the caches, and take longest in an
+    encoder, where ``Q = S``.
 
     Args:
-        value: Of any floating-point type, as all but the shapes and indices, ``(B, S, H, D)``.
-        spatial_shapes: Height and width of each level, ``(L, 2)``, integers.
+        value: ``(B, S, H, D)``; of any floating-point type, like locations and weights.
+        spatial_shapes: Height and width of each level, ``(L, 2)``, integers that sum up to ``S`` pixels.
         level_start_index: Where in ``S`` each level starts, ``(L,)``, integers.
-        sampling_locations: ``(B, Q, H, L, P, 2)``, x and y, from 0 to 1 across the image. What lies outside samples
-            zeros, and so does NaN.
+        sampling_locations: ``(B, Q, H, L, P, 2)``, x and y, from 0 to 1 across the image. Where there is no
+            pixel they sample zeros, and so they do if they are NaN.
         attention_weights: ``(B, Q, H, L, P)``.
 
     Returns:
-        ``(B, Q, H * D)``, of the type of ``value``; computed in float32, or in float64 if an input is that.
+        ``(B, Q, H * D)`` in the type of ``value``; computed in float32, or in float64 if an input is that.
     """
     batch_size, _, num_heads, dim = value.shape
     output = value.new_empty(batch_size, sampling_locations.shape[1], num_heads * dim)
@@ -59,31 +60,31 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`forward`.
 
-    The least to be moved is what forward reads, and the three gradients. The caches also add up to
-    ``4 B Q H L P D`` numbers to the gradient of ``value``.
+    At least what forward reads has to be moved, and ``grad_output`` and the three gradients. Up to
+    ``4 B Q H L P D`` numbers are added to the gradient of ``value`` in the caches.
 
     Args:
-        value: This and the next four: as in forward.
-        spatial_shapes: Height and width of each level.
-        level_start_index: Where each level starts.
-        sampling_locations: Between pixels interpolation has kinks, at their centres; there the gradient is that
-            towards greater x and y, as ``grid_sample``'s.
-        attention_weights: Of each sample.
+        value: As for forward.
+        spatial_shapes: As for forward.
+        level_start_index: As for forward.
+        sampling_locations: As for forward. Interpolation has kinks at the centres of pixels. There the
+            gradient is the one towards greater x and y, as that of ``grid_sample`` is.
+        attention_weights: As for forward.
         grad_output: Gradient of the output, ``(B, Q, H * D)``.
 
     Returns:
-        The gradients of ``value``, ``sampling_locations`` and ``attention_weights``, in their shapes and types.
+        Gradients of ``value``, ``sampling_locations`` and ``attention_weights``, in their shapes and types.
 
     Note:
-        Many queries add to one pixel's gradient, by atomic additions in float32 (float64 if an input is that), in
-        no order. So the last bits of the gradient of ``value`` differ from run to run, unlike all else here: take
-        another path where :func:`torch.are_deterministic_algorithms_enabled`.
+        Many queries add to the gradient of one pixel, atomically and in no fixed order, in the type of
+        forward's computation. So the last bits of the gradient of ``value`` differ from run to run, and no
+        other result does: take another path where :func:`torch.are_deterministic_algorithms_enabled`.
     """
     inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights, grad_output)
     grad_value = torch.zeros(value.shape, dtype=_compute_dtype(inputs), device=value.device)
     grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
-    # Programs of one warp wait for no other where threads exchange their sums.
+    # Where threads exchange sums, a program of one warp waits for no other.
     _launch(_backward_kernel, inputs, (grad_value, grad_locations, grad_weights), num_warps=1)
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
@@ -102,7 +103,7 @@ def _launch(
     num_rows = num_queries * num_heads
     if batch_size * num_rows * dim == 0:
         return
-    # As many rows as let each thread read 16 bytes at once, and its neighbours the rest of a row.
+    # As many rows as let each thread read 16 bytes at once, and the threads beside it the rest of a row.
     block_dim = triton.next_power_of_2(dim)
     block_rows = max(1, num_warps * 32 * 16 // value.element_size() // block_dim)
     # On one axis: on the other two a grid ends at 65535.
@@ -151,7 +152,7 @@ def _forward_kernel(
     total = tl.zeros((BLOCK_ROWS, BLOCK_DIM), COMPUTE)
     for level in range(NUM_LEVELS):
         height, width, start = _load_level(spatial_shapes, level_start_index, level)
-        for point in tl.range(NUM_POINTS, loop_unroll_factor=4):
+        for point in tl.range(NUM_POINTS, loop_unroll_factor=4):  # reads of four points under way at once
             sample = (row * NUM_LEVELS + level) * NUM_POINTS + point
             weight = tl.load(weights + sample, has_row, 0).to(COMPUTE)
             left, top, x_share, y_share, is_near = _locate(locations, sample, has_row, height, width, COMPUTE)
@@ -191,9 +192,8 @@ def _backward_kernel(
     has_channel = channel < DIM
     row_offset = image * num_pixels * (NUM_HEADS * DIM) + (row % NUM_HEADS * DIM)[:, None] + channel
     row += image * num_rows
-    grad = tl.load(grad_output + (row * DIM)[:, None] + channel, has_row[:, None] & has_channel, 0).to(
-        COMPUTE
-    )
+    row_grad = grad_output + (row * DIM)[:, None] + channel
+    grad = tl.load(row_grad, has_row[:, None] & has_channel, 0).to(COMPUTE)
     for level in range(NUM_LEVELS):
         height, width, start = _load_level(spatial_shapes, level_start_index, level)
         for point in range(NUM_POINTS):
@@ -220,9 +220,8 @@ def _backward_kernel(
                 )
                 offset = row_offset + ((start + pixel) * (NUM_HEADS * DIM))[:, None]
                 grad_corner = (weight * x_weight * y_weight)[:, None] * grad
-                tl.atomic_add(
-                    grad_value + offset, grad_corner, is_inside[:, None] & has_channel, sem='relaxed'
-                )
+                mask = is_inside[:, None] & has_channel
+                tl.atomic_add(grad_value + offset, grad_corner, mask, sem='relaxed')
             tl.store(grad_locations + sample * 2, weight * width * grad_x, has_row)
             tl.store(grad_locations + sample * 2 + 1, weight * height * grad_y, has_row)
             tl.store(grad_weights + sample, grad_weight, has_row)
@@ -230,7 +229,7 @@ def _backward_kernel(
 
 @triton.jit
 def _rows_of_program(num_rows, BLOCK_ROWS: tl.constexpr):
-    """The image of this program, its rows, and which of them there are. Offsets from them can exceed int32."""
+    """This program's image, its rows, and which of them exist; int64, since offsets of them exceed int32."""
     num_blocks = tl.cdiv(num_rows, BLOCK_ROWS)
     image = tl.program_id(0) // num_blocks
     row = tl.program_id(0) % num_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)

@@ -1,10 +1,11 @@
 """What MMCV imports as ``mmcv._ext``: the functions that its ops call, with their names and arguments.
 
-They write to the tensors that MMCV passes for outputs, as the compiled ones do. Gradients are autograd's: backward
-runs an op once more, so that nothing but its inputs is stored between the passes. What comes in half precision is
-computed in float32 and rounded once, at the end.
+They write to the tensors that MMCV passes for outputs, as the compiled ones do. Gradients are autograd's:
+backward runs an op once more, so that nothing but its inputs is stored between the passes. What comes in half
+precision is computed in float32 and rounded once, at the end.
 """
 
+from inspect import isfunction
 from typing import Any, Callable
 
 import torch
@@ -13,55 +14,19 @@ try:
     import torchvision.ops
 except (ImportError, RuntimeError) as error:
     raise ImportError(
-        f"MMCV's ops on torchvision need the torchvision that belongs to torch {torch.__version__} ({error}); "
+        f"MMCV's ops on torchvision need the torchvision that is made for torch {torch.__version__} ({error}); "
         'run: python -m revcol_mm.check_env'
     ) from error
 
-from revcol_mm.mmcv_ops.boxes import bbox_overlaps, nms, nms_match, softnms
-from revcol_mm.mmcv_ops.deformable import (
-    deform_conv_backward_input,
-    deform_conv_backward_parameters,
-    deform_conv_forward,
-    modulated_deform_conv_backward,
-    modulated_deform_conv_forward,
-    ms_deform_attn_backward,
-    ms_deform_attn_forward,
-)
-from revcol_mm.mmcv_ops.focal_loss import (
-    sigmoid_focal_loss_backward,
-    sigmoid_focal_loss_forward,
-    softmax_focal_loss_backward,
-    softmax_focal_loss_forward,
-)
-from revcol_mm.mmcv_ops.neighborhoods import (
-    carafe_backward,
-    carafe_forward,
-    carafe_naive_backward,
-    carafe_naive_forward,
-    masked_col2im_forward,
-    masked_im2col_forward,
-    psamask_backward,
-    psamask_forward,
-)
-from revcol_mm.mmcv_ops.regions import (
-    deform_roi_pool_backward,
-    deform_roi_pool_forward,
-    roi_align_backward,
-    roi_align_forward,
-    roi_pool_backward,
-    roi_pool_forward,
-)
-from revcol_mm.mmcv_ops.sync_bn import (
-    sync_bn_backward_data,
-    sync_bn_backward_param,
-    sync_bn_forward_mean,
-    sync_bn_forward_output,
-    sync_bn_forward_var,
-)
+from revcol_mm.mmcv_ops import boxes, deformable, focal_loss, neighborhoods, regions, sync_bn
 
-SUPPLIED = tuple(
-    name for name, value in globals().items() if getattr(value, '__module__', '').startswith('revcol_mm.mmcv_ops')
-)
+SUPPLIED = {
+    name: function
+    for module in (boxes, deformable, focal_loss, neighborhoods, regions, sync_bn)
+    for name, function in vars(module).items()
+    if isfunction(function) and function.__module__ == module.__name__ and not name.startswith('_')
+}
+globals().update(SUPPLIED)
 
 
 def get_compiler_version() -> str:

@@ -62,7 +62,13 @@ def softmax_focal_loss_forward(
 
 
 def softmax_focal_loss_backward(
-    input: Tensor, target: Tensor, weight: Tensor, buff: Tensor, grad_input: Tensor, gamma: float, alpha: float
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    buff: Tensor,
+    grad_input: Tensor,
+    gamma: float,
+    alpha: float,
 ) -> None:
     """Gradient of :func:`softmax_focal_loss_forward` for the logits, (N, C), into ``grad_input``.
 

@@ -37,9 +37,7 @@ def masked_col2im_forward(
     output[0, :, mask_h_idx, mask_w_idx] = data_col
 
 
-def _carafe(
-    features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int
-) -> Tensor:
+def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
     """CARAFE, https://arxiv.org/abs/1905.02188 (equation 6): upsample by kernels that each pixel has of its own.
 
     Args:
@@ -54,7 +52,7 @@ def _carafe(
     """
     x, kernels = upcast(features, masks)
     batch, channels, height, width = x.shape
-    kernels = kernels.view(
+    kernels = kernels.reshape(
         batch, group_size, 1, kernel_size**2, height, scale_factor, width, scale_factor
     ).unbind(3)
     x = F.pad(x, (kernel_size // 2,) * 4)
@@ -63,7 +61,7 @@ def _carafe(
         top, left = divmod(tap, kernel_size)
         neighbors = x[:, :, top : top + height, left : left + width]
         total = total + kernel * neighbors.reshape(batch, group_size, -1, height, 1, width, 1)
-    return total.view(batch, channels, scale_factor * height, scale_factor * width).to(features.dtype)
+    return total.reshape(batch, channels, scale_factor * height, scale_factor * width).to(features.dtype)
 
 
 def carafe_forward(

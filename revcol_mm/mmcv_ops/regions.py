@@ -4,6 +4,7 @@ Output is (R, C, h, w), of h times w bins. But for pooling by average, which is 
 correctness and not for speed; few detectors use them.
 """
 
+import itertools
 from typing import Iterator, NamedTuple
 
 import torch
@@ -43,7 +44,9 @@ class _Bins(NamedTuple):
         """RoIs with equal numbers of samples, if they have any: their indices, and the two numbers."""
         for rows, columns in self.grid.unique(dim=0).tolist():
             if rows > 0 and columns > 0:
-                (members,) = (self.grid == self.grid.new_tensor([rows, columns])).all(1).nonzero(as_tuple=True)
+                (members,) = (
+                    (self.grid == self.grid.new_tensor([rows, columns])).all(1).nonzero(as_tuple=True)
+                )
                 yield from ((part, rows, columns) for part in members.split(ROIS_AT_ONCE))
 
     def coordinates(self, axis: int, place: Tensor, sample: Tensor) -> Tensor:
@@ -60,7 +63,7 @@ class _Bins(NamedTuple):
     ) -> tuple[Tensor, Tensor]:
         """y (K, 1, h, 1, rows, 1) and x (K, 1, 1, w, 1, columns) of a group's samples."""
         bins = _Bins(*(x[members] for x in self))
-        count = torch.arange(max(*output_size, rows, columns), device=members.device)
+        count = torch.arange(max(*output_size, rows, columns)).to(self.start)
         y = bins.coordinates(0, count[: output_size[0]].view(1, 1, -1, 1, 1, 1), count[:rows].view(-1, 1))
         x = bins.coordinates(1, count[: output_size[1]].view(1, 1, 1, -1, 1, 1), count[:columns])
         return y, x
@@ -80,22 +83,28 @@ def _bilinear(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """
     _, channels, height, width = features.shape
     inside = (y >= -1) & (y <= height) & (x >= -1) & (x <= width)
-    # As in MMCV, points are moved to the border, but offsets get the gradient of the border's inner side.
-    y, x = (
-        torch.where(place > 0, place, place - place.detach()).clamp(max=size - 1)
-        for place, size in ((y, height), (x, width))
+    near_y, near_x = (
+        place.detach().where(inside, 0).clamp(0, size - 1) for place, size in ((y, height), (x, width))
     )
-    low_y, low_x = y.detach().long(), x.detach().long()
+    low_y, low_x = near_y.long(), near_x.long()
     high_y, high_x = (low_y + 1).clamp(max=height - 1), (low_x + 1).clamp(max=width - 1)
-    weight_y, weight_x = y - low_y, x - low_x
+    part_y, part_x = near_y - low_y, near_x - low_x
     planes = images[:, None] * channels + torch.arange(channels, device=images.device)
     planes = planes.view(*planes.shape, *(1,) * (inside.ndim - 2))
 
-    def row(at: Tensor) -> Tensor:
-        low, high = (features.take((planes * height + at) * width + column) for column in (low_x, high_x))
-        return low + (high - low) * weight_x
+    def blend(features: Tensor, weights_y: tuple[Tensor, Tensor], weights_x: tuple[Tensor, Tensor]) -> Tensor:
+        rows, columns = zip((low_y, high_y), weights_y), zip((low_x, high_x), weights_x)
+        return sum(
+            features.take((planes * height + row) * width + column) * (weight_y * weight_x)
+            for (row, weight_y), (column, weight_x) in itertools.product(rows, columns)
+        )
 
-    return (row(low_y) * (1 - weight_y) + row(high_y) * weight_y) * inside
+    values = blend(features, (1 - part_y, part_y), (1 - part_x, part_x))
+    if y.requires_grad:
+        # As in MMCV offsets get the gradient of weights which are not bounded where a point is moved to the border.
+        linear = blend(features.detach(), (high_y - y, y - low_y), (high_x - x, x - low_x))
+        values = values + (linear - linear.detach())
+    return values * inside
 
 
 def roi_align_forward(
@@ -192,7 +201,7 @@ def roi_pool_forward(
             high = (start + (place + 1) * bin_size).ceil().long().clamp(min=0).minimum(limits)
             filled = (high > low).all(1) & (end > start).all(1)
             (members,) = filled.nonzero(as_tuple=True)
-            for part in members.split(ROIS_AT_ONCE):
+            for part in members.split(ROIS_AT_ONCE) if len(members) else ():
                 extent = (high - low)[part].amax(0)
                 y, x = (
                     low[part, axis, None] + torch.arange(extent[axis], device=rois.device) for axis in (0, 1)

@@ -47,9 +47,7 @@ def sync_bn_forward_output(
         running_var.lerp_(var * (count / (count - 1)) if count > 1 else var, momentum)
 
 
-def sync_bn_backward_param(
-    grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor
-) -> None:
+def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
     """Sums of this process, into ``grad_weight`` and ``grad_bias`` (C,)."""
     grad_weight.copy_((grad_output * norm).sum(OVER))
     grad_bias.copy_(grad_output.float().sum(OVER))

@@ -48,9 +48,9 @@ class CheckpointError(RuntimeError):
 
 
 class _Inert:
-    """Stands in for the type of whatever is pickled beside weights, of which only items are kept, in a Counter.
+    """Stands in for the type of whatever is pickled beside weights, of which items alone are kept, in a Counter.
 
-    Of the types that torch lets a file set items of, that is the one that may have a state as well.
+    Of the types whose items torch lets a file set, that is the one that may have a state as well.
     """
 
     def __new__(cls, *args: Any) -> Counter:
@@ -93,8 +93,8 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
 def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
     """Read a checkpoint onto the CPU: file or URL, in torch's format or as safetensors, or a sharded folder.
 
-    Tensors, containers, numbers and strings come back as they are, any other pickled object as a Counter of its
-    items, if it had any.
+    Tensors, containers, numbers and strings come back as they are, any other pickled object as a Counter of
+    its items, if it had any.
 
     Args:
         source: See :func:`local_checkpoint`.

@@ -1,0 +1,227 @@
+"""Fused deformable attention against grid_sample: interpreted, compiled for GPUs, and run on one."""
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from .subprocesses import run
+
+pytest.importorskip('triton')
+from triton.backends.compiler import GPUTarget
+
+from revcol_mm.mmcv_ops import deformable_attention_kernels as kernels
+
+INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
+interpreted = pytest.mark.skipif(not INTERPRETED, reason='test_kernels_interpreted runs it')
+compiled = pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+
+# Of value, and of locations and weights; the last two as under autocast.
+DTYPES = [
+    (torch.float64, torch.float64),
+    (torch.float32, torch.float32),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.bfloat16),
+    (torch.float16, torch.float32),
+    (torch.bfloat16, torch.float32),
+]
+
+
+def attend(value: Tensor, sizes, locations: Tensor, weights: Tensor) -> Tensor:
+    """Deformable attention, level by level, with grid_sample."""
+    batch_size, _, num_heads, dim = value.shape
+    output = 0
+    levels = value.split([height * width for height, width in sizes], dim=1)
+    for level, (level_value, size) in enumerate(zip(levels, sizes)):
+        images = level_value.permute(0, 2, 3, 1).reshape(batch_size * num_heads, dim, *size)
+        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
+        samples = grid_sample(images, grid, align_corners=False).unflatten(0, (batch_size, num_heads))
+        output = output + torch.einsum('bhdqp,bqhp->bqhd', samples, weights[:, :, :, level])
+    return output.flatten(2)
+
+
+def problem(
+    sizes, batch_size=2, num_queries=3, num_heads=2, dim=4, num_points=2, dtypes=DTYPES[0], device='cpu'
+):
+    """Value, sizes of levels, locations (half of them outside the image), weights, gradient of the output.
+
+    Locations are such that float32 represents their distances from pixels: it finds the pixels of float64.
+    """
+    value_dtype, dtype = dtypes
+    num_pixels = sum(height * width for height, width in sizes)
+    value = torch.randn(batch_size, num_pixels, num_heads, dim, device=device).to(value_dtype)
+    samples = (batch_size, num_queries, num_heads, len(sizes), num_points)
+    locations = (torch.randint(-1024, 5 * 1024, (*samples, 2), device=device) / 4096).to(dtype)
+    weights = torch.rand(samples, device=device).to(dtype)
+    grad_output = torch.randn(batch_size, num_queries, num_heads * dim, device=device).to(value_dtype)
+    return value, sizes, locations, weights, grad_output
+
+
+def fused(value, sizes, locations, weights, grad_output):
+    """The kernels' output and gradients."""
+    shapes = torch.tensor(sizes, device=value.device)
+    starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
+    inputs = value, shapes, starts, locations, weights
+    return kernels.forward(*inputs), *kernels.backward(*inputs, grad_output)
+
+
+def assert_exact(value, sizes, locations, weights, grad_output):
+    """Compare with grid_sample in float64: half precision is rounded once, so off by its last bit at most."""
+    actual = fused(value, sizes, locations, weights, grad_output)
+    inputs = [x.double().requires_grad_() for x in (value, locations, weights)]
+    output = attend(inputs[0], sizes, *inputs[1:])
+    expected = output, *torch.autograd.grad(output, inputs, grad_output.double())
+    precision = 1e-12 if torch.float64 in (value.dtype, locations.dtype) else 1e-5
+    names = 'output', 'gradient of value', 'gradient of locations', 'gradient of weights'
+    for name, result, exact, same_type in zip(
+        names, actual, expected, (grad_output, value, locations, weights)
+    ):
+        torch.testing.assert_close(
+            result,
+            exact.to(same_type.dtype),
+            rtol=torch.finfo(result.dtype).eps,
+            atol=precision * exact.abs().max().item(),
+            msg=lambda message, name=name: f'{name}: {message}',
+        )
+
+
+@compiled
+def test_kernels_interpreted():
+    """In a process of its own: Triton is told to interpret before it is imported."""
+    output = run('-m', 'pytest', '-p', 'no:xdist', '-o', 'addopts=', __file__, TRITON_INTERPRET='1')
+    assert ' passed' in output
+
+
+# Interpreted, an example takes about a second: a failing one is not made smaller.
+@interpreted
+@settings(max_examples=15, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=2),
+    batch_size=st.integers(1, 2),
+    num_queries=st.integers(1, 3),
+    num_heads=st.integers(1, 3),
+    dim=st.sampled_from([1, 3, 8, 20, 129]),
+    num_points=st.integers(1, 2),
+    dtypes=st.sampled_from(DTYPES),
+    seed=st.integers(0, 9),
+)
+def test_any_problem(seed, **arguments):
+    torch.manual_seed(seed)
+    assert_exact(*problem(**arguments))
+
+
+@interpreted
+@pytest.mark.parametrize('dtypes', DTYPES[:3], ids=str)
+@pytest.mark.parametrize('size', [(1, 1), (2, 4)])
+def test_kinks_and_borders(size, dtypes):
+    """Locations on and halfway between pixel centres, up to two pixels outside; exact in float16."""
+    ys, xs = (torch.arange(-3, 2 * length + 4) / (2 * length) for length in size)
+    value, _, _, weights, grad_output = problem([size], 1, len(ys) * len(xs), num_points=1, dtypes=dtypes)
+    locations = torch.cartesian_prod(xs, ys).to(weights.dtype)[None, :, None, None, None]
+    assert_exact(value, [size], locations.expand(*weights.shape, 2), weights, grad_output)
+
+
+@interpreted
+def test_locations_that_no_integer_can_hold_sample_zeros():
+    value, sizes, locations, weights, grad_output = problem([(3, 2), (1, 1)], num_queries=4)
+    locations[:, :, :, :, 0, 0] = -7
+    expected = fused(value, sizes, locations, weights, grad_output)
+    for query, far in enumerate([float('nan'), float('inf'), -1e30, 1e30]):
+        locations[:, query, :, :, 0, 0] = far
+    for result, like in zip(fused(value, sizes, locations, weights, grad_output), expected):
+        assert torch.equal(result, like)
+
+
+@interpreted
+def test_any_strides():
+    value, sizes, *others = problem([(3, 2), (1, 1)])
+    expected = fused(value, sizes, *others)
+    value, *others = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (value, *others))
+    assert not value.is_contiguous()
+    for result, like in zip(fused(value, sizes, *others), expected):
+        assert result.is_contiguous() and torch.equal(result, like)
+
+
+@pytest.mark.parametrize('empty', ['batch_size', 'num_queries'])
+def test_nothing_to_do_launches_nothing(empty):
+    value, sizes, locations, weights, grad_output = problem([(3, 2)], **{empty: 0})
+    results = fused(value, sizes, locations, weights, grad_output)
+    for result, like in zip(results, (grad_output, value, locations, weights)):
+        assert torch.equal(result, torch.zeros_like(like))
+
+
+class Warmup:
+    """In place of a kernel: compiles for the arguments it is launched with, and launches nothing."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self.launch
+
+    def launch(self, *args, **kwargs):
+        self.compiled = self.kernel.warmup(*args, grid=(1,), **kwargs)
+
+
+@pytest.fixture
+def compile_for(monkeypatch):
+    """Compiles both kernels for the arguments of a problem and for a GPU that need not be there."""
+
+    def compile_(arch, inputs):
+        device = SimpleNamespace(
+            get_current_device=lambda: arch,
+            get_current_stream=lambda device: 0,
+            get_current_target=lambda: GPUTarget('cuda', arch, 32),
+        )
+        monkeypatch.setattr('triton.runtime.jit.driver', SimpleNamespace(active=device))
+        warmups = [Warmup(kernels._forward_kernel), Warmup(kernels._backward_kernel)]
+        monkeypatch.setattr(kernels, '_forward_kernel', warmups[0])
+        monkeypatch.setattr(kernels, '_backward_kernel', warmups[1])
+        fused(*inputs)
+        return [warmup.compiled.asm['sass'] for warmup in warmups]
+
+    return compile_
+
+
+@compiled
+@pytest.mark.parametrize('arch, dtypes', list(zip([80, 90] * 3, DTYPES)), ids=str)
+def test_compiles_for_gpus(compile_for, arch, dtypes):
+    """At a usual size: 16 bytes a read, all in registers, and no addition that returns what was there."""
+    inputs = problem([(2, 2)] * 4, num_heads=8, dim=32, num_points=4, dtypes=dtypes)
+    forward, backward = compile_for(arch, inputs)
+    for assembly in (forward, backward):
+        assert 'LDG.E.128' in assembly
+        assert 'STL' not in assembly  # no store to local memory: nothing spilled
+    assert 'RED' in backward and 'ATOM' not in backward
+
+
+@compiled
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+@pytest.mark.parametrize('dtypes', DTYPES, ids=str)
+@pytest.mark.parametrize('dim', [20, 32])
+def test_on_a_gpu(dim, dtypes):
+    sizes = [(50, 67), (25, 34), (13, 17), (1, 1)]
+    assert_exact(*problem(sizes, 2, 1000, 8, dim, num_points=4, dtypes=dtypes, device='cuda'))
+
+
+@compiled
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_offsets_beyond_int32():
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip('needs 20 GB')
+    size = 2**14, 2**13 + 1
+    options = dict(device='cuda', dtype=torch.float16)
+    value = torch.zeros(1, size[0] * size[1], 1, 16, **options)
+    value[0, -1] = 1
+    locations = 1 - 0.5 / torch.tensor(size[::-1], device='cuda').expand(1, 1, 1, 1, 1, 2)  # the last pixel
+    weights = torch.ones(1, 1, 1, 1, 1, device='cuda')
+    grad_output = torch.ones(1, 1, 16, **options)
+    output, grad_value, _, grad_weights = fused(value, [size], locations, weights, grad_output)
+    assert output.min() > 0.99 and grad_value[0, -1].min() > 0.99 and grad_weights.item() > 15.9
