@@ -5,14 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-import torch
-
 REPO = Path(__file__).parents[1]
-needs_sharding = pytest.mark.skipif(
-    torch.__version__.startswith('2.6.'), reason='fully_shard of torch 2.6 has no CPU'
-)
-SHARDED = pytest.param('FullyShardedRunner', marks=needs_sharding)
+SEARCHED = os.pathsep.join(filter(None, [str(REPO), os.environ.get('PYTHONPATH')]))
 
 
 def run(*args, expect=0, cwd=REPO, **env):
@@ -20,7 +14,7 @@ def run(*args, expect=0, cwd=REPO, **env):
     done = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(REPO), **env},
+        env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': SEARCHED, **env},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -11,21 +11,34 @@ TOOL = 'tools/analysis/benchmark_reversible.py'
 FIGURES = REPO / 'docs/figures/benchmark_reversible.json'
 
 
-def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path):
-    said = run(TOOL, 'nano', '--num-columns', 2, 4, '--size', 64, 96, '--repeats', 1, '--out', tmp_path)
+def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path, device):
+    options = ('--size', 64, 96, '--repeats', 1, '--device', device, '--out', tmp_path)
+    said = run(TOOL, 'nano', '--num-columns', 2, 4, *options)
     report = json.loads((tmp_path / 'benchmark_reversible.json').read_text())
     assert [row['num_columns'] for row in report['rows']] == [2, 4]
     for row in report['rows']:
         plain, checkpoint, reversible = row['modes'].values()
         assert plain['activation_mib'] > reversible['activation_mib'] > 0
-        assert checkpoint['gradient_error'] == 0 and 0 < reversible['gradient_error'] <= 2e-5
+        # On a GPU cuDNN adds gradients of convolutions in random order.
+        assert checkpoint['gradient_error'] <= (0 if device.type == 'cpu' else 2e-5)
+        assert 0 < reversible['gradient_error'] <= 2e-5
         assert all(mode['step_seconds'] > 0 for mode in row['modes'].values())
+        if device.type == 'cuda':
+            assert reversible['kernels'] > plain['kernels'] > 0 and reversible['waits'] > 0
         assert f'| nano | {row["num_columns"]} | reversible | {reversible["activation_mib"]:.0f} | ' in said
     assert (tmp_path / 'benchmark_reversible.png').stat().st_size > 10_000
 
 
-def test_a_size_that_cannot_be_is_refused():
-    assert 'start at 1' in run(TOOL, 'nano', '--num-columns', 0, expect=2)
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (('--num-columns', 0), 'start at 1'),
+        (('--device', 'nowhere'), "device 'nowhere' is none of cpu"),
+        (('--device', 'cpu', '--precision', 'tf32'), 'tf32 is for GPUs alone'),
+    ],
+)
+def test_what_cannot_be_is_refused(options, message):
+    assert message in run(TOOL, 'nano', *options, expect=2)
 
 
 def test_the_readme_quotes_the_recorded_figures():

@@ -27,17 +27,17 @@ CONFIGS = {
 }
 
 
-def stepper_of(config, shape):
+def stepper_of(config, shape, device):
     cfg = Config.fromfile(REPO / config)
     torch.manual_seed(0)
-    model = init_model(cfg, device='cpu')
+    model = init_model(cfg, device=str(device))
     return Stepper(model, cfg, lambda size: synthetic_batch(model, cfg.default_scope, size, *shape))
 
 
 @pytest.mark.parametrize('config', CONFIGS)
-def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights(config):
+def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights(config, device):
     with DefaultScope.overwrite_default_scope(Config.fromfile(REPO / config).default_scope):
-        stepper = stepper_of(config, CONFIGS[config])
+        stepper = stepper_of(config, CONFIGS[config], device)
         weights = {name: value.clone() for name, value in stepper.model.named_parameters()}
         losses = stepper.step(Variant('training', 'fp32', False, 2))()
         assert np.isfinite(losses['loss'].item()) and stepper.model.training
@@ -113,10 +113,10 @@ def test_random_images_have_the_labels_that_losses_need():
         num_classes_of(torch.nn.Linear(1, 1))
 
 
-def test_the_tool_writes_what_it_measures(tmp_path, call_tool):
+def test_the_tool_writes_what_it_measures(tmp_path, call_tool, device):
     printed, error = call_tool(
         *(TOOL, 'tests/configs/classifier_revcol_nano_sample.py', '--batch-sizes', 1, 4),
-        *('--precisions', 'fp32', '--repeats', 2),
+        *('--precisions', 'fp32', '--repeats', 2, '--device', device),
         *('--shape', 32, 64, '--out', tmp_path),
     )
     assert not error

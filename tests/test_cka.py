@@ -174,10 +174,13 @@ def on(data, layout):
     return '--cfg-options', *(f'{s}_dataloader.dataset.data_root={data / layout}' for s in ('train', 'test'))
 
 
-def test_the_tool_compares_columns_with_a_plain_network(checkpoints, sample_data, tmp_path, call_tool):
+def test_the_tool_compares_columns_with_a_plain_network(
+    checkpoints, sample_data, tmp_path, call_tool, device
+):
     printed, error = call_tool(
         *(TOOL, SEGMENTOR, checkpoints / 'revcol.pth', '--plain', PLAIN, checkpoints / 'plain.pth'),
-        *('--size', 64, 64, '--batch-size', 4, '--passes', 2, '--out', tmp_path, *on(sample_data, 'ade20k')),
+        *('--size', 64, 64, '--batch-size', 4, '--passes', 2, '--device', device),
+        *('--out', tmp_path, *on(sample_data, 'ade20k')),
     )
     assert not error
     report = json.loads((tmp_path / 'cka.json').read_text())
@@ -194,16 +197,10 @@ def test_the_tool_compares_columns_with_a_plain_network(checkpoints, sample_data
         assert (tmp_path / figure).stat().st_size > 10_000
 
 
-def test_the_tool_takes_a_classifier(checkpoints, sample_data, tmp_path, call_tool):
+def test_the_tool_takes_a_classifier(checkpoints, sample_data, tmp_path, call_tool, device):
     call_tool(
-        TOOL,
-        CLASSIFIER,
-        checkpoints / 'classifier.pth',
-        '--out',
-        tmp_path,
-        *on(sample_data, 'imagenet'),
-        '--batch-size',
-        8,
+        *(TOOL, CLASSIFIER, checkpoints / 'classifier.pth', '--batch-size', 8, '--device', device),
+        *('--out', tmp_path, *on(sample_data, 'imagenet')),
     )
     report = json.loads((tmp_path / 'cka.json').read_text())
     assert report['cka'][0][2] > 0.5  # level 0 of column 0 is nearly linear in the image

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from revcol_mm import ColumnStatisticsHook, RevCol
 from revcol_mm.testing import peak_bytes
 
-from .subprocesses import SHARDED, run
+from .subprocesses import run
 from .test_reversible_check import Toy
 
 HOOK = dict(type='ColumnStatisticsHook', interval=2)
@@ -186,7 +186,7 @@ train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch',
 """
 
 
-@pytest.mark.parametrize('runner', ['Runner', SHARDED])
+@pytest.mark.parametrize('runner', ['Runner', 'FullyShardedRunner'])
 def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
     model = Toy(save_memory=True)
     model.backbone.subnet2.alpha1.data[0, 3] = -0.01

@@ -18,7 +18,7 @@ from revcol_mm.models.checkpoint import model_weights, read_checkpoint
 from revcol_mm.models.sharded_checkpoint import has_all_shards, read_weights
 from revcol_mm.testing import worst_errors
 
-from .subprocesses import REPO, needs_sharding, run
+from .subprocesses import REPO, run
 
 ARCH = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1), num_columns=4)
 
@@ -84,13 +84,12 @@ def test_ddp_gives_the_gradients_of_one_process_without_find_unused_parameters(t
     assert worst_errors(*work('ddp', tmp_path))[0][0] <= 2e-5
 
 
-@needs_sharding
 @pytest.mark.parametrize('unit', ['model', 'columns'])
 def test_fully_sharding_the_model_or_columns_gives_the_gradients_of_one_process(unit, tmp_path):
     assert worst_errors(*work(unit, tmp_path))[0][0] <= 2e-5
 
 
-@pytest.mark.parametrize('kind', ['fsdp1', pytest.param('levels', marks=needs_sharding)])
+@pytest.mark.parametrize('kind', ['fsdp1', 'levels'])
 def test_shards_that_would_lose_gradients_are_refused(kind, tmp_path):
     assert all('fully_shard on whole columns or the whole model' in said for said in work(kind, tmp_path, 1))
 
@@ -162,7 +161,6 @@ def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, 
     check_processes(2, one_process, tmp_path)
 
 
-@needs_sharding
 def test_fully_sharded_training_is_that_of_one_process_and_resumes_to_the_bit(one_process, tmp_path):
     sharded = ('runner_type=FullyShardedRunner', 'default_hooks.checkpoint.interval=2')
     expected = check_processes(2, one_process, tmp_path, *sharded)
@@ -197,7 +195,6 @@ def metrics(printed):
     return found
 
 
-@needs_sharding
 def test_the_tools_take_a_sharded_checkpoint_and_make_one_file_of_it(sample_data, tmp_path, call_tool):
     options = on(sample_data, 'ade20k', 'test_dataloader.dataset.indices=2')
     common = ('--work-dir', tmp_path, *options)

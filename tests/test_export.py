@@ -105,13 +105,7 @@ def load(path):
 @pytest.mark.parametrize(
     'config, suffix, options',
     [
-        pytest.param(
-            *(UPERNET, '.onnx', ['--dynamic']),
-            marks=pytest.mark.skipif(
-                torch.__version__.startswith('2.6.'),
-                reason='not exported by torch 2.6',
-            ),
-        ),
+        (UPERNET, '.onnx', ['--dynamic']),
         (UPERNET, '.pt', ['--dynamic']),
         (UPERNET, '.pt2', ['--dynamic']),
         (CLASSIFIER, '.onnx', []),

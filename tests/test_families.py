@@ -1,5 +1,7 @@
 """Every family of configs trains and predicts, at a small arch, on the sample data."""
 
+import math
+
 import pytest
 import torch
 from mmengine.config import Config
@@ -7,6 +9,7 @@ from mmengine.dataset import pseudo_collate
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
+from .conftest import CUDA
 from .subprocesses import REPO
 
 FAMILIES = {
@@ -24,7 +27,7 @@ def test_every_sample_config_is_tested():
 
 
 @pytest.fixture(params=FAMILIES)
-def family(request, sample_data):
+def family(request, sample_data, device):
     """Config, model with reversible training, and four training samples of a family."""
     cfg = Config.fromfile(REPO / f'configs/{request.param}.py')
     init_default_scope(cfg.default_scope)
@@ -35,7 +38,7 @@ def family(request, sample_data):
     dataset = cfg.train_dataloader.dataset
     dataset.data_root = str(sample_data / FAMILIES[request.param])
     dataset = DATASETS.build(dataset)
-    return cfg, model, [dataset[i] for i in range(4)]
+    return cfg, model.to(device), [dataset[i] for i in range(4)]
 
 
 def keep_objects(sample, number):
@@ -69,6 +72,21 @@ def test_it_learns_and_every_parameter_moves(family):
         assert torch.equal(param, before[name]) == name.startswith('backbone.subnet0.alpha'), name
 
 
+@pytest.mark.parametrize('device', [CUDA], indirect=True)
+def test_it_learns_in_mixed_precision_and_every_column_is_reconstructed(family):
+    cfg, model, samples = family
+    errors = model.backbone.reconstruction_errors = []
+    wrapper = dict(cfg.optim_wrapper, type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
+    optim_wrapper = build_optim_wrapper(model, wrapper)
+    model.train()
+    losses = []
+    for _ in range(3):
+        torch.manual_seed(0)
+        losses.append(model.train_step(pseudo_collate(samples), optim_wrapper)['loss'].item())
+    assert all(map(math.isfinite, losses)) and losses[-1] < losses[0], losses
+    assert len(errors) == 3 * len(model.backbone.channels) and not any(errors)
+
+
 def test_images_without_objects_have_a_finite_loss_and_gradient(family):
     _, model, samples = family
     for sample in samples:
@@ -92,6 +110,7 @@ def test_it_predicts(family):
             instances, (height, width) = prediction.pred_instances, sample['data_samples'].ori_shape
             assert instances.labels.max() < 10 if len(instances) else True
             limits = torch.tensor([width, height, width, height]) + 1e-3  # boxes were divided by a scale
+            instances = instances.cpu()
             assert ((instances.bboxes >= 0) & (instances.bboxes <= limits)).all()
             assert instances.scores.isfinite().all()
             if 'masks' in instances:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+pytest.importorskip('sklearn')
 from sklearn.decomposition import PCA
 
 from revcol_mm import RevCol
@@ -99,13 +101,13 @@ def tool(monkeypatch, capfd):
 
 
 def test_the_tool_prints_and_writes_shares_and_draws_a_figure_of_every_image(
-    tool, checkpoints, sample_data, tmp_path
+    tool, checkpoints, sample_data, tmp_path, device
 ):
     config, out = REPO / 'configs/upernet_revcol_nano_sample.py', tmp_path / 'out'
     images = sorted((sample_data / 'ade20k/images/validation').iterdir())[:2]
     (tmp_path / 'broken.jpg').write_text('no image')
     inputs = (*images, tmp_path / 'broken.jpg')
-    status, printed = tool(config, checkpoints / 'RevCol.pth', *inputs, '--out', out, '--device', 'cpu')
+    status, printed = tool(config, checkpoints / 'RevCol.pth', *inputs, '--out', out, '--device', device)
     assert status == 65 and f'{tmp_path / "broken.jpg"}: not an image' in printed
     report = json.loads((out / 'feature_maps.json').read_text())
     assert report['fit'] == 'level'

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import Ridge
 from torch.nn import functional as F
 
 from revcol_mm.analysis.information import Probes, columns_of, psnr
@@ -38,11 +36,12 @@ def regression(count, noise=0.0):
 
 
 def test_it_is_ridge_regression_however_the_samples_come():
+    linear_model = pytest.importorskip('sklearn.linear_model')
     x, y = regression(90, noise=1.0)
     held_x, held_y = x[60:], y[60:]
     weights, _ = fit_ridge(moments_of(x[:60], y[:60], 7, 50, 3), moments_of(held_x, held_y), ridges=[0.1])
     alpha = 0.1 * len(x) * x.var(0, unbiased=False).mean().item()  # scikit-learn's is not per sample
-    expected = Ridge(alpha).fit(x.numpy(), y.numpy())
+    expected = linear_model.Ridge(alpha).fit(x.numpy(), y.numpy())
     np.testing.assert_allclose(weights[:-1].numpy(), expected.coef_.T, rtol=1e-9)
     np.testing.assert_allclose(weights[-1].numpy(), expected.intercept_, rtol=1e-9)
     np.testing.assert_allclose(predict(weights, x).numpy(), expected.predict(x.numpy()), rtol=1e-9)
@@ -52,13 +51,14 @@ def test_it_is_ridge_regression_however_the_samples_come():
 
 
 def test_the_ridge_is_the_one_that_predicts_held_out_samples_best():
+    linear_model = pytest.importorskip('sklearn.linear_model')
     x, y = regression(12, noise=20.0)
     held_x, held_y = regression(500, noise=20.0)
     ridges = (1e-6, 1e-2, 1.0, 100.0)
     errors = []
     for ridge in ridges:
         alpha = ridge * len(x) * x.var(0, unbiased=False).mean().item()
-        expected = Ridge(alpha).fit(x.numpy(), y.numpy()).predict(held_x.numpy())
+        expected = linear_model.Ridge(alpha).fit(x.numpy(), y.numpy()).predict(held_x.numpy())
         errors.append(np.square(expected - held_y.numpy()).sum())
     _, chosen = fit_ridge(moments_of(x, y), moments_of(held_x, held_y), ridges)
     assert chosen == ridges[np.argmin(errors)] and np.ptp(errors) > 0.01 * min(errors)
@@ -84,12 +84,14 @@ def classes_of(count):
 
 
 def test_it_is_linear_discriminant_analysis():
+    discriminant_analysis = pytest.importorskip('sklearn.discriminant_analysis')
     x, labels = classes_of(3000)
     one_hot = F.one_hot(labels, 3)
     weights, _ = fit_discriminant(
         moments_of(x[:2000], one_hot[:2000]), moments_of(x[2000:], one_hot[2000:]), ridges=[1e-12]
     )
-    expected = LinearDiscriminantAnalysis(solver='lsqr').fit(x.numpy(), labels.numpy())
+    discriminant = discriminant_analysis.LinearDiscriminantAnalysis(solver='lsqr')
+    expected = discriminant.fit(x.numpy(), labels.numpy())
     np.testing.assert_allclose(
         predict(weights, x).log_softmax(1).numpy(),
         expected.predict_log_proba(x.numpy()),
@@ -168,11 +170,11 @@ def on(data, layout):
 
 
 def test_the_tool_compares_columns_and_stages_with_what_is_trivial(
-    checkpoints, sample_data, tmp_path, call_tool
+    checkpoints, sample_data, tmp_path, call_tool, device
 ):
     printed, error = call_tool(
         *(TOOL, SEGMENTOR, checkpoints / 'revcol.pth', '--plain', PLAIN, checkpoints / 'plain.pth'),
-        *('--size', 64, 64, '--out', tmp_path, *on(sample_data, 'ade20k')),
+        *('--device', device, '--size', 64, 64, '--out', tmp_path, *on(sample_data, 'ade20k')),
     )
     assert not error
     report = json.loads((tmp_path / 'information.json').read_text())
@@ -196,13 +198,13 @@ def test_the_tool_compares_columns_and_stages_with_what_is_trivial(
 
 
 def test_the_tool_takes_a_classifier_and_the_batch_size_does_not_matter(
-    checkpoints, sample_data, tmp_path, call_tool
+    checkpoints, sample_data, tmp_path, call_tool, device
 ):
     reports = []
     for batch_size in (3, 16):
         _, error = call_tool(
             *(TOOL, CLASSIFIER, checkpoints / 'classifier.pth', '--batch-size', batch_size),
-            *('--num-images', 30, '--out', tmp_path, *on(sample_data, 'imagenet')),
+            *('--device', device, '--num-images', 30, '--out', tmp_path, *on(sample_data, 'imagenet')),
         )
         assert not error
         reports.append(json.loads((tmp_path / 'information.json').read_text()))

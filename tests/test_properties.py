@@ -6,9 +6,11 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from mmengine.config import Config
+
+pytest.importorskip('hypothesis')
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mmengine.config import Config
 
 from revcol_mm import RevCol
 from revcol_mm.engine.preflight import merge_options

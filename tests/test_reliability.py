@@ -16,7 +16,7 @@ import torch
 
 from revcol_mm.models.checkpoint import model_weights, read_checkpoint
 
-from .subprocesses import REPO, SHARDED
+from .subprocesses import REPO
 from .test_distributed import check_processes, one_process  # noqa: F401
 
 pytestmark = pytest.mark.reliability
@@ -67,7 +67,7 @@ def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(config, layou
     assert len(re.findall('resumed epoch', logs)) >= NUM_KILLS / 2
 
 
-@pytest.mark.parametrize('runner_type', ['ResumableRunner', SHARDED])
+@pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
 def test_four_processes_train_as_one_with_the_same_global_batch(runner_type, one_process, tmp_path):  # noqa: F811
     """See test_distributed.py on what is fixed for it."""
     check_processes(4, one_process, tmp_path, f'runner_type={runner_type}')
@@ -147,7 +147,7 @@ def hurt_one_process(process, log, number):
 RESTARTED = 'train_cfg.max_iters=10'
 
 
-@pytest.mark.parametrize('runner_type', ['ResumableRunner', SHARDED])
+@pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
 def test_a_killed_process_ends_the_job_which_resumes(runner_type, sample_data, tmp_path):
     """torchrun ends the others, by force after 30 seconds: on GPUs they may wait for the dead one."""
     sharded = f'runner_type={runner_type}'

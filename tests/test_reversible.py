@@ -35,14 +35,14 @@ def set_alphas(model, alphas):
         param.data.copy_(value)
 
 
-def pair(alphas=0.5, num_columns=4, **kwargs):
+def pair(alphas=0.5, num_columns=4, device='cpu', **kwargs):
     """The same model, plain and reversible."""
     kwargs = {'arch': dict(WIDTHS, num_columns=num_columns), 'layer_scale_init_value': 0.3, **kwargs}
     plain = RevCol(**kwargs)
     set_alphas(plain, alphas)
     reversible = RevCol(**kwargs, save_memory=True)
     reversible.load_state_dict(plain.state_dict())
-    return plain, reversible
+    return plain.to(device), reversible.to(device)
 
 
 def output_weights(model, image):
@@ -60,25 +60,25 @@ def compare(plain, reversible, image, tolerance=2e-6):
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
 @pytest.mark.parametrize('num_columns', [4, 8, 16, 32, 48])
-def test_gradients_are_the_plain_model_s_at_any_depth(alphas, num_columns):
-    compare(*pair(alphas, num_columns), torch.randn(IMAGE))
+def test_gradients_are_the_plain_model_s_at_any_depth(alphas, num_columns, device):
+    compare(*pair(alphas, num_columns, device=device), torch.randn(IMAGE, device=device))
 
 
 @pytest.mark.parametrize('autocast', [None, torch.bfloat16, torch.float16])
-def test_outputs_are_the_plain_model_s_to_the_last_bit(autocast):
-    plain, reversible = pair('spread', num_columns=16)
-    image = torch.randn(IMAGE)
-    with torch.autocast('cpu', autocast, enabled=autocast is not None):
+def test_outputs_are_the_plain_model_s_to_the_last_bit(autocast, device):
+    plain, reversible = pair('spread', num_columns=16, device=device)
+    image = torch.randn(IMAGE, device=device)
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
         for actual, expected in zip(reversible(image), plain(image), strict=True):
             assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
 @pytest.mark.parametrize('num_columns', [32, 48])
-def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas, num_columns):
+def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas, num_columns, device):
     """The truth is float64. In float32, as evaluation sums, 48 columns are up to 1e-4 away from it."""
-    model, _ = pair(alphas, num_columns)
-    image = torch.randn(1, 3, 32, 64)
+    model, _ = pair(alphas, num_columns, device=device)
+    image = torch.randn(1, 3, 32, 64, device=device)
     weights = output_weights(model, image)
     truth = gradients(copy.deepcopy(model).double(), image.double(), [w.double() for w in weights])
     (error_of_training, name), *_ = worst_errors(gradients(model, image, weights), truth)
@@ -88,9 +88,9 @@ def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas, num_co
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
 @pytest.mark.parametrize('level_connection', ['standard', 'huge'])
-def test_every_column_is_reconstructed_to_the_last_bit(alphas, level_connection, monkeypatch):
+def test_every_column_is_reconstructed_to_the_last_bit(alphas, level_connection, monkeypatch, device):
     arch = dict(WIDTHS, num_columns=48, level_connection=level_connection)
-    _, model = pair(alphas, arch=arch)
+    _, model = pair(alphas, arch=arch, device=device)
     forward, reconstructed = [], {}
     couple_, undo = ReversibleChain.couple, ReversibleChain._undo
 
@@ -107,7 +107,7 @@ def test_every_column_is_reconstructed_to_the_last_bit(alphas, level_connection,
 
     monkeypatch.setattr(ReversibleChain, 'couple', record)
     monkeypatch.setattr(ReversibleChain, '_undo', compare_to_record)
-    sum(f.mean() for f in model(torch.randn(1, 3, 64, 64))).backward()
+    sum(f.mean() for f in model(torch.randn(1, 3, 64, 64, device=device))).backward()
     assert len(reconstructed) == 47 * 4 and all(reconstructed.values())
 
 
@@ -126,7 +126,7 @@ def test_fixtures_hold_reversibly_too(golden):
 
 def autocast_gradients(model, image, weights, dtype):
     leaf = image.clone().requires_grad_()
-    with torch.autocast('cpu', dtype):
+    with torch.autocast(image.device.type, dtype):
         outputs = model(leaf)
     model.zero_grad()
     sum((o.float() * w).mean() for o, w in zip(outputs, weights)).backward()  # outside of autocast
@@ -135,10 +135,10 @@ def autocast_gradients(model, image, weights, dtype):
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
-def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance):
+def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance, device):
     """But for the sum over columns of the stem's gradients, which is in the lower precision."""
-    models = pair(alphas, num_columns=16)
-    image = torch.randn(IMAGE)
+    models = pair(alphas, num_columns=16, device=device)
+    image = torch.randn(IMAGE, device=device)
     weights = output_weights(models[0], image)
     truth = gradients(models[0], image, weights)
     expected, actual = (autocast_gradients(model, image, weights, dtype) for model in models)
@@ -152,21 +152,21 @@ def test_gradients_under_autocast_are_the_plain_model_s(alphas, dtype, tolerance
     assert error <= 2e-5, name
 
 
-def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_model_s():
+def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_model_s(device):
     """The second of three is skipped, for its gradients are infinite."""
-    plain, reversible = pair(num_columns=8)
-    image = torch.randn(IMAGE)
+    plain, reversible = pair(num_columns=8, device=device)
+    image = torch.randn(IMAGE, device=device)
     weights = []
     for model, dtype in (
         (copy.deepcopy(plain), torch.float32),
         (plain, torch.float16),
         (reversible, torch.float16),
     ):
-        scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+        scaler = torch.amp.GradScaler(device.type, init_scale=2.0**10)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         for factor in (1.0, torch.inf, 1.0):
             optimizer.zero_grad()
-            with torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 loss = sum(f.square().mean() for f in model(image))
             scaler.scale(loss * factor).backward()
             scaler.step(optimizer)
@@ -177,16 +177,17 @@ def test_steps_with_a_gradient_scaler_are_as_near_to_float32_s_as_the_plain_mode
     assert worst_errors(of_reversible, truth)[0][0] <= 1.5 * worst_errors(of_plain, truth)[0][0]
 
 
-def test_drop_path_draws_the_same_masks_and_leaves_the_generator_as_the_plain_model_does():
-    plain, reversible = pair(num_columns=8, drop_path_rate=0.5)
-    image = torch.randn(8, 3, 32, 32)
+def test_drop_path_draws_the_same_masks_and_leaves_the_generator_as_the_plain_model_does(device):
+    plain, reversible = pair(num_columns=8, drop_path_rate=0.5, device=device)
+    image = torch.randn(8, 3, 32, 32, device=device)
     compare(plain, reversible, image)
-    states = []
+    drawn = []
     for model in (plain, reversible):
         torch.manual_seed(3)
         sum(f.mean() for f in model(image)).backward()
-        states.append(torch.get_rng_state())
-    assert torch.equal(*states)
+        drawn.append([torch.rand(8), torch.rand(8, device=device)])
+    for of_plain, of_reversible in zip(*drawn):
+        assert torch.equal(of_plain, of_reversible)
 
 
 def test_every_level_runs_twice_in_a_step_the_second_time_with_a_graph():
@@ -200,6 +201,19 @@ def test_every_level_runs_twice_in_a_step_the_second_time_with_a_graph():
     sum(f.mean() for f in outputs).backward()
     assert len(runs) == 24 and all(with_graph for _, with_graph in runs[12:])
     assert {name for name, _ in runs[:12]} == {name for name, _ in runs[12:]}
+
+
+def test_columns_run_with_kernels_that_cudnn_has_not_tried_out(monkeypatch):
+    """Backward's thread tries for itself, and may take others than forward's."""
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
+    _, model = pair()
+    tried = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            module.register_forward_hook(lambda m, i, o: tried.append(torch.backends.cudnn.benchmark))
+    sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
+    assert tried[0] and not any(tried[1:])  # the stem runs once
+    assert torch.backends.cudnn.benchmark
 
 
 def test_hooks_on_columns_and_blocks_fire_in_forward():
@@ -229,9 +243,9 @@ def test_the_plain_model_goes_on_from_what_a_hook_makes_of_a_column_s_result(cha
     assert error <= 2e-5, name
 
 
-def test_columns_of_the_plain_model_can_be_checkpointed():
-    model, _ = pair('spread')
-    image = torch.randn(IMAGE)
+def test_columns_of_the_plain_model_can_be_checkpointed(device):
+    model, _ = pair('spread', device=device)
+    image = torch.randn(IMAGE, device=device)
     weights = output_weights(model, image)
     expected = gradients(model, image, weights)
     for column in model.columns:
@@ -248,21 +262,21 @@ def test_a_hook_that_changes_a_column_s_result_is_an_error(change):
         model(torch.randn(IMAGE))
 
 
-def test_views_of_a_column_s_result_are_its_result():
+def test_views_of_a_column_s_result_are_its_result(device):
     """FSDP makes some. One image may be any number of elements from the next that is not there."""
-    plain, model = pair()
+    plain, model = pair(device=device)
     model.reconstruction_errors = []
     for column in model.columns:
         column.register_forward_hook(
             lambda m, i, outputs: [f.as_strided(f.shape, (1, *f.stride()[1:])) for f in outputs]
         )
-    compare(plain, model, torch.randn(1, 3, 64, 64))
+    compare(plain, model, torch.randn(1, 3, 64, 64, device=device))
     assert len(model.reconstruction_errors) == 4 and not any(model.reconstruction_errors)
 
 
-def test_gradients_accumulate_over_steps_and_over_forward_passes():
-    plain, reversible = pair()
-    images = torch.randn(2, *IMAGE)
+def test_gradients_accumulate_over_steps_and_over_forward_passes(device):
+    plain, reversible = pair(device=device)
+    images = torch.randn(2, *IMAGE, device=device)
     for model in (plain, reversible):
         losses = [sum(f.square().mean() for f in model(image)) for image in images]
         sum(losses).backward()
@@ -273,9 +287,9 @@ def test_gradients_accumulate_over_steps_and_over_forward_passes():
     assert errors[0][0] <= 2e-5
 
 
-def test_a_graph_that_is_retained_can_be_walked_again():
-    plain, reversible = pair()
-    image = torch.randn(IMAGE)
+def test_a_graph_that_is_retained_can_be_walked_again(device):
+    plain, reversible = pair(device=device)
+    image = torch.randn(IMAGE, device=device)
     for model in (plain, reversible):
         outputs = model(image)
         outputs[3].square().mean().backward(retain_graph=True)
@@ -287,8 +301,8 @@ def test_a_graph_that_is_retained_can_be_walked_again():
 
 
 @pytest.mark.parametrize('out_indices', [(3,), (0, 2), (-1, 0)])
-def test_a_subset_of_the_levels(out_indices):
-    compare(*pair(out_indices=out_indices), torch.randn(IMAGE))
+def test_a_subset_of_the_levels(out_indices, device):
+    compare(*pair(out_indices=out_indices, device=device), torch.randn(IMAGE, device=device))
 
 
 def test_outputs_that_get_no_gradient():
@@ -302,13 +316,13 @@ def test_outputs_that_get_no_gradient():
 
 
 @pytest.mark.parametrize('frozen_columns', [1, 3, 4])
-def test_frozen_columns(frozen_columns):
-    compare(*pair(frozen_columns=frozen_columns), torch.randn(IMAGE))
+def test_frozen_columns(frozen_columns, device):
+    compare(*pair(frozen_columns=frozen_columns, device=device), torch.randn(IMAGE, device=device))
 
 
-def test_frozen_single_parameters_and_an_image_without_gradient():
-    plain, reversible = pair()
-    image = torch.randn(IMAGE)
+def test_frozen_single_parameters_and_an_image_without_gradient(device):
+    plain, reversible = pair(device=device)
+    image = torch.randn(IMAGE, device=device)
     for model in (plain, reversible):
         model.stem.requires_grad_(False)
         model.subnet1.alpha2.requires_grad_(False)
@@ -320,31 +334,31 @@ def test_frozen_single_parameters_and_an_image_without_gradient():
     assert errors[0][0] <= 2e-5
 
 
-def test_every_trainable_parameter_gets_a_gradient():
-    _, model = pair()
-    sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
+def test_every_trainable_parameter_gets_a_gradient(device):
+    _, model = pair(device=device)
+    sum(f.mean() for f in model(torch.randn(IMAGE, device=device))).backward()
     assert all(param.grad is not None for param in model.parameters())
 
 
 @pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
-def test_without_gradients_it_is_the_plain_model(mode):
-    plain, reversible = pair()
-    image = torch.randn(IMAGE)
+def test_without_gradients_it_is_the_plain_model(mode, device):
+    plain, reversible = pair(device=device)
+    image = torch.randn(IMAGE, device=device)
     with mode():
         for actual, expected in zip(reversible.eval()(image), plain.eval()(image)):
             assert torch.equal(actual, expected)
 
 
-def test_evaluation_mode_with_gradients_is_the_plain_model():
-    plain, reversible = pair('spread')
-    compare(plain.eval(), reversible.eval(), torch.randn(IMAGE), tolerance=0)
+def test_evaluation_mode_with_gradients_is_the_plain_model(device):
+    plain, reversible = pair('spread', device=device)
+    compare(plain.eval(), reversible.eval(), torch.randn(IMAGE, device=device), tolerance=0)
 
 
-def test_a_copied_or_pickled_model_trains():
-    plain, reversible = pair()
-    reversible(torch.randn(IMAGE))
+def test_a_copied_or_pickled_model_trains(device):
+    plain, reversible = pair(device=device)
+    reversible(torch.randn(IMAGE, device=device))
     for again in (copy.deepcopy(reversible), pickle.loads(pickle.dumps(reversible))):
-        compare(plain, again, torch.randn(IMAGE))
+        compare(plain, again, torch.randn(IMAGE, device=device))
 
 
 def test_differentiating_twice_is_an_error():
@@ -354,19 +368,19 @@ def test_differentiating_twice_is_an_error():
         torch.autograd.grad(model(image)[0].mean(), image, create_graph=True)
 
 
-def test_features_that_are_changed_in_place_before_backward_are_an_error():
-    _, model = pair()
-    *_, features = model.forward_columns(torch.randn(IMAGE))
+def test_features_that_are_changed_in_place_before_backward_are_an_error(device):
+    _, model = pair(device=device)
+    *_, features = model.forward_columns(torch.randn(IMAGE, device=device))
     loss = features[0].mean()
     features[0].detach().zero_()
     with pytest.raises(RuntimeError, match='in place'):
         loss.backward()
 
 
-def test_the_model_s_outputs_may_be_changed_in_place():
+def test_the_model_s_outputs_may_be_changed_in_place(device):
     """They are copies, in the image's layout, of what the chain needs."""
-    plain, model = pair()
-    image, grads = torch.randn(IMAGE), []
+    plain, model = pair(device=device)
+    image, grads = torch.randn(IMAGE, device=device), []
     for each in (model, plain):
         torch.manual_seed(0)
         sum(feature.mul_(2).square().mean() for feature in each(image)).backward()
@@ -374,9 +388,9 @@ def test_the_model_s_outputs_may_be_changed_in_place():
     assert worst_errors(*grads)[0][0] < 2e-5
 
 
-def test_a_weight_that_is_changed_in_place_before_backward_is_an_error():
-    _, model = pair()
-    loss = sum(f.mean() for f in model(torch.randn(IMAGE)))
+def test_a_weight_that_is_changed_in_place_before_backward_is_an_error(device):
+    _, model = pair(device=device)
+    loss = sum(f.mean() for f in model(torch.randn(IMAGE, device=device)))
     with torch.no_grad():
         model.subnet2.level0.blocks[0].pwconv1.weight.mul_(2)
     with pytest.raises(RuntimeError, match='inplace'):
@@ -387,30 +401,34 @@ TINY = dict(channels=(8, 16, 32, 64), layers=(2, 2, 4, 2))  # as RevCol-T, an ei
 
 
 def activation_bytes(arch, save_memory, image):
-    model = RevCol(arch=arch, save_memory=save_memory)
-    for param in model.parameters():
-        param.grad = torch.zeros_like(param)
-    return peak_bytes(lambda: sum(f.mean() for f in model(image)).backward())
+    model = RevCol(arch=arch, save_memory=save_memory).to(image.device)
+
+    def step():
+        sum(f.mean() for f in model(image)).backward()
+
+    step()  # makes gradients, and on a GPU the libraries' work space
+    return peak_bytes(step, image.device)
 
 
-def test_memory_hardly_grows_with_columns():
-    image = torch.rand(1, 3, 256, 256)
+def test_memory_hardly_grows_with_columns(device):
+    image = torch.rand(1, 3, 256, 256, device=device)
     few, many = (activation_bytes(dict(TINY, num_columns=n), save_memory=True, image=image) for n in (4, 32))
     assert many <= 1.1 * few
     assert many <= 0.1 * activation_bytes(dict(TINY, num_columns=32), save_memory=False, image=image)
 
 
 @pytest.mark.parametrize('training', [True, False])
-def test_autocast_does_not_keep_its_casts_of_the_weights(training):
-    model = RevCol(arch='nano', save_memory=True).train(training)
-    image = torch.rand(1, 3, 32, 32)
+def test_autocast_does_not_keep_its_casts_of_the_weights(training, device):
+    model = RevCol(arch='tiny', save_memory=True).to(device).train(training)
+    image = torch.rand(1, 3, 32, 32, device=device)
 
     def forward():
-        with torch.set_grad_enabled(training), torch.autocast('cpu', torch.bfloat16):
+        with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16):
             model(image)
 
     num_weights = sum(param.numel() for param in model.parameters() if param.ndim > 1)
-    assert peak_bytes(forward) <= 0.2 * 2 * num_weights
+    forward()
+    assert peak_bytes(forward, device) <= 0.2 * 2 * num_weights
 
 
 @pytest.mark.parametrize('alphas, share', [(0.5, 1 / 8), ('spread', 1 / 2), (1e-3, 2 / 3)])
@@ -430,13 +448,13 @@ def test_what_is_kept_is_less_than_every_column_however_small_alphas_are(alphas,
     assert 0 < kept[-1] <= share * 32 * sum(feature.nbytes for feature in features)
 
 
-def test_fifty_steps_leave_no_tensor_behind():
-    _, model = pair()
+def test_fifty_steps_leave_no_tensor_behind(device):
+    _, model = pair(device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     num_alive = {}
     for step in range(50):
         optimizer.zero_grad()
-        sum(f.mean() for f in model(torch.randn(1, 3, 32, 32))).backward()
+        sum(f.mean() for f in model(torch.randn(1, 3, 32, 32, device=device))).backward()
         optimizer.step()
         if step in (1, 49):
             num_alive[step] = sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
@@ -458,10 +476,10 @@ def test_nothing_is_left_after_backward(monkeypatch):
     assert len(chains) == 3 and all(chain() is None for chain in chains)
 
 
-def test_compiled_plain_training_is_one_graph_and_gives_the_same_gradients():
+def test_compiled_plain_training_is_one_graph_and_gives_the_same_gradients(device):
     arch = dict(channels=(8, 16), layers=(1, 1), num_columns=3)
-    model, _ = pair('spread', arch=arch, out_indices=(0, 1))
-    image = torch.randn(1, 3, 32, 32)
+    model, _ = pair('spread', arch=arch, out_indices=(0, 1), device=device)
+    image = torch.randn(1, 3, 32, 32, device=device)
     weights = output_weights(model, image)
     expected = gradients(model, image, weights)
     model.compile(backend='aot_eager', fullgraph=True)
@@ -469,10 +487,10 @@ def test_compiled_plain_training_is_one_graph_and_gives_the_same_gradients():
     assert error <= 2e-6, name
 
 
-def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatch):
+def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatch, device):
     """Graphs break at the reversible chain."""
     arch = dict(channels=(8, 16), layers=(1, 1), num_columns=2)
-    plain, reversible = pair(arch=arch, out_indices=(0, 1))
+    plain, reversible = pair(arch=arch, out_indices=(0, 1), device=device)
     coupled = []
     original = ReversibleChain.couple
 
@@ -482,5 +500,5 @@ def test_compiled_training_is_reversible_and_gives_the_same_gradients(monkeypatc
 
     monkeypatch.setattr(ReversibleChain, 'couple', count)
     reversible.compile(backend='aot_eager')
-    compare(plain, reversible, torch.randn(1, 3, 32, 32))
+    compare(plain, reversible, torch.randn(1, 3, 32, 32, device=device))
     assert coupled == [0, 1, 0, 1]

@@ -21,9 +21,9 @@ class Scaled(nn.Module):
         return torch.tanh(self.linear(sum(inputs)))
 
 
-def toy_chain(num_links, size=3, dtype=torch.float64):
+def toy_chain(num_links, size=3, dtype=torch.float64, device='cpu'):
     """Three levels; level l reads x or the level below, and the level above of the link before."""
-    modules = nn.ModuleList([Scaled(size) for _ in range(3 * num_links)]).to(dtype)
+    modules = nn.ModuleList([Scaled(size) for _ in range(3 * num_links)]).to(device, dtype)
     reads = [(None, 1), (0, 2), (1,)]
 
     def links(alphas):
@@ -35,8 +35,8 @@ def toy_chain(num_links, size=3, dtype=torch.float64):
     return modules, links
 
 
-def test_gradcheck_in_float64():
-    modules, links = toy_chain(num_links=3)
+def test_gradcheck_in_float64(device):
+    modules, links = toy_chain(num_links=3, device=device)
     params = list(modules.parameters())
 
     def run(alphas, x, *rest):
@@ -46,16 +46,18 @@ def test_gradcheck_in_float64():
             features = chain(link, x, features)
         return tuple(features)
 
-    alphas = torch.rand(3, 3, 3, dtype=torch.float64).add_(0.3).requires_grad_()
-    inputs = [torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(4)]
+    options = dict(dtype=torch.float64, device=device)
+    alphas = torch.rand(3, 3, 3, **options).add_(0.3).requires_grad_()
+    inputs = [torch.randn(2, 3, **options, requires_grad=True) for _ in range(4)]
     assert torch.autograd.gradcheck(run, (alphas, *inputs, *params))
 
 
-def test_one_call_checks_a_design_of_one_s_own():
+def test_one_call_checks_a_design_of_one_s_own(device):
     assert doctest.testmod(parity).failed == 0
-    _, links = toy_chain(num_links=4)
-    alphas = (torch.rand(4, 3, 3, dtype=torch.float64) + 0.3).requires_grad_()
-    x, *features = (torch.randn(2, 3, dtype=torch.float64) for _ in range(4))
+    _, links = toy_chain(num_links=4, device=device)
+    options = dict(dtype=torch.float64, device=device)
+    alphas = (torch.rand(4, 3, 3, **options) + 0.3).requires_grad_()
+    x, *features = (torch.randn(2, 3, **options) for _ in range(4))
     report = parity.check_reversible(links(alphas), x, features, tolerance=1e-9)
     assert report.kept_bytes > 0
 
@@ -118,20 +120,20 @@ def test_an_alpha_too_small_to_be_undone_is_an_error():
         chain(links(alphas)[1], x, features)
 
 
-def growing_chain(num_links):
+def growing_chain(num_links, device):
     """From link to link its values grow about 170-fold, 170^2 being just below 2^15."""
-    _, links = toy_chain(num_links, dtype=torch.float32)
-    alphas = torch.full((num_links, 3, 3), 170.0)
-    return links(alphas), [torch.randn(2, 3, requires_grad=True) for _ in range(4)]
+    _, links = toy_chain(num_links, dtype=torch.float32, device=device)
+    alphas = torch.full((num_links, 3, 3), 170.0, device=device)
+    return links(alphas), [torch.randn(2, 3, device=device, requires_grad=True) for _ in range(4)]
 
 
-def test_growth_that_the_grid_holds_is_exact():
-    links, (x, *features) = growing_chain(num_links=3)
+def test_growth_that_the_grid_holds_is_exact(device):
+    links, (x, *features) = growing_chain(3, device)
     assert parity.check_reversible(links, x, features).gradient_error < 1e-6
 
 
-def test_growth_beyond_the_grid_is_an_error_in_the_next_link_or_in_backward():
-    links, (x, *features) = growing_chain(num_links=4)
+def test_growth_beyond_the_grid_is_an_error_in_the_next_link_or_in_backward(device):
+    links, (x, *features) = growing_chain(4, device)
     chain, unfinished = ReversibleChain(num_links=4), ReversibleChain(num_links=5)
     outputs, others = features, features
     for link in links:
@@ -145,10 +147,10 @@ def test_growth_beyond_the_grid_is_an_error_in_the_next_link_or_in_backward():
 
 
 @pytest.mark.parametrize('num_links', [2, 3])  # the last link overflows, or one before it
-def test_values_that_overflow_are_no_error_but_make_gradients_that_are_not_finite(num_links):
+def test_values_that_overflow_are_no_error_but_make_gradients_that_are_not_finite(num_links, device):
     """As in a plain chain, so that a gradient scaler skips the step."""
-    links, (x, *features) = growing_chain(num_links)
-    links[1] = [coupling._replace(alpha=torch.full((3,), 3e38)) for coupling in links[1]]
+    links, (x, *features) = growing_chain(num_links, device)
+    links[1] = [coupling._replace(alpha=torch.full((3,), 3e38, device=device)) for coupling in links[1]]
     chain, outputs = ReversibleChain(num_links), features
     for link in links:
         outputs = chain(link, x, outputs)

@@ -6,10 +6,12 @@ import re
 from io import BytesIO
 from xml.etree import ElementTree
 
-import html5lib
 import numpy as np
 import pytest
 from PIL import Image
+
+pytest.importorskip('html5lib')
+import html5lib
 
 from .subprocesses import run
 from .test_tools import on

@@ -49,11 +49,11 @@ def ours(published):
     return {name if name.startswith(heads) else f'backbone.{name}': x for name, x in published.items()}
 
 
-@pytest.fixture(scope='module')
-def golden():
+@pytest.fixture
+def golden(device):
     """Weights, logits, reconstructions, loss and gradient norms, computed in float64 with the published
     code."""
-    return torch.load(DATA / 'supervised_10cls.pt', weights_only=True)
+    return torch.load(DATA / 'supervised_10cls.pt', device, weights_only=True)
 
 
 @pytest.mark.parametrize('save_memory', [False, True])
@@ -65,7 +65,7 @@ def test_logits_reconstructions_loss_and_gradients_equal_the_published_model(gol
         save_memory=save_memory,
         widths={key: config[key] for key in WIDTHS},
         supervision={key: config[key] for key in SUPERVISION},
-    )
+    ).to(golden['input'].device)
     model.load_state_dict(ours(golden['state_dict']), strict=True)
 
     features = model.supervised_features(golden['input'])

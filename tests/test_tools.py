@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 import torch
+from PIL import Image
 
 from .subprocesses import REPO, run
 
@@ -90,7 +91,9 @@ def test_testing_prints_metrics_and_writes_predictions_and_pictures(trained, sam
     assert re.search(r'^commonest_class/mIoU +\d', printed, re.M)
     scenes = {p.stem for p in (sample_data / 'ade20k/images/validation').iterdir()}
     assert {p.stem for p in (tmp_path / 'out').glob('*.png')} == scenes
-    assert len(list((tmp_path / 'pictures').glob('*.png'))) == len(scenes)
+    pictures = [Image.open(path) for path in (tmp_path / 'pictures').glob('*.png')]
+    assert len(pictures) == len(scenes)
+    assert all(picture.width > 1000 and picture.height > 400 for picture in pictures)  # as are no scenes
 
 
 def test_testing_with_augmentation(trained, sample_data, tmp_path):

@@ -26,13 +26,13 @@ def cfg():
 
 
 @pytest.mark.parametrize('save_memory', [False, True])
-def test_extrapolated_activations_are_those_that_are_measured(save_memory, cfg, monkeypatch):
+def test_extrapolated_activations_are_those_that_are_measured(save_memory, cfg, monkeypatch, device):
     """From at most a quarter of the channels and half of the pixels."""
     monkeypatch.setattr(plan, 'NARROW', 8)
     sizes = plan.count_sizes(cfg)
-    estimated = plan.estimate_activations(cfg, (224, 320), save_memory, sizes, side=128)
+    estimated = plan.estimate_activations(cfg, (224, 320), save_memory, sizes, side=128, device=device)
     cfg.model.backbone.save_memory = save_memory
-    measured = plan.measure_activations(cfg, 224, 320)
+    measured = plan.measure_activations(cfg, 224, 320, device)
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
@@ -63,10 +63,17 @@ def test_a_reversible_step_has_the_flops_of_one_more_pass_through_the_backbone(c
     assert plain == 6 * flops.total() and reversible - plain == 2 * flops['backbone']
 
 
-def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch):
-    monkeypatch.setattr(plan, 'measure_activations', lambda cfg, height, width: height * width * 1000)
-    printed, error = call_tool(TOOL, DINO, '--gpus', 4, '--shape', 128, 128, '--out', tmp_path)
-    assert not error
+def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device):
+    measured_on = []
+
+    def measure(cfg, height, width, device):
+        measured_on.append(device)
+        return height * width * 1000
+
+    monkeypatch.setattr(plan, 'measure_activations', measure)
+    options = ('--gpus', 4, '--shape', 128, 128, '--device', device, '--out', tmp_path)
+    printed, error = call_tool(TOOL, DINO, *options)
+    assert not error and set(measured_on) == {device}
     assert len(re.findall(r'^\| (?:DDP|FullyShardedRunner) ', printed, re.M)) == 4
     rows = json.loads((tmp_path / 'plan_training.json').read_text())
     images, per_day = 1000 * 4 * 4, 4 * 156e12 * 0.3 * 86400  # iterations, GPUs, on each; FLOPs

@@ -90,9 +90,8 @@ class Stepper:
         forward = self.eager_forward
         if variant.compiled:
             # One graph for each variant, and no silent return to eager mode when there are many.
-            # By the names that torch 2.6 knows, too.
-            torch._dynamo.config.cache_size_limit = MAX_GRAPHS
-            torch._dynamo.config.fail_on_cache_limit_hit = True
+            torch._dynamo.config.recompile_limit = MAX_GRAPHS
+            torch._dynamo.config.fail_on_recompile_limit_hit = True
             forward = torch.compile(forward, dynamic=False)
         if dtype is torch.float16:
             wrapper = AmpOptimWrapper(dtype='float16', **self.wrapper_args)

@@ -60,7 +60,7 @@ class Memory(NamedTuple):
 
 
 class _Sampling(torch.autograd.Function):
-    """Deformable attention with the memory of its CUDA kernel, and no result: the CPU's needs much more."""
+    """Deformable attention with the memory of its CUDA kernel, and no result: a CPU's needs much more."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -130,10 +130,10 @@ def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
     return cfg
 
 
-def measure_activations(cfg: Config, height: int, width: int) -> int:
-    """Peak bytes of forward and backward of one random image, beyond weights and gradients, on this CPU."""
+def measure_activations(cfg: Config, height: int, width: int, device: str | torch.device = 'cpu') -> int:
+    """Peak bytes of forward and backward of one random image, beyond weights and gradients."""
     torch.manual_seed(0)
-    model = _build(cfg).train()
+    model = _build(cfg).to(device).train()
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     batch = synthetic_batch(model, cfg.default_scope, 1, height, width)
@@ -147,11 +147,18 @@ def measure_activations(cfg: Config, height: int, width: int) -> int:
         if cfg.default_scope != 'mmpretrain':
             place = 'mmcv.ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch'
             stack.enter_context(patch(place, _Sampling.apply))
-        return peak_bytes(step)
+        if torch.device(device).type == 'cuda':
+            step()  # takes the libraries' work space
+        return peak_bytes(step, device)
 
 
 def estimate_activations(
-    cfg: Config, shape: tuple[int, int], save_memory: bool, sizes: Sizes, side: int = 256
+    cfg: Config,
+    shape: tuple[int, int],
+    save_memory: bool,
+    sizes: Sizes,
+    side: int = 256,
+    device: str | torch.device = 'cpu',
 ) -> int:
     """Extrapolate the peak of one image's activations from three measurements of narrow models.
 
@@ -166,13 +173,14 @@ def estimate_activations(
         save_memory: Whether columns train reversibly.
         sizes: Of the model.
         side: Of the smaller of the images that are measured.
+        device: To measure on.
     """
     channels = _build(cfg, 'meta').backbone.channels
     divisor = max(1, channels[0] // NARROW)
     small, large = side, side * 3 // 2 // 32 * 32
     wide, thin = (_narrow(cfg, d, save_memory) for d in (divisor, 2 * divisor))
     measured = [
-        measure_activations(model, s, s) for model, s in ((wide, small), (wide, large), (thin, large))
+        measure_activations(model, s, s, device) for model, s in ((wide, small), (wide, large), (thin, large))
     ]
     slope = (measured[1] - measured[0]) / (large**2 - small**2)
     constant = measured[0] - slope * small**2

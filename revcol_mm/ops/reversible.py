@@ -22,7 +22,7 @@ from torch import Tensor
 from .chain import Chain, add_shortcut
 from .coupling import Coupling
 from .lost_bits import CodePlan, Codes, grid_limit, low_bits, plan_codes, restore_words_
-from .rng_replay import CallState
+from .rng_replay import CallState, untried_kernels
 
 
 class ReversibleChain(Chain):
@@ -124,7 +124,8 @@ class ReversibleChain(Chain):
         """
         index, level = len(self.done), coupling.level
         state = CallState(x.device, self.done[-1].state if self.done else None)
-        residual = coupling.residual(x, self.features)
+        with untried_kernels():
+            residual = coupling.residual(x, self.features)
         dtype = torch.result_type(residual, coupling.alpha)
         is_first, is_last = index < self.num_levels, index >= (self.num_links - 1) * self.num_levels
         if not is_first:

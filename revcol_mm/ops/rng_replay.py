@@ -1,9 +1,24 @@
-"""Run a function a second time as it ran the first time: same random numbers, same autocast."""
+"""Run a function a second time as it ran the first time: same random numbers, same autocast, same kernels."""
 
 from contextlib import contextmanager
 from typing import Iterator
 
 import torch
+
+
+@contextmanager
+def untried_kernels() -> Iterator[None]:
+    """Let cuDNN choose kernels by rules for a while, even if ``torch.backends.cudnn.benchmark`` is on.
+
+    Kernels that it tries out may differ between two runs: every thread tries for itself (the caches in ATen's
+    ``Conv_v8.cpp`` are thread-local), and backward runs in another thread than forward.
+    """
+    benchmark = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = benchmark
 
 
 class CallState:
@@ -37,7 +52,7 @@ class CallState:
             if self.module:
                 self.module.set_rng_state(self.device_rng, self.device)
             # No cache: it could hold a weight's cast from a pass without gradients.
-            with torch.autocast(**self.autocast, cache_enabled=False):
+            with torch.autocast(**self.autocast, cache_enabled=False), untried_kernels():
                 yield
         finally:
             torch.set_rng_state(cpu_rng)

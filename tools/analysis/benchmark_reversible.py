@@ -6,7 +6,8 @@ prints a table and writes it as JSON and as a plot. Activation memory is the pea
 beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
 Gradient errors are those of storing less: the difference from storing everything with the same sums (columns
 that are checkpointed sum in float32), relative to the largest gradient of the same tensor, the worst of all
-parameters and the input.
+parameters and the input. On a GPU a step's kernels are counted, too, and how often the CPU waits for it; fp32
+is without TF32 there.
 """
 
 import argparse
@@ -26,8 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from revcol_mm import RevCol
 from revcol_mm.analysis.machine import machine
+from revcol_mm.apis import pick_device
 from revcol_mm.models.backbones.revcol import ARCHS
-from revcol_mm.testing import gradients, peak_bytes, worst_errors
+from revcol_mm.testing import Launches, count_launches, gradients, peak_bytes, worst_errors
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -96,6 +98,8 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
         for param in model.parameters():
             param.grad = torch.zeros_like(param)
         results[mode] = {'activation_mib': peak_bytes(partial(step, model), args.device) / 2**20}
+        if image.is_cuda:
+            results[mode].update(count_launches(partial(step, model))._asdict())
         if mode != 'plain':
             results[mode]['gradient_error'] = error
     times = {mode: [] for mode in models}
@@ -104,7 +108,7 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
             started = time.perf_counter()
             step(model)
             if image.is_cuda:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(image.device)
             times[mode].append(time.perf_counter() - started)
     for mode in models:
         results[mode]['step_seconds'] = statistics.median(times[mode])
@@ -113,18 +117,19 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
 
 def table(report: dict) -> str:
     """The report as a Markdown table."""
-    lines = [
-        '| arch | columns | mode | activations, MiB | step, s | step / plain | gradient error |',
-        '|---|---|---|---|---|---|---|',
-    ]
+    counted = [name for name in Launches._fields if name in report['rows'][0]['modes']['plain']]
+    heads = ['arch', 'columns', 'mode', 'activations, MiB', 'step, s', 'step / plain', 'gradient error']
+    heads += counted
+    lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for row in report['rows']:
         plain = row['modes']['plain']['step_seconds']
         for mode, result in row['modes'].items():
+            seconds = result['step_seconds']
             error = f'{result["gradient_error"]:.0e}' if 'gradient_error' in result else ''
-            lines.append(
-                f'| {row["arch"]} | {row["num_columns"]} | {mode} | {result["activation_mib"]:.0f} | '
-                f'{result["step_seconds"]:.2f} | {result["step_seconds"] / plain:.2f} | {error} |'
-            )
+            cells = [row['arch'], row['num_columns'], mode, f'{result["activation_mib"]:.0f}']
+            cells += [f'{seconds:.{2 if seconds >= 0.1 else 4}f}', f'{seconds / plain:.2f}', error]
+            cells += [result[name] for name in counted]
+            lines.append(f'| {" | ".join(map(str, cells))} |')
     return '\n'.join(lines)
 
 
@@ -151,13 +156,21 @@ def main() -> None:
     parser.add_argument('--num-columns', nargs='+', type=int, help="of each arch; default: the arch's own")
     parser.add_argument('--size', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'))
     parser.add_argument('--batch-size', type=int, default=1)
-    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32')
+    parser.add_argument('--precision', choices=('fp32', 'tf32', 'bf16', 'fp16'), default='fp32')
     parser.add_argument('--repeats', type=int, default=5, help='timed steps of each mode; the median counts')
-    parser.add_argument('--device', type=torch.device, default='cuda' if torch.cuda.is_available() else 'cpu')
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
     parser.add_argument('--out', type=Path, help='folder for benchmark_reversible.json and .png')
     args = parser.parse_args()
     if min(*args.size, args.batch_size, args.repeats, *(args.num_columns or [1])) < 1:
         parser.error('sizes and counts start at 1')
+    try:
+        args.device = pick_device(args.device)
+    except ValueError as error:
+        parser.error(str(error))
+    if args.precision == 'tf32' and args.device.type != 'cuda':
+        parser.error('tf32 is for GPUs alone')
+    tf32 = args.precision == 'tf32'
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
 
     report = dict(
         machine=machine(args.device),

@@ -5,10 +5,11 @@
 
 prints a table for DDP and FullyShardedRunner, plain and with save_memory. Weights, gradients and optimizer
 state are counted, in float32. Activations are extrapolated from three training steps of models with narrow
-columns on small images, measured on this CPU with deformable attention as its CUDA kernel has it; images have
-7 objects. Not counted are the CUDA context, libraries' work spaces and fragmentation: leave 10 % free. Days
-are FLOPs of all images over those that the GPUs do at the utilisation that is assumed, and nothing else:
-communication and data loading are in no number but the utilisation, an assumption until it is measured.
+columns on small images, measured on this CPU with deformable attention as its CUDA kernel has it, or on
+--device; images have 7 objects. Not counted are the CUDA context, libraries' work spaces and fragmentation:
+leave 10 % free. Days are FLOPs of all images over those that the GPUs do at the utilisation that is assumed,
+and nothing else: communication and data loading are in no number but the utilisation, an assumption until it
+is measured.
 """
 
 import argparse
@@ -26,6 +27,7 @@ from revcol_mm.analysis.training_plan import (
     training_flops,
     training_memory,
 )
+from revcol_mm.apis import pick_device
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.engine.preflight import merge_options
 
@@ -47,6 +49,7 @@ def parse_args() -> argparse.Namespace:
         '--tflops', type=float, default=156, help="peak of a GPU, in 10^12 FLOPs a second [156, A100's TF32]"
     )
     parser.add_argument('--utilisation', type=float, default=0.3, help='part of the peak in use [0.3]')
+    parser.add_argument('--device', default='cpu', help='to measure activations on [cpu]')
     parser.add_argument('--out', type=Path, help='folder for plan_training.json')
     args = parser.parse_args()
     sizes = (args.gpus, *args.shape, *(args.mean_shape or ()), args.num_images or 1)
@@ -66,10 +69,10 @@ def count_images(cfg: Config, args: argparse.Namespace) -> int:
 
 def plan(cfg: Config, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Rows of the table."""
-    sizes, num_images = count_sizes(cfg), count_images(cfg, args)
+    sizes, num_images, device = count_sizes(cfg), count_images(cfg, args), pick_device(args.device)
     batch_size, optimizer = cfg.train_dataloader.batch_size, cfg.optim_wrapper.optimizer.type
     for save_memory in (False, True):
-        activations = estimate_activations(cfg, args.shape, save_memory, sizes)
+        activations = estimate_activations(cfg, args.shape, save_memory, sizes, device=device)
         flops = training_flops(cfg, args.mean_shape or args.shape, save_memory)
         for sharded in (False, True):
 

@@ -1,0 +1,146 @@
+"""What there is on a GPU alone: its fast kernels, its memory, its compiler, its way to talk to other GPUs.
+
+What holds of a CPU, too, is tested where it is tested for the CPU, with the fixture ``device``.
+"""
+
+import copy
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from revcol_mm.engine.column_statistics import peak_memory
+from revcol_mm.ops import ReversibleChain
+from revcol_mm.testing import gradients, worst_errors
+
+from .conftest import CUDA
+from .subprocesses import run
+from .test_reversible import compare, output_weights, pair
+from .test_tools import on
+
+pytestmark = pytest.mark.parametrize('device', [CUDA], indirect=True)
+AUTOCAST = [None, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture
+def fast(device, monkeypatch):
+    """What PyTorch can do faster: TF32, and kernels that it has tried out, which may add in random order."""
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    monkeypatch.setattr(torch.backends.cudnn, 'deterministic', False)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
+    torch.set_float32_matmul_precision('high')
+    yield device
+    torch.set_float32_matmul_precision('highest')
+
+
+@pytest.mark.parametrize('benchmark', [False, True])
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('dtype', AUTOCAST)
+def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
+    dtype, layout, benchmark, fast, monkeypatch
+):
+    """Outputs are the plain model's to the last bit, unless cuDNN has tried out other kernels for it."""
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', benchmark)
+    plain, reversible = pair('spread', num_columns=16, drop_path_rate=0.3, device=fast)
+    errors = reversible.reconstruction_errors = []
+    sizes = [(64, 96), (33, 47), (130, 70), (64, 96), (95, 127)]
+    for size in sizes:
+        image = torch.randn(3, 3, *size, device=fast).contiguous(memory_format=layout)
+        outputs = []
+        for model in (plain, reversible):
+            torch.manual_seed(0)
+            with torch.autocast(fast.type, dtype, enabled=dtype is not None):
+                outputs.append(model(image))
+        for expected, actual in zip(*outputs, strict=True):
+            assert benchmark or torch.equal(actual, expected)
+        sum(output.square().mean() for output in outputs[1]).backward()
+    assert len(errors) == 4 * len(sizes) and not any(errors)
+
+
+@pytest.mark.parametrize('dtype', AUTOCAST)
+def test_with_fast_kernels_gradients_are_as_near_to_the_truth_as_the_plain_model_s(dtype, fast):
+    plain, reversible = pair('spread', num_columns=16, device=fast)
+    image = torch.randn(2, 3, 64, 96, device=fast)
+    weights = output_weights(plain, image)
+    truth = gradients(copy.deepcopy(plain).double(), image.double(), [w.double() for w in weights])
+    errors = []
+    for model in (plain, reversible):
+        with torch.autocast(fast.type, dtype, enabled=dtype is not None):
+            (error, _), *_ = worst_errors(gradients(model, image, weights), truth)
+        errors.append(error)
+    of_plain, of_reversible = errors
+    assert of_reversible <= 1.5 * of_plain
+
+
+def test_a_compiled_model_trains_reversibly(device, monkeypatch):
+    """Inductor compiles what is around the columns."""
+    plain, reversible = pair('spread', device=device)
+    num_coupled = []
+    original = ReversibleChain.couple
+    monkeypatch.setattr(
+        ReversibleChain, 'couple', lambda self, *args: num_coupled.append(1) or original(self, *args)
+    )
+    reversible.compile()
+    compare(plain, reversible, torch.randn(2, 3, 64, 96, device=device), tolerance=2e-5)
+    assert len(num_coupled) == 16
+
+
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_memory_hardly_grows_with_columns_and_is_below_that_of_checkpoints(precision, device, tmp_path):
+    run(
+        *('tools/analysis/benchmark_reversible.py', 'tiny', '--num-columns', 4, 16, '--size', 256, 256),
+        *('--batch-size', 2, '--precision', precision, '--repeats', 1, '--device', device, '--out', tmp_path),
+    )
+    rows = json.loads((tmp_path / 'benchmark_reversible.json').read_text())['rows']
+    few, many = ({mode: result['activation_mib'] for mode, result in row['modes'].items()} for row in rows)
+    for memory in (few, many):
+        assert memory['plain'] > memory['checkpoint per column'] > memory['reversible'] > 0
+    assert many['reversible'] <= 1.1 * few['reversible']
+    assert many['checkpoint per column'] >= 1.2 * few['checkpoint per column']
+    assert many['reversible'] <= 0.1 * many['plain']
+
+
+def test_the_memory_that_is_logged_is_the_allocator_s(device):
+    assert peak_memory(device) == {'cuda': pytest.approx(torch.cuda.max_memory_allocated() / 2**20)}
+
+
+@pytest.fixture
+def group(device, tmp_path):
+    """A group of this process alone."""
+    backend = 'nccl' if device.type == 'cuda' else 'gloo'
+    dist.init_process_group(backend, init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize('kind', ['ddp', 'fully_shard'])
+def test_gradients_of_a_wrapped_model_are_the_plain_model_s(kind, group, device):
+    plain, reversible = pair('spread', device=device)
+    image = torch.randn(2, 3, 64, 96, device=device)
+    if kind == 'ddp':
+        reversible = DistributedDataParallel(reversible)
+    else:
+        mesh = init_device_mesh(device.type, (1,))
+        for part in (*reversible.columns, reversible):
+            fully_shard(part, mesh=mesh)
+    for model in (plain, reversible):
+        sum(feature.square().mean() for feature in model(image)).backward()
+    expected = {name: param.grad for name, param in plain.named_parameters()}
+    actual = {name.removeprefix('module.'): param.grad for name, param in reversible.named_parameters()}
+    actual = {name: getattr(grad, 'full_tensor', lambda grad=grad: grad)() for name, grad in actual.items()}
+    (error, name), *_ = worst_errors(actual, expected)
+    assert error <= 2e-5, name
+
+
+def test_deterministic_training_warns_of_what_no_kernel_does_and_goes_on(device, sample_data, tmp_path):
+    options = on(sample_data, 'ade20k', 'model.backbone.save_memory=True')
+    config = 'configs/upernet_revcol_nano_sample.py'
+    printed = run(
+        'tools/train.py', config, '--work-dir', tmp_path, '--seed', 0, '--deterministic', '--amp', *options
+    )
+    assert 'mIoU' in printed and 'without mixed precision' not in printed
+    assert 'does not have a deterministic implementation' in printed
