@@ -1,8 +1,8 @@
 """MMCV's compiled ops on torch and torchvision, for an MMCV that has none, such as ``mmcv-lite``.
 
 The Python side of MMCV's ops (``mmcv/ops/*.py``) asks a module ``mmcv._ext`` for what is compiled. Where that
-module is missing, :func:`supply_ops` lets Python find :mod:`revcol_mm.mmcv_ops.ext` under its name. Nothing of
-MMCV is changed, and an MMCV with compiled ops keeps them.
+module is missing, :func:`supply_ops` lets Python find :mod:`revcol_mm.mmcv_ops.ext` under its name. Nothing
+of MMCV is changed, and an MMCV with compiled ops keeps them.
 """
 
 import re

@@ -152,7 +152,7 @@ def modulated_deform_conv_backward(
 
 
 def _has_kernels(value: Tensor) -> bool:
-    """Whether the fused kernels run on a tensor; their gradients' last bits depend on the order of threads."""
+    """Whether the fused kernels take a tensor. The last bits of gradients depend on the order of threads."""
     return (
         value.is_cuda and find_spec('triton') is not None and not torch.are_deterministic_algorithms_enabled()
     )

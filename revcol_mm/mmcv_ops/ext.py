@@ -14,8 +14,8 @@ try:
     import torchvision.ops
 except (ImportError, RuntimeError) as error:
     raise ImportError(
-        f"MMCV's ops on torchvision need the torchvision that is made for torch {torch.__version__} ({error}); "
-        'run: python -m revcol_mm.check_env'
+        f"MMCV's ops on torchvision need the one that is made for torch {torch.__version__} ({error}); run: "
+        'python -m revcol_mm.check_env'
     ) from error
 
 from revcol_mm.mmcv_ops import boxes, deformable, focal_loss, neighborhoods, regions, sync_bn
@@ -46,8 +46,8 @@ def __getattr__(name: str) -> Callable:
 
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f'mmcv._ext.{name} is not among the ops that revcol_mm supplies on torchvision. It takes an mmcv with '
-            'compiled ops: see docs/environment.md'
+            f'mmcv._ext.{name} is not among the ops that revcol_mm supplies on torchvision. It takes an mmcv '
+            'with compiled ops: see docs/environment.md'
         )
 
     return missing

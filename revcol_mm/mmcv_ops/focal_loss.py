@@ -26,7 +26,7 @@ def _weigh(loss: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Loss of each logit, (N, C), into ``output``, with targets (N,) and classes' weights (C,) or none (0,)."""
+    """Loss of each logit, (N, C), into ``output``; targets are (N,), classes' weights (C,) or none (0,)."""
     (x,) = upcast(input)
     p = x.sigmoid()
     loss = torch.where(

@@ -38,7 +38,7 @@ def masked_col2im_forward(
 
 
 def _carafe(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
-    """CARAFE, https://arxiv.org/abs/1905.02188 (equation 6): upsample by kernels that each pixel has of its own.
+    """CARAFE, https://arxiv.org/abs/1905.02188 (equation 6): upsample by kernels of each pixel's own.
 
     Args:
         features: (B, C, H, W).

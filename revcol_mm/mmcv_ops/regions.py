@@ -1,7 +1,7 @@
 """Pooling of regions of interest (RoIs): rows (R, 5) of an image's number in the batch, x1, y1, x2 and y2.
 
-Output is (R, C, h, w), of h times w bins. But for pooling by average, which is torchvision's, the ops here are for
-correctness and not for speed; few detectors use them.
+Output is (R, C, h, w), of h times w bins. But for pooling by average, which is torchvision's, the ops here
+are for correctness and not for speed; few detectors use them.
 """
 
 import itertools
@@ -101,7 +101,7 @@ def _bilinear(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
     values = blend(features, (1 - part_y, part_y), (1 - part_x, part_x))
     if y.requires_grad:
-        # As in MMCV offsets get the gradient of weights which are not bounded where a point is moved to the border.
+        # As in MMCV, offsets get the gradient of weights that moving a point to the border does not bound.
         linear = blend(features.detach(), (high_y - y, y - low_y), (high_x - x, x - low_x))
         values = values + (linear - linear.detach())
     return values * inside
@@ -122,8 +122,8 @@ def roi_align_forward(
 ) -> None:
     """RoIAlign, https://arxiv.org/abs/1703.06870, of features (B, C, H, W) into ``output``.
 
-    Of the maximum's sample ``argmax_y`` and ``argmax_x`` get row and column in the bin, -1 for no sample. (The
-    compiled op keeps its coordinates there, which half precision rounds.)
+    Of the maximum's sample ``argmax_y`` and ``argmax_x`` get row and column in the bin, -1 for no sample.
+    (The compiled op keeps its coordinates there, which half precision rounds.)
     """
     size = aligned_height, aligned_width
     features, boxes = upcast(input, rois)
@@ -185,8 +185,8 @@ def roi_pool_forward(
 ) -> None:
     """RoIPool, https://arxiv.org/abs/1504.08083, of features (B, C, H, W) into ``output``.
 
-    MMCV's rounds RoIs in another way than torchvision's. ``argmax`` gets the place of the maximum in its image's
-    plane of H times W, -1 for that of an empty bin, which is 0.
+    MMCV's rounds RoIs in another way than torchvision's. ``argmax`` gets the place of the maximum in its
+    image's plane of H times W, -1 for that of an empty bin, which is 0.
     """
     height, width = input.shape[2:]
     features, boxes = upcast(input, rois)

@@ -3,7 +3,6 @@
 Inputs are (B, C, S) with all of space in S; statistics (C,) are float32, and over batch and space.
 """
 
-import torch
 from torch import Tensor
 
 OVER = (0, 2)  # dimensions of batch and space

@@ -48,7 +48,7 @@ class CheckpointError(RuntimeError):
 
 
 class _Inert:
-    """Stands in for the type of whatever is pickled beside weights, of which items alone are kept, in a Counter.
+    """Stands in for the type of whatever is pickled beside weights; of that, a Counter keeps items alone.
 
     Of the types whose items torch lets a file set, that is the one that may have a state as well.
     """
