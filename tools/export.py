@@ -90,7 +90,13 @@ def to_torchscript(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: di
 
 def to_torch_export(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
     sizes = free_sizes(min_batch=1) if dynamic else None
-    program = torch.export.export(graph, (image,), dynamic_shapes=sizes)
+    program = torch.export.export(
+        graph,
+        (image,),
+        dynamic_shapes=sizes,
+        # torch 2.14 asks whether 1 is a multiple of a row's length, and does not see that it never is
+        prefer_deferred_runtime_asserts_over_guards=True,
+    )
     torch.export.save(program, out, extra_files={'metadata.json': json.dumps(metadata)})
     return torch.export.load(out).module()
 

@@ -21,6 +21,7 @@ def _deform_conv(
     ) -> Tensor:
         x, offset, weight = upcast(input, offset, weight)
         mask, bias = (tensor if tensor is None else tensor.to(x.dtype) for tensor in (mask, bias))
+        offset = offset.where(~offset.isnan(), torch.inf)  # outside, as to MMCV: torchvision crashes on NaN
         geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
         size = [
             (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in geometry
