@@ -1,0 +1,110 @@
+"""One training step and one prediction of a config's model, on random images and with random weights."""
+
+import copy
+from typing import Any, Callable, NamedTuple
+
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from mmengine.model import BaseModel, revert_sync_batchnorm
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import BaseDataElement
+
+from .swap_in import config_nodes
+from .synthetic_batch import synthetic_batch
+
+MAX_LENGTH = 160  # of an error
+MAX_SAMPLES = 50  # of an image: queries, proposals, objects, and those that RoI heads train on
+SAMPLES = {'num_queries', 'num_proposals', 'nms_pre', 'nms_post', 'max_per_img'}
+
+
+class Trial(NamedTuple):
+    """Why a model does not train or predict.
+
+    Args:
+        training: The error, in a line; empty if it trains.
+        prediction: Likewise.
+    """
+
+    training: str
+    prediction: str
+
+
+def try_model(cfg: Config, batch_size: int = 2, side: int = 128) -> Trial:
+    """Build a config's model, train it for a step and let it predict. No checkpoint is loaded.
+
+    Args:
+        cfg: Of MMDetection or MMSegmentation.
+        batch_size: Images in the step's batch; predictions are on one.
+        side: Of the images, in pixels. (Those of persons to identify have one size.)
+    """
+    torch.manual_seed(0)
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # as the runner does
+    size = (256, 128) if cfg.model.type == 'BaseReID' else (side, side)
+
+    def batch(training: bool) -> dict[str, Any]:
+        number = batch_size if training else 1  # some predict on no more
+        return synthetic_batch(model, cfg.default_scope, number, *size, training)
+
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        try:
+            model = _build(cfg, size)
+        except Exception as error:
+            return Trial(*[reason(error)] * 2)
+        return Trial(_attempt(_train, model, batch), _attempt(_predict, model, batch))
+
+
+def _build(cfg: Config, size: tuple[int, int]) -> BaseModel:
+    model = copy.deepcopy(cfg.model)
+    for node in config_nodes(model):
+        if 'checkpoint' in (node.get('init_cfg') or ()):
+            node['init_cfg'] = None
+        for key in {'pretrained', 'teacher_ckpt', 'batch_augments'} & set(node):  # the last pad to full size
+            node[key] = None
+        if node.get('type') == 'MMSyncBN':  # which cannot even be built in a single process
+            node['type'] = 'SyncBN'
+        if {'mean', 'size'} <= set(node):  # to which a data preprocessor pads
+            node['size'] = size
+        for key in (SAMPLES | {'num'} if 'pos_fraction' in node else SAMPLES) & set(node):
+            node[key] = min(node[key], MAX_SAMPLES)
+    model = revert_sync_batchnorm(MODELS.build(model))
+    model.init_weights()
+    return model
+
+
+def _train(model: BaseModel, batch: Callable[[bool], dict[str, Any]]) -> None:
+    """A step, of which every backbone that trains must get its part."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    model.train()  # of some this returns nothing
+    data = model.data_preprocessor(batch(True), training=True)
+    loss, _ = model.parse_losses(model(**data, mode='loss'))
+    if not loss.isfinite():
+        raise ValueError(f'the loss is {loss.item()}')
+    loss.backward()
+    optimizer.step()
+    for name, module in model.named_modules():
+        params = [param for param in module.parameters() if param.requires_grad]
+        if name.split('.')[-1] == 'backbone' and params and all(param.grad is None for param in params):
+            raise ValueError(f'no gradient reaches {name}')
+
+
+def _predict(model: BaseModel, batch: Callable[[bool], dict[str, Any]]) -> None:
+    model.eval()
+    with torch.no_grad():
+        samples = model.test_step(batch(False))
+    if not samples or not all(isinstance(sample, BaseDataElement) for sample in samples):
+        raise ValueError(f'predictions are {samples}')
+
+
+def _attempt(function: Callable[..., None], *args: Any) -> str:
+    """The error of a call, in a line; empty if there is none."""
+    try:
+        function(*args)
+    except Exception as error:
+        return reason(error)
+    return ''
+
+
+def reason(error: BaseException) -> str:
+    """An error in a line."""
+    return ' '.join(f'{type(error).__name__}: {error}'.split())[:MAX_LENGTH]
