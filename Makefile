@@ -1,4 +1,4 @@
-# For Python 3.10 to 3.13 with venv, on Linux or macOS; see README.md.
+# For Linux with Python 3.10 to 3.13 and its venv; see README.md.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
@@ -6,8 +6,8 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
-BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
 SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
@@ -74,15 +74,15 @@ test-oldest:
 	$(MAKE) test VENV=.venv-oldest REQUIREMENTS=requirements-oldest.txt PYTHON=python3.10
 
 # mmcv with ops compiled against torch, in place of mmcv-lite: needs a C++ compiler and 10 to 20 minutes on 2 cores
+test-compiled: VENV := .venv-compiled
 test-compiled:
-	@$(MAKE) install VENV=.venv-compiled REQUIREMENTS=requirements-oldest.txt
-	pip=".venv-compiled/bin/python -m pip --disable-pip-version-check"
-	.venv-compiled/bin/python -c 'import mmcv._ext' 2> /dev/null || {
-	    $$pip uninstall -qy mmcv-lite
-	    $$pip install -q wheel ninja psutil
-	    MMCV_WITH_OPS=1 $$pip install -q --no-build-isolation --no-deps mmcv==2.1.0
+	@$(MAKE) install VENV=$(VENV) REQUIREMENTS=requirements-oldest.txt
+	$(BIN)/python -c 'import mmcv._ext' 2> /dev/null || {
+	    $(PIP) uninstall -qy mmcv-lite
+	    $(PIP) install -q wheel ninja
+	    MMCV_WITH_OPS=1 $(PIP) install -q --no-build-isolation --no-deps mmcv==2.1.0
 	}
-	$(MAKE) test VENV=.venv-compiled REQUIREMENTS=requirements-oldest.txt
+	$(MAKE) test VENV=$(VENV) REQUIREMENTS=requirements-oldest.txt
 
 # Pins what the extras of pyproject.toml draw in: the result is to be tested and committed.
 lock: install
@@ -90,7 +90,8 @@ lock: install
 	    --custom-compile-command 'make lock' pyproject.toml --output-file "$$@"; }
 	pin requirements.txt --extra all --extra dev --extra docs
 	pin requirements-onedl.txt --extra onedl --extra dev -c requirements.txt
-	pin requirements-oldest.txt --extra all --extra dev -c requirements.txt --override <(echo 'torch==2.10.0')
+	pin requirements-oldest.txt --extra all --extra dev -c <(grep -v '^torch\|^nvidia\|^cuda\|^triton\|^sympy' requirements.txt) \
+	    --override <(echo torch==2.10.0; echo torchvision==0.25.0)
 
 audit: install  # asks PyPI for known vulnerabilities of the pinned versions
 	@$(BIN)/uvx -q pip-audit==2.10.1 --strict --no-deps --disable-pip -r requirements.txt
