@@ -200,9 +200,10 @@ def main() -> int:
         lacking = [name for name in names if parts[name].fix]
         print(f'{task:14} ' + (f'cannot run, for want of {", ".join(lacking)}' if lacking else 'can run'))
     if parts['mmcv.ops'].fix is None and (ops := sort_ops()):
+        supplied, missing = ops
         print()
-        for what, names in zip(('on torchvision', 'that are missing'), ops):
-            print(textwrap.fill(f'ops of mmcv {what}: {", ".join(names)}', 100, subsequent_indent='  '))
+        print(textwrap.fill(f'mmcv.ops on torchvision: {", ".join(supplied)}', 100, subsequent_indent='  '))
+        print(f'{len(missing)} are missing: rotated boxes, point clouds and others, see docs/environment.md')
     fixes = dict.fromkeys(part.fix for part in parts.values() if part.fix)
     if fixes:
         print('\nTo mend it, in this order:', *fixes, sep='\n  ')

@@ -20,20 +20,25 @@ def _deform_conv(
         input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
     ) -> Tensor:
         x, offset, weight = upcast(input, offset, weight)
-        mask, bias = (tensor if tensor is None else tensor.to(x.dtype) for tensor in (mask, bias))
+        bias = bias if bias is None else bias.to(x.dtype)
         offset = offset.where(~offset.isnan(), torch.inf)  # outside, as to MMCV: torchvision crashes on NaN
-        geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-        size = [
-            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in geometry
-        ]
-        offset, mask = (tensor if tensor is None else _of_size(tensor, *size) for tensor in (offset, mask))
+        if mask is not None:
+            geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+            size = [
+                (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1
+                for side, kernel, step, pad, gap in geometry
+            ]
+            offset, mask = (_of_size(maps, *size) for maps in (offset, mask.to(x.dtype)))
         return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
     return op
 
 
 def _of_size(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps (B, C, height, width) of each sample's first values: what MMCV reads of larger ones (DyHead)."""
+    """Maps (B, C, height, width) of each sample's first values.
+
+    MMCV checks sizes in version 1 alone. In version 2 it reads these of larger maps, as DyHead's are.
+    """
     if maps.shape[2:] == (height, width):
         return maps
     batch, channels = maps.shape[:2]
