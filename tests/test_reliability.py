@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from revcol_mm.models.checkpoint import model_weights, read_checkpoint
 from .subprocesses import REPO
 from .test_distributed import check_processes, one_process  # noqa: F401
 
+psutil = pytest.importorskip('psutil')
 pytestmark = pytest.mark.reliability
 NUM_KILLS = 20
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(REPO)}

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from werkzeug.test import Client
 
 from revcol_mm.apis import init_model
 
 from .subprocesses import REPO, run
 
+Client = pytest.importorskip('werkzeug.test').Client
 TOOL = REPO / 'tools/web_demo.py'
 REVCOL = REPO / 'configs/upernet_revcol_nano_sample.py'
 PLAIN = REPO / 'configs/baselines/upernet_convnext_sample.py'
