@@ -154,7 +154,7 @@ def shutil_as(program, *paths):
         shutil.copy(*paths)
 
 
-@pytest.mark.parametrize('number, scope', enumerate(['mmdet', 'mmseg', 'mmpretrain']))
+@pytest.mark.parametrize('number, scope', list(enumerate(['mmdet', 'mmseg', 'mmpretrain'])))
 def test_configs_of_one_s_own_build_and_run(number, scope, tmp_path):
     if scope == 'mmseg' and installed_set() == 'onedl':
         pytest.skip('mmseg:: does not resolve there, as the page says')
