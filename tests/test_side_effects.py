@@ -42,7 +42,7 @@ PACKAGES = {
     *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
     *('builtins', 'copyreg', 'json', 'logging', 'os', 'pickle', 'random', 'signal', 'sys', 'warnings'),
 }
-CACHES = {'sys.path_importer_cache'}
+CACHES = {'sys.path_importer_cache', 'torch._dynamo.eval_frame.cached_backends'}  # the latter in torch 2.10
 
 def content(value):
     if type(value) in (dict, OrderedDict):
