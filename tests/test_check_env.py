@@ -161,7 +161,10 @@ def test_all_ops_that_openmmlab_imports_are_supplied(package):
         owner = getattr(op, '__self__', op)  # some are methods of an autograd.Function
         module = sys.modules[owner.__module__]
         functions = set(re.findall(r'ext_module\.(\w+)', inspect.getsource(module)))
-        assert functions - set(mmcv._ext.SUPPLIED) <= {'nms_rotated', 'nms_quadri'}, op
+        missing = functions - set(mmcv._ext.SUPPLIED)
+        assert missing <= {'nms_rotated', 'nms_quadri', 'line_nms_forward'}, (
+            op
+        )  # the last is CLRNet's, in onedl
 
 
 HIDE = """
