@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -54,6 +55,7 @@ def is_lacking(system, module, name):
 def lose(system):
     """Make this process lack what a system lacks, also for others' modules, which may not have asked yet."""
     platform.system = lambda: dict(macOS='Darwin').get(system, system)  # MMEngine asks
+    subprocess._USE_POSIX_SPAWN = False  # Python 3.13's way on Linux, by names that are lost
     for name in SYSTEMS[system]['modules'].split():
         sys.modules[name] = None  # importing it fails
     for module in (os, signal):

@@ -36,8 +36,8 @@ class _MetadataUnpickler(pickle.Unpickler):
     """Reads torch's description of tensors, and refuses whatever does not belong in it."""
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (('pathlib', 'PosixPath'), ('pathlib', 'WindowsPath')):
-            return PurePath  # the folder that was written, perhaps on another system
+        if module in ('pathlib', 'pathlib._local') and name in ('PosixPath', 'WindowsPath'):
+            return PurePath  # the folder that was written, perhaps by Python 3.13 or on another system
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"{module}.{name} is not in a checkpoint's description of tensors")
