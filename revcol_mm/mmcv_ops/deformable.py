@@ -216,7 +216,8 @@ def ms_deform_attn_forward(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
     levels = _levels(value, value_spatial_shapes, sampling_locations, attention_weights)
-    return sum(_attend(value, *size, *rest) for *size, (value, *rest) in levels).to(value.dtype)
+    output = sum(_attend(of_level, *size, *rest) for *size, (of_level, *rest) in levels)
+    return output.to(value.dtype)
 
 
 def ms_deform_attn_backward(
