@@ -25,12 +25,12 @@ try:
         ColumnStatisticsHook,
         LayerDecayOptimWrapperConstructor,
         LoadFromHook,
-        PreflightHook,
         ReversibleCheckHook,
         allow_mmengine_globals,
     )
     from .evaluation import CommonestClassIoU, ConfusionMetric
     from .models import ColumnSupervision, RevCol, RevColClassifier
+    from .preflight import PreflightHook
 
     allow_mmengine_globals()
 except ModuleNotFoundError as error:

@@ -22,10 +22,10 @@ from revcol_mm import RevCol
 from revcol_mm.apis import init_model, pick_device
 from revcol_mm.engine.checkpoint_files import is_whole
 from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.preflight import PreflightError, PreflightHook, building, check_files, merge_options
 from revcol_mm.engine.resumable_data import BrokenSampleError, SeededDataset
 from revcol_mm.engine.runner import ResumableRunner
 from revcol_mm.models.checkpoint import CheckpointError, plain, read_checkpoint
+from revcol_mm.preflight import PreflightError, PreflightHook, building, check_files, merge_options
 
 from .subprocesses import REPO
 from .test_checkpoint import RunsCode

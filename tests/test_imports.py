@@ -64,12 +64,23 @@ def test_without_torch_the_error_names_the_check():
     assert 'torch' in printed and 'python -m revcol_mm.check_env' in printed.splitlines()[-1]
 
 
-LAYERS = ['mmcv_ops', 'check_env', 'ops', 'testing', 'models', 'evaluation', 'engine', 'apis', 'analysis']
+LAYERS = [
+    'mmcv_ops',
+    'check_env',
+    'ops',
+    'testing',
+    'models',
+    'evaluation',
+    'preflight',
+    'engine',
+    'apis',
+    'analysis',
+]
 
 
 @pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)
 def test_imports_go_one_way(path):
-    """ops -> models -> evaluation -> engine -> apis -> analysis; ops know torch only."""
+    """ops -> models -> evaluation -> preflight -> engine -> apis -> analysis; ops know torch only."""
     folders = path.relative_to(REPO).parent.parts
     own = path.relative_to(REPO / 'revcol_mm').parts[0].removesuffix('.py')
     if own == '__init__':

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm import RevCol
-from revcol_mm.engine.preflight import PreflightHook, check_files, check_scope, merge_options
+from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options
 
 from .subprocesses import REPO
 

@@ -13,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revcol_mm import RevCol
-from revcol_mm.engine.preflight import merge_options
 from revcol_mm.models.checkpoint import (
     load_backbone,
     model_weights,
@@ -22,6 +21,7 @@ from revcol_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from revcol_mm.preflight import merge_options
 from revcol_mm.testing import gradients, worst_errors
 
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None)

@@ -43,9 +43,9 @@ from revcol_mm.apis import init_model
 from revcol_mm.apis.image_graph import ImageGraph, SegmentationGraph, image_graph, matrix_pools
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.engine.preflight import merge_options
 from revcol_mm.evaluation.complexity import default_shape
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import merge_options
 
 MIN_SIDE = 64  # pixels: below, the last level is one pixel wide, which torch.export treats as another case
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB

@@ -16,9 +16,9 @@ from mmengine.dist import is_main_process
 
 from revcol_mm.engine import ResumableRunner
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, check_writable, load_config
-from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import PreflightError
 
 
 def parse_args() -> argparse.Namespace:

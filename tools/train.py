@@ -15,9 +15,9 @@ from mmengine.registry import RUNNERS
 
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.nonfinite import NonFiniteError
-from revcol_mm.engine.preflight import PreflightError
 from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import PreflightError
 
 
 def parse_args() -> argparse.Namespace:

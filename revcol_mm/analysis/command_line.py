@@ -11,8 +11,8 @@ import matplotlib
 from mmengine.config import Config
 
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.engine.preflight import PreflightError, merge_options
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import PreflightError, merge_options
 
 matplotlib.use('Agg')  # figures are files
 

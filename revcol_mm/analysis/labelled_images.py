@@ -13,8 +13,8 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F
 
-from revcol_mm.engine.preflight import IGNORE_INDEX, check_files
 from revcol_mm.evaluation.confusion import BACKGROUND
+from revcol_mm.preflight import IGNORE_INDEX, check_files
 
 LABEL_STRIDE = 4  # of dense labels: that of level 0
 COARSEST_STRIDE = 32  # of features; sizes are multiples of it

@@ -12,8 +12,8 @@ from mmengine.registry import MODELS, DefaultScope
 
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.load_from import restrict_loading
-from revcol_mm.engine.preflight import building
 from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
+from revcol_mm.preflight import building
 
 
 def pick_device(device: str | None = None) -> torch.device:

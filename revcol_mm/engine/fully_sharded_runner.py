@@ -22,8 +22,8 @@ from revcol_mm.models import RevCol
 from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.models.sharded_checkpoint import REST, is_sharded, load_shards, shapes, write_shards
 from revcol_mm.ops import bound_alpha
+from revcol_mm.preflight import PreflightError
 
-from .preflight import PreflightError
 from .runner import ResumableRunner
 
 

@@ -17,8 +17,7 @@ from mmengine.logging import print_log
 from mmengine.utils import get_git_hash
 
 from revcol_mm.check_env import SCOPES, require
-
-from .preflight import building, check_files, check_scope, merge_options
+from revcol_mm.preflight import building, check_files, check_scope, merge_options
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,11 +22,10 @@ from torch.utils.data import DataLoader
 
 from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
+from revcol_mm.preflight import building, ids_checked
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
-from .coco_ids import ids_checked
 from .load_from import restrict_loading
-from .preflight import building
 from .resumable_data import ResumableBatchSampler, seed_everything
 
 INTERRUPTED = 75  # exit status of a run that has saved itself after a signal; EX_TEMPFAIL, where os has it

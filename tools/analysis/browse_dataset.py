@@ -29,8 +29,8 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
 from revcol_mm.engine.prediction_pictures import enlarge
-from revcol_mm.engine.preflight import IGNORE_INDEX, check_files
 from revcol_mm.engine.resumable_data import seed_everything
+from revcol_mm.preflight import IGNORE_INDEX, check_files
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:

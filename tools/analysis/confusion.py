@@ -29,9 +29,9 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
-from revcol_mm.engine.preflight import check_files
 from revcol_mm.evaluation import ConfusionMetric
 from revcol_mm.evaluation.confusion import class_scores
+from revcol_mm.preflight import check_files
 
 
 @torch.no_grad()

@@ -29,7 +29,7 @@ from revcol_mm.analysis.training_plan import (
 )
 from revcol_mm.apis import pick_device
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.engine.preflight import merge_options
+from revcol_mm.preflight import merge_options
 
 MOST_GPUS = 1024
 

@@ -7,7 +7,7 @@ from typing import Any, Iterator
 
 from mmengine.logging import print_log
 
-from .preflight import PreflightError
+from .errors import PreflightError
 
 
 def check_ids(file: str, content: dict[str, list[dict[str, Any]]]) -> None:

@@ -1,0 +1,18 @@
+"""What is checked before a run: options, files, data and model, so that nothing fails hours into it."""
+
+from .coco_ids import ids_checked
+from .errors import PreflightError, building
+from .files import check_files, check_scope
+from .hook import IGNORE_INDEX, PreflightHook
+from .options import merge_options
+
+__all__ = [
+    'IGNORE_INDEX',
+    'PreflightError',
+    'PreflightHook',
+    'building',
+    'check_files',
+    'check_scope',
+    'ids_checked',
+    'merge_options',
+]
