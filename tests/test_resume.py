@@ -15,7 +15,8 @@ import torch
 from mmengine.fileio import get_file_backend
 
 from revcol_mm.engine.checkpoint_files import is_whole, newest_whole_checkpoint
-from revcol_mm.engine.runner import INTERRUPTED, ResumableRunner
+from revcol_mm.engine.interruption import INTERRUPTED
+from revcol_mm.engine.runner import ResumableRunner
 
 from .subprocesses import SEARCHED
 

@@ -1,6 +1,5 @@
 """Training whose weights, gradients and optimizer state are spread over the processes (FSDP2)."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from revcol_mm.models.sharded_checkpoint import REST, is_sharded, load_shards, s
 from revcol_mm.ops import bound_alpha
 from revcol_mm.preflight import PreflightError
 
+from .checkpoint_files import replace_folder
 from .runner import ResumableRunner
 
 
@@ -145,8 +145,7 @@ class FullyShardedRunner(ResumableRunner):
             raise CheckpointError(f'cannot write {final}: {error}') from error
         super().save_checkpoint(str(unfinished), REST, *args, save_optimizer=save_optimizer, **kwargs)
         if is_main_process():
-            shutil.rmtree(final, ignore_errors=True)  # of a run that was resumed from before it
-            os.replace(unfinished, final)
+            replace_folder(unfinished, final)
         barrier()
 
     def load_checkpoint(
@@ -154,7 +153,9 @@ class FullyShardedRunner(ResumableRunner):
     ) -> dict[str, Any]:
         """Load a sharded checkpoint to resume from, or the weights of any checkpoint to start from."""
         if self._resume:
-            return self._load_shards(filename)
+            checkpoint = self._load_shards(filename)
+            self._check_optimizer(checkpoint)
+            return checkpoint
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger=self.logger)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         own = self.model.state_dict()
@@ -182,7 +183,7 @@ class FullyShardedRunner(ResumableRunner):
                 )
         # The state dict's tensors are the model's own.
         load_shards({'state_dict': self.model.state_dict(), 'optimizer': {'state': state}}, path)
-        checkpoint = torch.load(Path(path, REST), 'cpu')
+        checkpoint = CheckpointLoader.load_checkpoint(str(Path(path, REST)), 'cpu', self.logger)
         checkpoint['optimizer']['state'] = state
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self.logger.info(f'Load sharded checkpoint from {path}')

@@ -10,25 +10,47 @@ from mmengine.runner import CheckpointLoader, Runner
 
 from revcol_mm.models.checkpoint import (
     BACKBONE,
-    OTHER_STORE,
     CheckpointError,
     fit_weights,
+    is_remote,
     local_checkpoint,
     model_weights,
     read_checkpoint,
 )
 
+# All that MMEngine registers; a test holds them against its table.
+_SCHEMES = (
+    '',
+    'http://',
+    'https://',
+    'pavi://',
+    r'(\S+\:)?s3://',
+    r'(\S+\:)?petrel://',
+    'modelzoo://',
+    'torchvision://',
+    'open-mmlab://',
+    'openmmlab://',
+    'mmcls://',
+)
+
 
 def restrict_loading() -> None:
-    """Have MMEngine read files and URLs by :func:`read_checkpoint`, onto the CPU, until the process ends.
+    """Have MMEngine read every checkpoint by :func:`read_checkpoint`, onto the CPU, until the process ends.
 
     MMEngine 0.10.7 unpickles what it fetches from a URL, and the onedl fork what weights_only refuses.
     """
-    CheckpointLoader.register_scheme(('', 'http://', 'https://'), _read, force=True)
+    CheckpointLoader.register_scheme(_SCHEMES, _read, force=True)
 
 
 def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
-    return read_checkpoint(os.path.expanduser(filename), setting=None)
+    checkpoint = read_checkpoint(os.path.expanduser(filename), setting=None)
+    meta = checkpoint.get('meta')
+    if isinstance(meta, dict):
+        meta.pop('config', None)  # of MMEngine before 0.3; its Runner.resume would run it as Python
+    if filename.startswith('mmcls://'):  # whole classifiers, of which MMEngine gives the backbone
+        weights = model_weights(checkpoint).items()
+        return {'state_dict': {n.removeprefix(BACKBONE): w for n, w in weights if n.startswith(BACKBONE)}}
+    return checkpoint
 
 
 @HOOKS.register_module()
@@ -55,7 +77,7 @@ class LoadFromHook(Hook):
         """Fetch a URL, or miss a file, before the run begins; other stores are left to MMEngine."""
         restrict_loading()
         source = runner._load_from
-        if source is None or runner._resume or OTHER_STORE.match(str(source)):
+        if source is None or runner._resume or is_remote(source):
             return
         try:
             local_checkpoint(source, 'load_from')

@@ -35,37 +35,48 @@ class NonFiniteHook(Hook):
         ValueError: If ``max_skips`` is negative.
     """
 
+    priority = 'LOWEST'  # what other hooks draw before an iteration is not drawn again
+
     def __init__(self, max_skips: int = 0) -> None:
         if max_skips < 0:
             raise ValueError(f'max_skips takes a number from 0 on, got {max_skips}')
         self.max_skips = max_skips
 
     def before_train(self, runner: Runner) -> None:
-        """Look at every loss before its backward pass and at every gradient before the optimizer's step."""
+        """Look at every loss before its backward pass, and at every gradient before it is clipped."""
         wrapper = runner.optim_wrapper
-        update_params = wrapper.update_params
+        update_params, step = wrapper.update_params, wrapper.step
 
-        def guarded(loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        def guarded_update(loss: Tensor, *args: Any, **kwargs: Any) -> None:
             if not self._is_bad(runner, 'loss', ~loss.detach().isfinite().all()):
                 update_params(loss, *args, **kwargs)
 
-        wrapper.update_params = guarded
+        def guarded_step(*args: Any, **kwargs: Any) -> None:
+            if not self._is_bad(runner, 'gradient', self._has_bad_gradient(runner)):
+                step(*args, **kwargs)
+
+        wrapper.update_params = guarded_update
         scaler = getattr(wrapper, 'loss_scaler', None)
         if scaler is None or not scaler.is_enabled():
-            wrapper.optimizer.register_step_pre_hook(lambda *_: self._check_gradients(runner))
+            wrapper.step = guarded_step
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the optimizer as it was."""
+        for name in ('update_params', 'step'):
+            vars(runner.optim_wrapper).pop(name, None)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.data_batch = data_batch
         self.state = CallState(next(runner.model.parameters()).device)
-        if self.max_skips:  # running statistics are changed before the loss is known
-            self.buffers = {name: buffer.clone() for name, buffer in runner.model.named_buffers()}
+        # running statistics are changed before the loss is known
+        self.buffers = {name: buffer.clone() for name, buffer in runner.model.named_buffers()}
 
-    def _check_gradients(self, runner: Runner) -> None:
+    @staticmethod
+    def _has_bad_gradient(runner: Runner) -> Tensor:
         grads = [param.grad for param in runner.model.parameters() if param.grad is not None]
         norm = torch.nn.utils.get_total_norm(grads)
         norm = getattr(norm, 'full_tensor', lambda: norm)()  # of shards, under FSDP2
-        if self._is_bad(runner, 'gradient', ~norm.isfinite()):
-            runner.optim_wrapper.optimizer.zero_grad()  # no gradients, no step
+        return ~norm.isfinite()
 
     def _is_bad(self, runner: Runner, what: str, bad: Tensor) -> bool:
         """Whether to skip; the processes of a distributed run agree on it."""
@@ -75,16 +86,16 @@ class NonFiniteHook(Hook):
         if not bad:
             return False
         number = runner.iter + 1
-        origin, images = self._origin(runner), self._images()
-        message = f'the {what} of iteration {number} is not finite: {origin}; images: {images}'
+        _restore(runner.model, self.buffers)
         skipped = runner.message_hub.get_info('nonfinite_skips', 0) + 1  # a checkpoint holds it
+        name = f'nonfinite_iter_{number}.pth'
+        if skipped > self.max_skips:  # before the batch is run again, which may fail in new ways
+            runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
+        message = f'the {what} of iteration {number} is not finite: {self._origin(runner)}; images: {self._images()}'
         if skipped <= self.max_skips:
             runner.message_hub.update_info('nonfinite_skips', skipped)
             runner.logger.warning(f'{message}. Skipped; {self.max_skips - skipped} more may be')
-            _restore(runner.model, self.buffers)
             return True
-        name = f'nonfinite_iter_{number}.pth'
-        runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
         raise NonFiniteError(f'{message}. The weights before it are in {runner.work_dir}/{name}')
 
     def _images(self) -> str:

@@ -13,10 +13,12 @@ from typing import Any, Iterator
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
+
+from revcol_mm.models.checkpoint import CheckpointError
 
 
 def seed_everything(*entropy: int) -> None:
@@ -46,21 +48,24 @@ class SeededDataset(Dataset):
     met, by the worker that met it; all workers of a process count together.
 
     Args:
-        dataset: Config of the data set that samples are taken from; its attributes are this one's, too.
+        dataset: Config of the data set that samples are taken from. Its attributes are this one's, too; to
+            set one, as MMDetection's PipelineSwitchHook does, sets that data set's.
         max_broken: Different broken samples that this process leaves out, counted from its start. 0, as for
             validation and testing: the first one is an error.
 
     Raises:
-        BrokenSampleError: For the first broken sample beyond ``max_broken``, with the files and the reason.
+        BrokenSampleError: For the first broken sample beyond ``max_broken``, with the files and the reason,
+            and where all samples are broken.
         ValueError: If ``max_broken`` is negative.
     """
 
     def __init__(self, dataset: Dataset | dict, max_broken: int = 0) -> None:
         if max_broken < 0:
             raise ValueError(f'max_broken takes a number from 0 on, got {max_broken}')
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
-        self.max_broken = max_broken
-        self.broken = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
+        own = vars(self)
+        own['dataset'] = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        own['max_broken'] = max_broken
+        own['broken'] = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -95,8 +100,8 @@ class SeededDataset(Dataset):
             is_new = not self.broken[index]
             self.broken[index] = True
             number = int(self.broken.sum())
-            if number > max_broken:
-                limit = f'; max_broken={max_broken} were left out before' if max_broken else ''
+            if number > max_broken or number == len(self):
+                limit = f'; {number - 1} were left out before' if max_broken else ''
                 raise BrokenSampleError(message + limit) from error
         if is_new:  # an error, for warnings of other processes than the first are not shown
             left = max_broken - number
@@ -114,6 +119,9 @@ class SeededDataset(Dataset):
             raise AttributeError(name)
         return getattr(self.dataset, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.dataset, name, value)
+
 
 @DATA_SAMPLERS.register_module()
 class ResumableBatchSampler:
@@ -127,6 +135,14 @@ class ResumableBatchSampler:
         seed: Seed of the run.
         num_iters: Iterations that the run has done before.
         num_epochs: Epochs that it has ended before. None: it does not count in epochs.
+        data: :attr:`extent` of the run before. A run on other data, in other batches or processes begins
+            where as many samples have been drawn.
+
+    Attributes:
+        extent: Samples in a batch of all processes, images, and batches of an epoch.
+
+    Raises:
+        CheckpointError: If a run that counts in epochs has epochs of another length than before.
     """
 
     def __init__(
@@ -138,6 +154,7 @@ class ResumableBatchSampler:
         seed: int = 0,
         num_iters: int = 0,
         num_epochs: int | None = None,
+        data: dict[str, int] | None = None,
     ) -> None:
         self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
         if batch_sampler is None:
@@ -146,6 +163,12 @@ class ResumableBatchSampler:
             self.batches = DATA_SAMPLERS.build(
                 batch_sampler, default_args=dict(sampler=sampler, batch_size=batch_size)
             )
+        self.extent = dict(
+            batch_size=batch_size * get_world_size(),
+            images=len(getattr(sampler, 'dataset', sampler)),
+            epoch_length=len(self.batches),
+        )
+        num_iters = self._same_place(num_iters, num_epochs is not None, data or self.extent)
         if num_epochs is not None:
             self.first_epoch, self.skip = num_epochs, max(0, num_iters - num_epochs * len(self))
         elif isinstance(sampler, InfiniteSampler):
@@ -153,6 +176,23 @@ class ResumableBatchSampler:
         else:  # PreflightHook reports empty data
             self.first_epoch, self.skip = divmod(num_iters, max(1, len(self)))
         self.begun = False
+
+    def _same_place(self, num_iters: int, by_epoch: bool, before: dict[str, int]) -> int:
+        """How many of the present batches hold the samples that were drawn before."""
+        if num_iters == 0 or before == self.extent:
+            return num_iters
+        change = ', '.join(
+            f'{name} {before[name]} -> {self.extent[name]}'
+            for name in self.extent
+            if before[name] != self.extent[name]
+        )
+        if by_epoch and before['epoch_length'] != self.extent['epoch_length']:
+            raise CheckpointError(
+                f'cannot resume: epochs have another length than before ({change}); keep the data and the batch '
+                'size of all processes, or take the weights alone by load_from'
+            )
+        print_log(f'the run goes on with other data: {change}', 'current', level=logging.WARNING)
+        return num_iters * before['batch_size'] // self.extent['batch_size']
 
     def __len__(self) -> int:
         return len(self.batches)

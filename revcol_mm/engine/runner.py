@@ -2,145 +2,53 @@
 
 import copy
 import os
-import signal
-from functools import cache, partial
+from functools import partial
 from itertools import chain, repeat
-from multiprocessing import Pipe
-from multiprocessing.connection import Connection
-from multiprocessing.util import Finalize
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import torch
-from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
-from mmengine.hooks import EMAHook, Hook
+from filelock import FileLock, Timeout
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, RUNNERS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
-from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
-from revcol_mm.models.sharded_checkpoint import REST
-from revcol_mm.preflight import building, ids_checked
+from revcol_mm.models.checkpoint import CheckpointError, is_remote
+from revcol_mm.preflight import PreflightError, building, ids_checked
 
-from .checkpoint_files import is_whole, newest_whole_checkpoint
+from .checkpoint_files import is_whole, remove_unfinished, saved_checkpoints
+from .checkpoint_hook import KeepingCheckpointHook
+from .interruption import InterruptionHook, ResumeValidationHook, SeedHook, exit_notice_of, shield_worker
 from .load_from import restrict_loading
-from .resumable_data import ResumableBatchSampler, seed_everything
+from .resumable_data import ResumableBatchSampler
+from .resuming import (
+    ResumePoint,
+    as_one,
+    find_resume_point,
+    optimizer_type,
+    parameter_order,
+    schedule_anew,
+    settings,
+)
 
-INTERRUPTED = 75  # exit status of a run that has saved itself after a signal; EX_TEMPFAIL, where os has it
 MAX_BROKEN = 10  # different samples that training leaves out, in each process
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
-@cache
-def _exit_notice(pid: int) -> Connection:
-    """What this process's workers see as it begins to exit: there is something to read, which nobody does.
-
-    Args:
-        pid: This process, for one that was forked inherits the notice of another.
-    """
-    notice, sender = Pipe(duplex=False)
-    Finalize(None, sender.send, [None], exitpriority=0)
-    return notice
-
-
-def shield_worker(worker_id: int, exit_notice: Connection) -> None:
-    """Let a worker that loads data outlive SIGTERM and SIGINT, which the whole group of processes may get.
-
-    Its parent, which has an iteration to finish, ends it: as any worker when the data are no longer needed,
-    or as it exits, whatever the worker is at. (Then multiprocessing would send SIGTERM and wait without end.)
-
-    Args:
-        worker_id: Number of the worker; it is not used.
-        exit_notice: :func:`_exit_notice` of the parent.
-    """
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    Thread(target=_exit_with_parent, args=(exit_notice,), daemon=True).start()
-
-
-def _exit_with_parent(exit_notice: Connection) -> None:
-    exit_notice.poll(None)
-    os._exit(0)
-
-
-class _Interruption(Hook):
-    """Seeds every iteration by its number, and saves and ends the run after a signal."""
-
-    priority = 'LOWEST'  # after CheckpointHook
-
-    def __init__(self) -> None:
-        self.received = 0
-        self.handlers = {}
-
-    def receive(self, number: int, frame: Any) -> None:
-        self.received = number
-        for number in SIGNALS:
-            signal.signal(number, self.handlers[number])  # the next one ends the run at once
-
-    def before_train(self, runner: Runner) -> None:
-        self.handlers = {number: signal.signal(number, self.receive) for number in SIGNALS}
-
-    def after_train(self, runner: Runner) -> None:
-        for number, handler in self.handlers.items():
-            signal.signal(number, handler)
-
-    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        seed_everything(runner.seed, get_rank(), runner.iter)
-
-    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        self._end(runner, runner.iter + 1)
-
-    def after_val_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        if get_world_size() == 1 and self.received:  # else processes may have different numbers of batches
-            for hook in runner.hooks:
-                if isinstance(hook, EMAHook):
-                    hook.after_val_epoch(runner)  # the model has the averages' weights until then
-            self._end(runner, runner.iter)
-
-    def after_val_epoch(self, runner: Runner, *_: Any, **__: Any) -> None:
-        self._end(runner, runner.iter)
-
-    def _end(self, runner: Runner, num_iters: int) -> None:
-        """Save and exit if any process has received a signal."""
-        received = torch.tensor(self.received)
-        if get_world_size() > 1:
-            all_reduce(received, 'max')
-        if not received:
-            return
-        name = f'iter_{num_iters}.pth'
-        meta = dict(epoch=runner.epoch, iter=num_iters)
-        runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False)
-        runner.logger.warning(
-            f'{signal.Signals(received.item()).name}: saved {name} after {num_iters} iterations; go on with '
-            '--resume'
-        )
-        barrier()  # a launcher ends all processes when the first has exited
-        raise SystemExit(INTERRUPTED)
-
-
-def _read_meta(file: str | Path) -> dict[str, Any]:
-    """What a checkpoint to resume from tells of its run; read before the onedl fork might do so unsafely."""
-    try:
-        return torch.load(file, 'cpu', mmap=True, weights_only=True)['meta']
-    except KeyError as error:
-        raise CheckpointError(
-            f'cannot resume: no {error} in {file}; load_from takes weights alone'
-        ) from error
-    except Exception as error:  # of files of others torch raises all sorts
-        raise CheckpointError(f'cannot resume: {file}: {unreadable_because(error)}') from error
 
 
 @RUNNERS.register_module()
 class ResumableRunner(Runner):
     """MMEngine's runner, whose interrupted runs, resumed, equal one that was not interrupted.
 
-    - A checkpoint is either whole or not there. Of those in the work dir, resuming takes the newest that is
-      whole and names those that are damaged.
+    - A checkpoint is either whole or not there, and is deleted when its successor is written. Resuming takes
+      the newest that is whole and names those that are damaged; all processes take the same.
     - Augmentation depends on the seed and on a sample's place in the run, and what the model draws on the
       seed and the iteration: not on the number of workers, nor on where a run was interrupted.
-    - Resuming goes to its place in the data without loading what comes before, also within an epoch.
+    - Resuming goes to its place in the data without loading what comes before, also within an epoch, and
+      makes up for a validation that was interrupted. Under a config that has changed it does what the new
+      config says (length, schedule, options of the optimizer, batch size), or refuses.
+    - Two runs do not train in one work dir at the same time.
     - After SIGTERM or SIGINT it finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL). On
       Windows, where SIGTERM ends a process at once, after Ctrl-C alone.
     - MMEngine reads checkpoints by :func:`restrict_loading` from then on.
@@ -151,44 +59,54 @@ class ResumableRunner(Runner):
     Gradients that were accumulated for a step that was not yet taken are lost: save between steps.
 
     Raises:
-        ValueError: If ``max_keep_ckpts`` is 1: MMEngine deletes the old checkpoint before it writes the new.
-        CheckpointError: If the checkpoint that is named to resume from is damaged or not there, or there is
-            something in it that may not be unpickled.
+        CheckpointError: If the checkpoint that is named to resume from is damaged or not there, if there are
+            only damaged ones, if there is something in it that may not be unpickled, or it does not fit the
+            config.
         BrokenSampleError: See above.
-        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config.
+        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config, or another
+            run trains in the work dir.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
-        if checkpoint_hook.get('max_keep_ckpts') == 1:
-            raise ValueError(
-                'max_keep_ckpts=1 leaves no checkpoint while the next is written; keep 2 or more'
-            )
         restrict_loading()
-        damaged, self._resumed_meta = [], None
-        if kwargs.get('resume'):
-            source = kwargs.get('load_from')
-            if source is None:
-                source, damaged = newest_whole_checkpoint(kwargs['work_dir'])
-            elif not is_whole(Path(source)):
-                raise CheckpointError(f'cannot resume: {source} is damaged or does not exist')
-            if source is None:
-                kwargs['resume'] = False
-            else:
-                # The data's order is drawn, and loading begins, before MMEngine reads a checkpoint.
-                self._check_kind(Path(source))
-                file = Path(source, REST) if Path(source).is_dir() else source
-                self._resumed_meta = _read_meta(file)
-                kwargs['load_from'] = str(source)
-                kwargs['randomness'] = {
-                    **(kwargs.get('randomness') or {}),
-                    'seed': self._resumed_meta['seed'],
-                }
+        self._resume_point: ResumePoint | None = None
+        self._wanted = (kwargs.get('resume'), kwargs.get('load_from'))
+        self._checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
+        self._settings = settings(kwargs)
+        # MMEngine uses it after setup_env, which may put the seed of a resumed run in.
+        self._randomness = kwargs['randomness'] = dict(kwargs.get('randomness') or {})
         with building('a run'):
             super().__init__(*args, **kwargs)
-        for checkpoint in damaged:
-            self.logger.warning(f'{checkpoint} is damaged and not used')
-        self.register_hook(_Interruption())
+        if self._resume_point:
+            self._load_from = str(self._resume_point.checkpoint)
+            for checkpoint in self._resume_point.damaged:
+                self.logger.warning(f'{checkpoint} is damaged and not used')
+        elif self._resume:
+            self._resume = False
+            self.logger.warning(f'nothing to resume from in {self.work_dir}: the run begins')
+        self.register_hook(SeedHook())
+        self.register_hook(ResumeValidationHook())
+        self.register_hook(InterruptionHook())
+
+    def setup_env(self, env_cfg: dict) -> None:
+        """Set up processes as MMEngine does, and find out together where a resumed run goes on.
+
+        The data's order is drawn, and loading begins, before MMEngine reads a checkpoint.
+        """
+        super().setup_env(env_cfg)
+        resume, load_from = self._wanted
+        if not resume:
+            return
+        self._resume_point = find_resume_point(
+            self.work_dir, load_from, self._checkpoint_hook, self._check_kind
+        )
+        if self._resume_point:
+            seed, wanted = self._resume_point.meta['seed'], self._randomness.get('seed')
+            if wanted not in (None, seed):
+                raise CheckpointError(
+                    f'cannot resume: {self._resume_point.checkpoint} was trained with the seed {seed}, not {wanted}'
+                )
+            self._randomness['seed'] = seed
 
     @staticmethod
     def _check_kind(source: Path) -> None:
@@ -222,7 +140,7 @@ class ResumableRunner(Runner):
             by_epoch = loop.get('by_epoch', False)
             if 'type' in loop:
                 by_epoch = issubclass(LOOPS.get(loop['type']), EpochBasedTrainLoop)
-            done = self._resumed_meta or dict(iter=0, epoch=0)
+            done = self._resume_point.meta if self._resume_point else dict(iter=0, epoch=0)
             cfg['dataset'] = dict(
                 type='SeededDataset', dataset=cfg['dataset'], max_broken=cfg.pop('max_broken', MAX_BROKEN)
             )
@@ -233,6 +151,7 @@ class ResumableRunner(Runner):
                 seed=self.seed,
                 num_iters=done['iter'],
                 num_epochs=done['epoch'] if by_epoch else None,
+                data=done.get('data'),
             )
             self._train_dataloader = cfg
         return super().build_train_loop(loop)
@@ -248,7 +167,7 @@ class ResumableRunner(Runner):
         with building('a dataloader'), ids_checked():
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         if 'worker_init_fn' not in dataloader:  # set now, for MMEngine copies what is in a config
-            loader.worker_init_fn = partial(shield_worker, exit_notice=_exit_notice(os.getpid()))
+            loader.worker_init_fn = partial(shield_worker, exit_notice=exit_notice_of(os.getpid()))
         return loader
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
@@ -256,11 +175,109 @@ class ResumableRunner(Runner):
         with building('the optimizer'):
             return super().build_optim_wrapper(optim_wrapper)
 
+    def register_hook(self, hook: Hook | dict, *args: Any, **kwargs: Any) -> None:
+        """Register a hook as MMEngine does; a CheckpointHook is one that keeps the old until there is a new."""
+        if isinstance(hook, dict) and hook.get('type') in (
+            CheckpointHook,
+            'CheckpointHook',
+            'mmengine.CheckpointHook',
+        ):
+            hook = {**hook, 'type': KeepingCheckpointHook}
+        super().register_hook(hook, *args, **kwargs)
+
+    def train(self) -> nn.Module:
+        """Train, in a work dir that no other run trains in at the same time.
+
+        Raises:
+            PreflightError: If one does.
+        """
+        lock = FileLock(Path(self.work_dir, '.lock'))
+        as_one(lambda: self._take(lock))
+        try:
+            return super().train()
+        finally:
+            lock.release()
+
+    def _take(self, lock: FileLock) -> None:
+        try:
+            lock.acquire(timeout=0)
+        except NotImplementedError:
+            self.logger.warning(
+                f'the file system of {self.work_dir} has no locks: let no other run train there'
+            )
+        except Timeout as error:
+            raise PreflightError(
+                f'another run trains in {self.work_dir}; wait for its end or give another --work-dir'
+            ) from error
+        remove_unfinished(self.work_dir)
+        saved = [] if self._resume else saved_checkpoints(self.work_dir)
+        if saved:
+            self.logger.warning(
+                f'{self.work_dir} has checkpoints of an earlier run, such as {saved[0].name}, which this run '
+                'will replace one by one; --resume goes on with that run, another --work-dir keeps it'
+            )
+
+    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Load a checkpoint as MMEngine does; to resume from, one whose optimizer fits."""
+        checkpoint = super().load_checkpoint(*args, **kwargs)
+        if self._resume:
+            self._check_optimizer(checkpoint)
+        return checkpoint
+
+    def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse an optimizer's state that belongs to other parameters than those of the same number."""
+        before = checkpoint['meta'].get('parameter_order')
+        if before is None or not isinstance(self.optim_wrapper, OptimWrapper):
+            return
+        if before != parameter_order(self.optim_wrapper, self.model):
+            raise CheckpointError(
+                f"cannot resume from {self._load_from}: its optimizer's parameters have other names, or another "
+                'order, for the model or optim_wrapper has changed; load_from takes the weights alone'
+            )
+
     def resume(self, *args: Any, **kwargs: Any) -> None:
-        """As in MMEngine, which then drops as many batches as there were iterations: none that was loaded."""
+        """Resume as MMEngine does, with the learning rates of the present config.
+
+        MMEngine then drops as many batches as there were iterations: none that was loaded.
+
+        Raises:
+            CheckpointError: If the config has changed in a way that the checkpoint's state does not fit.
+        """
+        meta = self._resume_point.meta if self._resume_point else {}
+        before = meta.get('settings', self._settings)
+        changed = [part for part in self._settings if before.get(part) != self._settings[part]]
+        types = [optimizer_type(parts['optim_wrapper']) for parts in (before, self._settings)]
+        if types[0] != types[1]:
+            raise CheckpointError(
+                f'cannot resume: the optimizer is {types[1]}, and the state that was saved is of {types[0]}; '
+                'load_from takes the weights alone'
+            )
+        batches = self.train_loop.dataloader.batch_sampler
+        if (self.auto_scale_lr or {}).get('enable') and 'data' in meta:
+            if meta['data']['batch_size'] != batches.extent['batch_size']:
+                changed.append('batch size')
+        if changed:
+            options = [
+                {name: copy.copy(value) for name, value in group.items() if name != 'params'}
+                for group in self.optim_wrapper.param_groups
+            ]
+            kwargs['resume_param_scheduler'] = False
         super().resume(*args, **kwargs)
         loop = self.train_loop
-        batches = loop.dataloader.batch_sampler
+        if loop.iter > loop.max_iters:
+            raise CheckpointError(
+                f'cannot resume: {loop.iter} iterations have been done, and train_cfg asks for {loop.max_iters}'
+            )
+        if changed:
+            self.logger.warning(f'the run goes on with another {", ".join(changed)} than it began with')
+            by_epoch = isinstance(loop, EpochBasedTrainLoop)
+            schedule_anew(
+                self.optim_wrapper,
+                options,
+                self.param_schedulers or [],
+                loop.iter,
+                len(loop.dataloader) if by_epoch else None,
+            )
         if isinstance(loop, IterBasedTrainLoop) and isinstance(batches, ResumableBatchSampler):
             iterator = loop.dataloader_iterator
             iterator._epoch = batches.first_epoch
@@ -270,19 +287,34 @@ class ResumableRunner(Runner):
                 loop.dataloader_iterator = chain(repeat(None, loop.iter), iterator)
 
     def save_checkpoint(
-        self, out_dir: str, filename: str, *args: Any, backend_args: dict | None = None, **kwargs: Any
+        self,
+        out_dir: str,
+        filename: str,
+        *args: Any,
+        meta: dict | None = None,
+        backend_args: dict | None = None,
+        **kwargs: Any,
     ) -> None:
-        """As in MMEngine; a local file is either whole or not there.
+        """Save a checkpoint as MMEngine does; a local file is either whole or not there.
 
         Raises:
             CheckpointError: If it cannot be written, as on a full disk, with what there is to resume from.
         """
+        meta = dict(meta or {}, settings=self._settings)
+        if isinstance(self.optim_wrapper, OptimWrapper):
+            meta['parameter_order'] = parameter_order(self.optim_wrapper, self.model)
+        batches = self.train_dataloader.batch_sampler
+        if isinstance(batches, ResumableBatchSampler):
+            meta['data'] = batches.extent
+        if is_remote(out_dir):
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, backend_args=backend_args, **kwargs)
+            return
         backend_args = backend_args or dict(backend='atomic')
         try:
-            super().save_checkpoint(out_dir, filename, *args, backend_args=backend_args, **kwargs)
+            super().save_checkpoint(out_dir, filename, *args, meta=meta, backend_args=backend_args, **kwargs)
         except OSError as error:
-            newest, _ = newest_whole_checkpoint(out_dir)
+            whole = [path for path in saved_checkpoints(out_dir) if is_whole(path)]
             raise CheckpointError(
                 f'cannot write {filename} in {out_dir}: {error.strerror}; the newest checkpoint there is '
-                f'{newest}'
+                f'{whole[0] if whole else None}'
             ) from error

@@ -14,6 +14,7 @@ Layouts, each with names possibly prefixed 'module.':
 - ours, which is MMEngine's: the same; the averaged ones, if any, are those under 'state_dict'.
 """
 
+import difflib
 import hashlib
 import json
 import mmap
@@ -30,16 +31,28 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_local_path
 from mmengine.logging import print_log
+from mmengine.runner import checkpoint as zoos
 from torch import Tensor, nn
 
 from .sharded_checkpoint import REST, is_sharded, read_weights
+from .whole_files import replacing
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
 MAX_PLAIN = 1_000_000  # items of all that a checkpoint tells beside its weights
+MAX_SHARING = 8  # bytes of weights for each byte of a file, where weights share memory
 CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
-OTHER_STORE = re.compile(r'(?!https?:)\w[\w-]+:')  # such as s3://, which MMEngine's own loaders read
+OTHER_STORE = re.compile(r'(?!https?:)(\S+:)?\w[\w-]*://')  # such as s3://, which MMEngine's backends fetch
+_ZOOS = {
+    'torchvision': zoos.get_torchvision_models,
+    'modelzoo': zoos.get_torchvision_models,
+    'open-mmlab': zoos.get_external_models,
+    'openmmlab': zoos.get_external_models,
+    'mmcls': zoos.get_mmcls_models,
+}
+_HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 _BACKBONE_NAME = re.compile(r'(?:stem|subnet\d+)\.')
 
 
@@ -57,17 +70,38 @@ class _Inert:
         return Counter()
 
 
-def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> Path:
-    """Path of a checkpoint on this machine; a URL is fetched into torch hub's cache, once.
+def _zoo_url(source: str) -> str:
+    """What a name in MMEngine's model zoos, such as torchvision://resnet50, stands for; others as they are.
+
+    Raises:
+        FileNotFoundError: If a zoo has no such model.
+    """
+    zoo, _, name = source.partition('://')
+    if zoo not in _ZOOS:
+        return source
+    urls = _ZOOS[zoo]()
+    name = zoos.get_deprecated_model_names().get(name, name) if 'mmlab' in zoo else name
+    if name not in urls:
+        close = difflib.get_close_matches(name, urls, n=3) or sorted(urls)[:3]
+        raise FileNotFoundError(f'no model {name!r} in {zoo}://; it has {", ".join(close)}, ...')
+    return urls[name]
+
+
+def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.init_cfg') -> Path:
+    """Return the path of a checkpoint on this machine; a URL is fetched into torch hub's cache, once.
+
+    Where a file's name has a dash and digits of its SHA-256 before its suffix, as torch's and OpenMMLab's
+    have them, they are checked.
 
     Args:
-        source: File or URL.
+        source: File, URL, or a name in one of MMEngine's model zoos, such as torchvision://resnet50.
         setting: What names the checkpoint in a config, for the error's advice. None: no config does.
 
     Raises:
         FileNotFoundError: If the file is not there or cannot be fetched; says what to do.
+        CheckpointError: If the file has another hash than its name says.
     """
-    source = str(source)
+    source = _zoo_url(str(source))
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if not source.startswith(('http://', 'https://')):
         path = Path(source)
@@ -76,7 +110,9 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
                 f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'
             )
         return path
-    path = Path(torch.hub.get_dir(), 'checkpoints', Path(urlparse(source).path).name)
+    # A folder for each address: many hosts have a model.bin.
+    address = hashlib.sha256(source.encode()).hexdigest()[:16]
+    path = Path(torch.hub.get_dir(), 'checkpoints', address, Path(urlparse(source).path).name)
     for may_fetch in (is_main_process(), True):  # the main process first, then other machines' ones
         if may_fetch and not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +123,21 @@ def local_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg
                     f'cannot fetch {source} ({error}); fetch it by other means to {path}{advice}'
                 ) from error
         barrier()
+    named = _HASH.search(path.name)
+    if named and not _sha256(path).startswith(named[1]):
+        raise CheckpointError(
+            f'{path} is not what its name says: its SHA-256 does not begin with {named[1]}; remove it, and '
+            f'fetch {source} anew'
+        )
     return path
+
+
+def _sha256(path: Path) -> str:
+    with path.open('rb') as file:
+        digest = hashlib.sha256()
+        for chunk in iter(lambda: file.read(2**20), b''):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
@@ -97,7 +147,7 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
     its items, if it had any.
 
     Args:
-        source: See :func:`local_checkpoint`.
+        source: See :func:`local_checkpoint`; also what a file backend of MMEngine can fetch, such as s3://.
         setting: See :func:`local_checkpoint`.
 
     Raises:
@@ -106,11 +156,24 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
             something that is not even safe to replace or for more memory than it has bytes; or if it is a
             safetensors file and that package is missing.
     """
+    if is_remote(source):
+        suffix = Path(str(source)).suffix
+        try:
+            with get_local_path(str(source)) as path:
+                return _read(Path(path), suffix)
+        except Exception as error:  # of a backend, or as below
+            raise CheckpointError(f'cannot read {source}: {unreadable_because(error)}') from error
     path = local_checkpoint(source, setting)
     try:
-        return _read(path)
+        return _read(path, path.suffix)
     except Exception as error:  # of files of others torch raises all sorts
         raise CheckpointError(f'cannot read {path}: {unreadable_because(error)}') from error
+
+
+def is_remote(source: str | Path) -> bool:
+    """Whether a source is in a store, such as s3://, that only a file backend of MMEngine can reach."""
+    source = str(source)
+    return bool(OTHER_STORE.match(source)) and source.partition('://')[0] not in _ZOOS
 
 
 def unreadable_because(error: Exception) -> str:
@@ -126,9 +189,13 @@ def check_size(path: str | Path) -> None:
 
     Raises:
         ValueError: If parts of an archive are compressed or overlap, or a pickle asks for a bytearray, by
-            which a few bytes can fill any memory.
+            which a few bytes can fill any memory; or Python and torch do not agree whether it is an archive.
     """
-    if zipfile.is_zipfile(path):
+    with open(path, 'rb') as file:
+        is_archive = file.read(4) == b'PK\3\4'  # as torch tells
+    if is_archive != zipfile.is_zipfile(path):  # such as one behind whose end there is too much else
+        raise ValueError('it is half an archive')
+    if is_archive:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
         size = sum(part.file_size for part in parts)
@@ -139,10 +206,10 @@ def check_size(path: str | Path) -> None:
             raise ValueError('it asks for a bytearray, which no checkpoint holds')
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, suffix: str) -> dict[str, Any]:
     if is_sharded(path):
-        return {**_read(path / REST), 'state_dict': read_weights(path)}
-    if path.suffix == '.safetensors':
+        return {**_read(path / REST, '.pth'), 'state_dict': read_weights(path)}
+    if suffix == '.safetensors':
         return _read_safetensors(path)
     check_size(path)
     try:
@@ -153,7 +220,22 @@ def _read(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     if not isinstance(checkpoint, dict):
         raise ValueError(f'it holds a {type(checkpoint).__name__}, not a dict as checkpoints do')
+    _check_strides(checkpoint, path.stat().st_size)
     return checkpoint
+
+
+def _check_strides(checkpoint: dict[str, Any], size: int) -> None:
+    """Refuse weights that are few bytes in the file, seen again and again.
+
+    Raises:
+        ValueError: If all weights together take much more memory than the file has bytes. Weights that
+            share memory, or are there under two names, are honest.
+    """
+    places = [checkpoint, *(value for value in checkpoint.values() if isinstance(value, dict))]
+    tensors = [value for place in places for value in place.values() if isinstance(value, Tensor)]
+    total = sum(tensor.nbytes for tensor in tensors)
+    if total > MAX_SHARING * size:
+        raise ValueError(f'its weights unfold to {total} bytes')
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -355,10 +437,11 @@ def plain(value: Any) -> Any:
 
     def copy(value: Any) -> Any:
         nonlocal room
-        room -= 1
+        is_array = isinstance(value, (np.ndarray, np.generic))
+        room -= value.size if is_array else 1
         if room < 0:
             raise CheckpointError(f'beside weights the checkpoint unfolds to over {MAX_PLAIN} items')
-        if isinstance(value, (np.ndarray, np.generic)):
+        if is_array:
             value = value.tolist()
         if isinstance(value, dict) and not isinstance(value, Counter):
             return {str(key): copy(item) for key, item in value.items()}
@@ -390,9 +473,7 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = Fa
     """
     if path.suffix not in ('.pth', '.safetensors'):
         raise ValueError(f'a checkpoint ends in .pth or .safetensors, not {path.name}')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
+    with replacing(path) as file:
         if path.suffix == '.safetensors':
             # one entry: safetensors writes several in random order, which would change the hash
             meta = {'meta': json.dumps(checkpoint.get('meta', {}))}
@@ -401,20 +482,10 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = Fa
                 name: weight.clone(memory_format=torch.contiguous_format)
                 for name, weight in model_weights(checkpoint).items()
             }
-            unfinished.touch()
-            mode = unfinished.stat().st_mode
-            _safetensors().torch.save_file(weights, unfinished, meta)
-            unfinished.chmod(mode)  # safetensors makes files that nobody else can read
+            _safetensors().torch.save_file(weights, file.unfinished, meta)
         else:
-            with unfinished.open('wb') as file:  # given a path, torch would write its name into the file
-                torch.save(checkpoint, file)
+            with file.unfinished.open('wb') as content:  # given a path, torch would write its name into it
+                torch.save(checkpoint, content)
         if name_hash:
-            digest = hashlib.sha256()
-            with unfinished.open('rb') as file:
-                for chunk in iter(lambda: file.read(2**20), b''):
-                    digest.update(chunk)
-            path = path.with_stem(f'{path.stem}-{digest.hexdigest()[:8]}')
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return path
+            file.path = path.with_stem(f'{path.stem}-{_sha256(file.unfinished)[:8]}')
+    return file.path

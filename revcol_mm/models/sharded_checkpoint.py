@@ -5,6 +5,7 @@ and reads them. What else a checkpoint holds is in ``rest.pth``, as MMEngine wri
 """
 
 import pickle
+import re
 import warnings
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -13,7 +14,7 @@ from typing import Any, Iterator
 import torch
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 REST = 'rest.pth'
 _METADATA = '.metadata'  # where torch describes the tensors; written when all of them are
@@ -48,8 +49,32 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, which would run what is pickled in the description."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / _METADATA).open('rb') as file:
-            return _MetadataUnpickler(file).load()
+        folder = Path(self.path)
+        with (folder / _METADATA).open('rb') as file:
+            metadata = _MetadataUnpickler(file).load()
+        _check_sizes(metadata, folder)
+        return metadata
+
+
+def _check_sizes(metadata: Metadata, folder: Path) -> None:
+    """Refuse parts in files elsewhere, and tensors that take more memory than the files have bytes.
+
+    Raises:
+        pickle.UnpicklingError: If there are any.
+    """
+    stored = metadata.storage_data.values()
+    if any(getattr(part, 'transform_descriptors', None) for part in stored):  # torch since 2.7
+        raise pickle.UnpicklingError('it is compressed')
+    names = {part.relative_path for part in stored}
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r'[\w.-]+\.distcp', name):
+            raise pickle.UnpicklingError(f'{name!r} is none of the files of a sharded checkpoint')
+    room = sum(file.stat().st_size for name in names if (file := folder / name).is_file())
+    for name, tensor in metadata.state_dict_metadata.items():
+        if isinstance(tensor, TensorStorageMetadata):
+            room -= tensor.size.numel() * tensor.properties.dtype.itemsize
+        if room < 0:
+            raise pickle.UnpicklingError(f'{name} is larger than the files of the checkpoint')
 
 
 def is_sharded(path: str | Path) -> bool:

@@ -6,7 +6,7 @@ from typing import Any, Iterator
 
 from mmengine.config import Config, ConfigDict
 
-from revcol_mm.models.checkpoint import OTHER_STORE, local_checkpoint
+from revcol_mm.models.checkpoint import is_remote, local_checkpoint
 
 
 def check_scope(cfg: Config) -> None:
@@ -46,10 +46,10 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
     rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'  # one process fetches for all
     if 'train_dataloader' in loaders and rank == '0':
-        if init_cfg.get('type') == 'Pretrained':
+        if init_cfg.get('type') == 'Pretrained' and not is_remote(init_cfg['checkpoint']):
             local_checkpoint(init_cfg['checkpoint'])
         load_from = cfg.get('load_from')
-        if load_from and not cfg.get('resume') and not OTHER_STORE.match(load_from):
+        if load_from and not cfg.get('resume') and not is_remote(load_from):
             local_checkpoint(load_from, 'load_from')
 
 
