@@ -84,9 +84,8 @@ def saved_checkpoints(
 
     Folders of sharded checkpoints that were written to their end, but not yet renamed, are among them.
     """
-    names = [
-        re.escape(t).replace(r'\{\}', r'\d+') for t in ('iter_{}.pth', 'epoch_{}.pth', filename_tmpl) if t
-    ]
+    templates = filter(None, ('iter_{}.pth', 'epoch_{}.pth', filename_tmpl))
+    names = [re.escape(template).replace(r'\{\}', r'\d+') for template in templates]
     pattern = re.compile(rf'\.?(?:{"|".join(names)})')
     folders = dict.fromkeys([Path(work_dir), Path(checkpoint_folder(work_dir, out_dir))])
     found = [
@@ -104,7 +103,8 @@ def saved_checkpoints(
             iteration = read_meta(path)['iter']
         except CheckpointError:
             iteration = float('inf')  # first, to be named as damaged
-        return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, path.name
+        number = int(re.findall(r'\d+', path.name)[-1])
+        return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, number
 
     return sorted(found, key=order, reverse=True)
 

@@ -91,7 +91,8 @@ class NonFiniteHook(Hook):
         name = f'nonfinite_iter_{number}.pth'
         if skipped > self.max_skips:  # before the batch is run again, which may fail in new ways
             runner.save_checkpoint(runner.work_dir, name, by_epoch=False)
-        message = f'the {what} of iteration {number} is not finite: {self._origin(runner)}; images: {self._images()}'
+        origin, images = self._origin(runner), self._images()
+        message = f'the {what} of iteration {number} is not finite: {origin}; images: {images}'
         if skipped <= self.max_skips:
             runner.message_hub.update_info('nonfinite_skips', skipped)
             runner.logger.warning(f'{message}. Skipped; {self.max_skips - skipped} more may be')

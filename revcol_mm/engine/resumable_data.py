@@ -188,8 +188,8 @@ class ResumableBatchSampler:
         )
         if by_epoch and before['epoch_length'] != self.extent['epoch_length']:
             raise CheckpointError(
-                f'cannot resume: epochs have another length than before ({change}); keep the data and the batch '
-                'size of all processes, or take the weights alone by load_from'
+                f'cannot resume: epochs have another length than before ({change}); keep the data and the '
+                'batch size of all processes, or take the weights alone by load_from'
             )
         print_log(f'the run goes on with other data: {change}', 'current', level=logging.WARNING)
         return num_iters * before['batch_size'] // self.extent['batch_size']

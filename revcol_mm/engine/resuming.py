@@ -147,8 +147,8 @@ def schedule_anew(
     for scheduler in schedulers:
         if getattr(scheduler, 'need_val_args', False):
             raise CheckpointError(
-                f'cannot resume: {type(scheduler).__name__} depends on metrics, so it cannot be replaced within a '
-                'run; leave param_scheduler and optim_wrapper as they were'
+                f'cannot resume: {type(scheduler).__name__} depends on metrics, so it cannot be replaced '
+                'within a run; leave param_scheduler and optim_wrapper as they were'
             )
     for group, new in zip(optim_wrapper.param_groups, options):
         group.update(new)

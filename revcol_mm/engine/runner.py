@@ -104,7 +104,8 @@ class ResumableRunner(Runner):
             seed, wanted = self._resume_point.meta['seed'], self._randomness.get('seed')
             if wanted not in (None, seed):
                 raise CheckpointError(
-                    f'cannot resume: {self._resume_point.checkpoint} was trained with the seed {seed}, not {wanted}'
+                    f'cannot resume: {self._resume_point.checkpoint} was trained with the seed {seed}, '
+                    f'not {wanted}'
                 )
             self._randomness['seed'] = seed
 
@@ -176,7 +177,7 @@ class ResumableRunner(Runner):
             return super().build_optim_wrapper(optim_wrapper)
 
     def register_hook(self, hook: Hook | dict, *args: Any, **kwargs: Any) -> None:
-        """Register a hook as MMEngine does; a CheckpointHook is one that keeps the old until there is a new."""
+        """Register a hook as MMEngine does, but a KeepingCheckpointHook for a CheckpointHook."""
         if isinstance(hook, dict) and hook.get('type') in (
             CheckpointHook,
             'CheckpointHook',
@@ -231,7 +232,7 @@ class ResumableRunner(Runner):
             return
         if before != parameter_order(self.optim_wrapper, self.model):
             raise CheckpointError(
-                f"cannot resume from {self._load_from}: its optimizer's parameters have other names, or another "
+                f"cannot resume from {self._load_from}: its optimizer's parameters have other names or another "
                 'order, for the model or optim_wrapper has changed; load_from takes the weights alone'
             )
 
@@ -266,7 +267,7 @@ class ResumableRunner(Runner):
         loop = self.train_loop
         if loop.iter > loop.max_iters:
             raise CheckpointError(
-                f'cannot resume: {loop.iter} iterations have been done, and train_cfg asks for {loop.max_iters}'
+                f'cannot resume: {loop.iter} iterations have been done, train_cfg asks for {loop.max_iters}'
             )
         if changed:
             self.logger.warning(f'the run goes on with another {", ".join(changed)} than it began with')
