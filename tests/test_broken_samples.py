@@ -1,7 +1,10 @@
 """A broken image or annotation is named and replaced in training, and an error in validation."""
 
+import logging
+import pickle
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -156,3 +159,42 @@ def test_a_sample_that_is_taken_by_its_number_is_not_replaced(folder):
 def test_a_negative_number_is_an_error(folder):
     with pytest.raises(ValueError, match='from 0 on, got -1'):
         SeededDataset(Images(folder), max_broken=-1)
+
+
+class AllBroken(Dataset):
+    metainfo = {}
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise OSError('no such file')
+
+
+def test_if_all_are_broken_it_ends_with_an_error():
+    with pytest.raises(
+        BrokenSampleError, match='sample . is broken: OSError: no such file .*; as are all 3 samples'
+    ):
+        SeededDataset(AllBroken(), max_broken=10)[0, 1]
+
+
+def test_hooks_that_change_the_pipeline_do(tmp_path):
+    """As MMDetection's PipelineSwitchHook does for RTMDet and YOLOX."""
+    from mmdet.engine.hooks import PipelineSwitchHook
+
+    class Piped(Dataset):
+        metainfo = {}
+        pipeline = staticmethod(lambda index: 'old')
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return self.pipeline(index)
+
+    seeded = SeededDataset(Piped())
+    loader = torch.utils.data.DataLoader(seeded)
+    runner = SimpleNamespace(epoch=3, train_dataloader=loader, logger=logging.getLogger())
+    PipelineSwitchHook(3, [lambda index: 'new']).before_train_epoch(runner)
+    assert seeded[0] == seeded.dataset[0] == 'new'
+    assert pickle.loads(pickle.dumps(SeededDataset([7])))[0] == 7

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -186,7 +187,7 @@ def test_shards_that_were_written_but_not_renamed_are_found(tmp_path):
     write_shards({'state_dict': dict(a=torch.ones(100))}, shards)
     torch.save(dict(meta=dict(iter=4, epoch=0, seed=0)), shards / REST)
     (tmp_path / 'iter_4.pth').mkdir()  # half of it has been deleted
-    final, damaged = newest_whole_checkpoint(tmp_path)
+    final, _ = newest_whole_checkpoint(tmp_path)
     assert final == tmp_path / 'iter_4.pth' and is_whole(final) and not shards.exists()
     shutil.copytree(final, tmp_path / '.iter_8.pth')
     next((tmp_path / '.iter_8.pth').glob('*.distcp')).unlink()
@@ -418,11 +419,11 @@ def test_with_other_batches_no_sample_is_left_out(batch_size, seen, tmp_path):
     """After 4 batches of 2, of 24 samples that the unbroken run draws."""
     unbroken = make(tmp_path / 'unbroken', max_iters=12)
     unbroken.train()
-    samples = sum(unbroken.model.seen, [])
+    samples = [*chain(*unbroken.model.seen)]
     make(tmp_path / 'run', max_iters=4).train()
     runner = go_on(tmp_path / 'run', max_iters=4 + 2, batch_size=batch_size)
     begin = 8 // batch_size * batch_size
-    assert sum(runner.model.seen, []) == samples[begin : begin + 2 * batch_size]
+    assert [*chain(*runner.model.seen)] == samples[begin : begin + 2 * batch_size]
 
 
 def epochs(work_dir, max_epochs=3, **options):
@@ -477,7 +478,7 @@ def test_other_images_are_told_of(tmp_path, log_messages):
         ),
         (
             dict(model=nn.ModuleDict(dict(other=nn.Linear(1, 1)))),
-            "its optimizer's parameters have other names or another order",
+            'the parameters of its optimizer have other names or another order',
         ),
     ],
 )

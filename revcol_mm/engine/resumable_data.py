@@ -101,7 +101,9 @@ class SeededDataset(Dataset):
             self.broken[index] = True
             number = int(self.broken.sum())
             if number > max_broken or number == len(self):
-                limit = f'; {number - 1} were left out before' if max_broken else ''
+                limit = f'; max_broken={max_broken} were left out before' if max_broken else ''
+                if number <= max_broken:
+                    limit = f'; as are all {number} samples'
                 raise BrokenSampleError(message + limit) from error
         if is_new:  # an error, for warnings of other processes than the first are not shown
             left = max_broken - number

@@ -232,8 +232,8 @@ class ResumableRunner(Runner):
             return
         if before != parameter_order(self.optim_wrapper, self.model):
             raise CheckpointError(
-                f"cannot resume from {self._load_from}: its optimizer's parameters have other names or another "
-                'order, for the model or optim_wrapper has changed; load_from takes the weights alone'
+                f'cannot resume from {self._load_from}: the parameters of its optimizer have other names or '
+                'another order, for the model or optim_wrapper has changed; load_from takes the weights alone'
             )
 
     def resume(self, *args: Any, **kwargs: Any) -> None:

@@ -180,7 +180,7 @@ def unreadable_because(error: Exception) -> str:
     """What torch says of a file, in one line and without its advice to unpickle it the unsafe way."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    told = re.search(r'WeightsUnpickler error: (.*)', str(error))
+    told = re.search(r'(?:WeightsUnpickler error: |Trying to load )(.*)', str(error))
     return told[1].strip() if told else (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
