@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import all_reduce, get_world_size, is_main_process
+from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -161,6 +161,10 @@ def main():
     )
     if is_main_process():
         torch.save(results, args.out)
+    if get_world_size() > 1:
+        print(end='', flush=True)
+        barrier()
+        os._exit(0)  # see WORKER in test_distributed.py
 
 
 if __name__ == '__main__':

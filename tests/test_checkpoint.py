@@ -3,6 +3,7 @@
 import builtins
 import json
 import pickle
+import re
 import sys
 import types
 from pathlib import Path
@@ -148,7 +149,7 @@ def test_a_missing_file_is_an_error_that_says_what_to_do(tmp_path):
 def test_a_url_that_cannot_be_fetched_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
     url = 'http://127.0.0.1:9/revcol_base_22k.pth'  # the discard port: nothing answers
-    with pytest.raises(FileNotFoundError, match=r'127\.0\.0\.1:9/revcol.*hub/checkpoints/revcol.*=None'):
+    with pytest.raises(FileNotFoundError, match=r'127\.0\.0\.1:9/revcol.*hub/checkpoints/\w+/revcol.*=None'):
         load_backbone(RevCol(arch=SMALL), url)
 
 
@@ -268,10 +269,13 @@ def test_load_from_takes_a_classifier_s_heads(supervision, tmp_path):
 
 def test_load_from_takes_a_url(published, tmp_path, monkeypatch, source):
     monkeypatch.setenv('TORCH_HOME', str(tmp_path))
-    (tmp_path / 'hub/checkpoints').mkdir(parents=True)
-    published.rename(tmp_path / 'hub/checkpoints/revcol_tiny_1k.pth')  # as if fetched before
+    url = 'https://nowhere.invalid/revcol_tiny_1k.pth'
+    with pytest.raises(CheckpointError) as error:
+        load_from(url, Segmentor(), tmp_path)
+    place = Path(re.search('by other means to (.*?pth)', str(error.value))[1])
+    published.rename(place)  # as the error says
     model = Segmentor()
-    load_from('https://nowhere.invalid/revcol_tiny_1k.pth', model, tmp_path)
+    load_from(url, model, tmp_path)
     assert_same_weights(model.backbone, source)
 
 

@@ -23,6 +23,7 @@ from .subprocesses import REPO, run
 ARCH = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1), num_columns=4)
 
 WORKER = """
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -61,7 +62,11 @@ grads = {name.removeprefix('module.'): param.grad for name, param in model.named
 grads = {name: grad.full_tensor() if hasattr(grad, 'full_tensor') else grad for name, grad in grads.items()}
 if rank == 0:
     torch.save(grads, out)
-dist.destroy_process_group()
+print(end='', flush=True)
+dist.barrier()
+# gloo's threads, which FSDP2's caches keep alive, may still hold tensors of Python's: as they free one while the
+# interpreter ends, C++ ends the process by SIGABRT
+os._exit(0)
 """
 
 

@@ -74,7 +74,7 @@ class ResumableRunner(Runner):
         self._checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
         self._settings = settings(kwargs)
         # MMEngine uses it after setup_env, which may put the seed of a resumed run in.
-        self._randomness = kwargs['randomness'] = dict(kwargs.get('randomness') or {})
+        self._randomness = kwargs['randomness'] = dict(kwargs.get('randomness') or dict(seed=None))
         with building('a run'):
             super().__init__(*args, **kwargs)
         if self._resume_point:
