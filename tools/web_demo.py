@@ -24,7 +24,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from ipaddress import ip_address
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
-from typing import Any, Iterable, Iterator, NamedTuple
+from typing import Any, Iterable, NamedTuple
 from urllib.parse import urlsplit
 
 from revcol_mm.check_env import CORE, require_parts
@@ -49,7 +49,7 @@ from werkzeug.wrappers import Request, Response
 
 from revcol_mm.analysis.feature_maps import draw_feature_maps, feature_maps, revcol_backbone
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
-from revcol_mm.apis.image_header import ImageError, check_image_size
+from revcol_mm.apis.image_header import check_image_size
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.models.checkpoint import CheckpointError
@@ -97,11 +97,12 @@ class FoundModel(Model):
             raise ValueError(f'{error}; if you trust it, name it by --models, which runs it') from error
 
 
-def trained_models(folder: Path) -> Iterator[FoundModel]:
+def trained_models(folder: Path) -> list[FoundModel]:
     """The newest checkpoint, and the config, of every training below a folder.
 
     What is left out is told in the terminal, in a line that says why.
     """
+    models = []
     for record in sorted(folder.rglob('last_checkpoint')):  # MMEngine's
         try:
             model = _trained_model(record, folder)
@@ -109,7 +110,8 @@ def trained_models(folder: Path) -> Iterator[FoundModel]:
         except (OSError, ValueError, SystemExit) as error:  # the last: of what is not installed
             print('left out:', *str(error).split(), file=sys.stderr)
         else:
-            yield model
+            models.append(model)
+    return models
 
 
 def _trained_model(record: Path, folder: Path) -> FoundModel:
@@ -213,17 +215,13 @@ class WebDemo:
             raise ValueError(f'no model {choice!r}; choose one of the list')
         if file is None or not file.filename:
             raise ValueError('no image: drop one on the page, or choose a file')
-        try:
-            check_image_size(file.stream, MAX_PIXELS)
-        except ImageError as error:
-            raise ValueError(f'{file.filename}: {error}') from error
-        file.stream.seek(0)
         with self._lock, tempfile.TemporaryDirectory() as folder:
             path = Path(folder, 'image')
             file.save(path)
             inferencer = self._load(self.models[int(choice)])
             started = time.perf_counter()
             try:
+                check_image_size(path, MAX_PIXELS)
                 image = inferencer.read(path)
                 samples = inferencer.predict([image])
             except ValueError as error:

@@ -1,8 +1,7 @@
 """How large an image is, by its header, before anything is decoded."""
 
-import os
+from pathlib import Path
 from threading import Lock
-from typing import BinaryIO
 
 from PIL import Image
 
@@ -14,11 +13,8 @@ class ImageError(ValueError):
     """An image, or none, that cannot be predicted on."""
 
 
-def image_size(file: str | os.PathLike | BinaryIO) -> tuple[int, int]:
-    """Read an image's width and height in pixels from its header; of an animation or pages, the first one's.
-
-    Args:
-        file: Its path, or itself, which is then left where the header ends.
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Read an image's width and height, in pixels, from its header; of several frames or pages, of the first.
 
     Raises:
         ImageError: If it has the header of none of FORMATS.
@@ -27,7 +23,7 @@ def image_size(file: str | os.PathLike | BinaryIO) -> tuple[int, int]:
         # Pillow, too, has a limit, but does not tell the size of what is beyond it.
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            with Image.open(file, formats=FORMATS) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 return image.size
         except Exception as error:  # Pillow raises all sorts
             raise ImageError('not an image, or a broken one') from error
@@ -35,13 +31,13 @@ def image_size(file: str | os.PathLike | BinaryIO) -> tuple[int, int]:
             Image.MAX_IMAGE_PIXELS = limit
 
 
-def check_image_size(file: str | os.PathLike | BinaryIO, max_pixels: int) -> None:
+def check_image_size(path: str | Path, max_pixels: int) -> None:
     """Refuse an image that would take much memory, whose file may be small.
 
     Raises:
         ImageError: If it has more pixels, or see :func:`image_size`.
     """
-    width, height = image_size(file)
+    width, height = image_size(path)
     if width * height > max_pixels:
         raise ImageError(
             f'{width} x {height} are {width * height / 1e6:,.1f} million pixels, more than the '
