@@ -108,7 +108,7 @@ def trained_models(folder: Path) -> list[FoundModel]:
             model = _trained_model(record, folder)
             model.read_config()
         except (OSError, ValueError, SystemExit) as error:  # the last: of what is not installed
-            print('left out:', *str(error).split(), file=sys.stderr)
+            print(f'left out {record.parent}:', *str(error).split(), file=sys.stderr)
         else:
             models.append(model)
     return models
@@ -118,12 +118,12 @@ def _trained_model(record: Path, folder: Path) -> FoundModel:
     with record.open() as file:
         checkpoint = Path(file.read(4096).strip())
     if not checkpoint.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'{record} points to {checkpoint}, which is not in {folder}; name it by --models')
+        raise ValueError(f'the checkpoint {checkpoint} is not in {folder}; name it by --models')
     if not checkpoint.is_file():
-        raise ValueError(f'{record} points to {checkpoint}, which is not there')
+        raise ValueError(f'no checkpoint {checkpoint}')
     configs = list(record.parent.glob('*.py'))
     if len(configs) != 1:
-        raise ValueError(f'{record} has {len(configs)} configs beside it; name the right one by --models')
+        raise ValueError(f'{len(configs)} configs beside the checkpoint; name the right one by --models')
     return FoundModel(str(configs[0]), str(checkpoint))
 
 
