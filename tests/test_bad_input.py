@@ -8,8 +8,10 @@ import builtins
 import json
 import os
 import pickle
+import re
 import resource
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -659,12 +661,128 @@ def test_no_tool_runs_code_in_a_checkpoint(tool, arguments, sample_data, tmp_pat
     assert not marker.exists()
 
 
-def test_an_annotation_file_that_is_a_pickle_is_refused(tmp_path):
-    dataset = dict(coco(tmp_path), ann_file='a.pkl')
-    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([]))
+@pytest.mark.parametrize(
+    'name, kind',
+    [
+        ('a.pkl', 'a pickle'),
+        ('a.pickle', 'a pickle'),
+        ('a.yaml', 'YAML'),
+        ('a.yml', 'YAML'),
+        ('b/pkl', None),
+        ('pkl', 'a pickle'),  # MMEngine goes by what comes after the last dot, and there is none
+    ],
+)
+def test_an_annotation_file_that_may_run_code_is_refused(name, kind, tmp_path):
+    dataset = dict(coco(tmp_path), ann_file=name)
+    (tmp_path / 'b').mkdir()
+    (tmp_path / name).write_bytes(pickle.dumps([]))
     cfg = Config(dict(model=dict(), val_dataloader=dict(dataset=dataset)))
-    with pytest.raises(FileNotFoundError, match=r'a\.pkl is a pickle, which may run code'):
+    if kind is None:
         check_files(cfg, ('val_dataloader',))
+        return
+    message = f'{name} is {kind}, which may run code as it is read: convert it to JSON'
+    with pytest.raises(FileNotFoundError) as error:
+        check_files(cfg, ('val_dataloader',))
+    assert str(error.value) == f'{message} (val_dataloader.dataset.ann_file)'
+
+
+@pytest.mark.parametrize(
+    'place, value, message',
+    [
+        ('val_dataloader.dataset.proposal_file', 'a.pkl', 'a.pkl is a pickle.*use a model with an rpn_head'),
+        ('val_dataloader.dataset.extra_ann_file', 'a.pkl', 'a.pkl is a pickle'),
+        ('val_dataloader.dataset.question_file', 'a.yaml', 'a.yaml is YAML'),
+        ('val_dataloader.dataset.backend_args', dict(backend='s3', map='a.yml'), 'a.yml is YAML'),
+        ('val_dataloader.dataset.pipeline.0.decode_backend', 'pickle', 'pickle is a pickle'),
+        ('val_dataloader.dataset.type', 'RefCocoDataset', 'RefCocoDataset reads split_file as a pickle'),
+        ('val_dataloader.dataset.type', 'mmpretrain.RefCOCO', 'mmpretrain.RefCOCO reads split_file as a'),
+        ('val_dataloader.dataset.type', 'OpenImagesDataset', 'reads meta_file as a pickle'),
+        ('val_dataloader.dataset.type', 'OpenImagesChallengeDataset', 'hierarchy_file as pickles'),
+        ('val_evaluator.0.ann_file', 'a.pkl', 'a.pkl is a pickle'),
+        ('val_evaluator.0.occluded_ann', 'http://a.example/a.pkl', r'a\.pkl is a pickle'),
+        ('val_evaluator.0.type', 'CocoOccludedSeparatedMetric', 'set occluded_ann to a JSON file'),
+        ('model.decode_head.loss_decode.class_weight', 'a.pkl', 'a.pkl is a pickle'),
+    ],
+)
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_a_file_or_class_that_may_run_code_is_refused_wherever_it_is_named(
+    place, value, message, wrapped, tmp_path
+):
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([]))
+    cfg = Config(
+        dict(
+            model=dict(decode_head=dict(loss_decode=dict())),
+            val_dataloader=dict(dataset=coco(tmp_path)),
+            val_evaluator=[dict(type='CocoMetric')],
+        )
+    )
+    check_files(cfg, ('val_dataloader',))
+    cfg.merge_from_dict({place: value})
+    if wrapped:
+        inner, cfg.val_dataloader.dataset = cfg.val_dataloader.dataset, None
+        cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner])
+        place = place.replace('dataset.', 'dataset.datasets.0.', 1)
+    with pytest.raises(FileNotFoundError, match=rf'^.*{message}.* \({place}') as error:
+        check_files(cfg, ('val_dataloader',))
+    if 'CocoOccluded' not in value:  # which has two of them
+        assert '\n' not in str(error.value)
+    check_files(cfg, ()) if 'model' not in place else None  # nothing of it will be read
+
+
+def test_a_model_is_not_built_from_a_pickle(in_repo, tmp_path):
+    cfg = read_config(SEGMENTOR)
+    cfg.model.decode_head.loss_decode.class_weight = str(tmp_path / 'a.pkl')
+    (tmp_path / 'a.pkl').write_bytes(
+        pickle.dumps(RunsCode(builtins.eval, f'open({str(tmp_path / "it_ran")!r}, "w") and [1.0] * 11'))
+    )
+    with pytest.raises(PreflightError, match=r'a\.pkl is a pickle.*\(model\.decode_head\.loss_decode\.class'):
+        init_model(cfg, device='cpu')
+    assert not (tmp_path / 'it_ran').exists()
+
+
+def test_what_is_written_names_of_classes_and_text_are_not_refused(tmp_path):
+    (tmp_path / 'val.txt').write_text('images/a.png 0\n')
+    dataset = dict(
+        coco(tmp_path), ann_file='val.txt', metainfo=dict(classes=('pickle', 'a.yaml')), classes=['pkl']
+    )
+    evaluators = [
+        dict(type='DumpResults', out_file_path='out/predictions.pkl'),
+        dict(type='DumpProposals', proposals_file='proposals.pkl'),
+        dict(type='CocoOccludedSeparatedMetric', occluded_ann='a.json', separated_ann='b.json'),
+    ]
+    model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='weights.pkl')))
+    cfg = Config(dict(model=model, val_dataloader=dict(dataset=dataset), val_evaluator=evaluators))
+    check_files(cfg, ('val_dataloader',))
+
+
+UNSAFE_READS = re.compile(
+    r'file_format=.pkl|pickle\.loads?\(|allow_pickle=True|\byaml\.(?:unsafe_|full_)?load\(|\beval\(|\bexec\('
+)
+# Where data sets and metrics unpickle or evaluate, and why that is no fault, or how it is refused.
+KNOWN_READS = {
+    'mmdet/datasets/openimages.py': 'CLASSES_WITH_CODE',
+    'mmdet/datasets/refcoco.py': 'CLASSES_WITH_CODE',
+    'mmpretrain/datasets/refcoco.py': 'CLASSES_WITH_CODE',
+    'mmpretrain/datasets/cifar.py': 'files are known by their checksums',
+    'mmpretrain/datasets/transforms/processing.py': "evaluates the config's own text",
+    'mmdet/evaluation/metrics/base_video_metric.py': 'what other processes of the run wrote',
+    'mmdet/evaluation/functional/class_names.py': 'called with names of data sets by programmers',
+}
+
+
+def test_openmmlab_unpickles_nowhere_else():
+    import mmdet
+    import mmpretrain
+    import mmseg
+
+    found = set()
+    for package in (mmdet, mmseg, mmpretrain):
+        root = Path(package.__file__).parent
+        for part in ('datasets', 'evaluation'):
+            for path in (root / part).rglob('*.py'):
+                if UNSAFE_READS.search(path.read_text(encoding='utf-8')):
+                    found.add(path.relative_to(root.parent).as_posix())
+    assert found == KNOWN_READS.keys()
 
 
 @pytest.mark.parametrize('shape', ['shared', 'endless'])

@@ -90,6 +90,17 @@ def test_what_is_not_there_is_an_error_in_one_line(arguments, message, tmp_path,
     assert error.startswith('error: ') and message in error
 
 
+def test_nothing_in_the_work_dir_runs(tmp_path, call_tool):
+    write_run(tmp_path / 'run', [train(10, 1.0), validate(10, mIoU=10.0)])
+    (config,) = tmp_path.glob('run/*/vis_data/config.py')
+    config.write_text(f'a = open({str(tmp_path / "it_ran")!r}, "w")\n')
+    _, error = call_tool(TOOL, tmp_path / 'run')
+    assert error.startswith('error: ') and 'config.py:1: ' in error and 'is no literal' in error
+    assert not (tmp_path / 'it_ran').exists()
+    config.unlink()
+    assert 'has no */vis_data/config.py' in call_tool(TOOL, tmp_path / 'run')[1]
+
+
 def test_the_recorded_trainings_are_quoted_as_recorded_and_learn():
     folder = REPO / 'docs/trainings'
     rows, untrained = (

@@ -148,3 +148,15 @@ def test_what_cannot_be_is_an_error_in_one_line(tmp_path, call_tool):
     assert (
         f'--out takes a file, and {tmp_path} is a folder' in call_tool(TOOL, tmp_path, '--out', tmp_path)[1]
     )
+
+
+def test_nothing_in_the_work_dir_runs_and_a_broken_picture_is_named(tmp_path, call_tool):
+    write_start(tmp_path, 1, [train(50, 3.0)])
+    (config,) = tmp_path.glob('*/vis_data/config.py')
+    (config.parent / 'vis_image').mkdir()
+    (config.parent / 'vis_image/val_a.jpg_5.png').write_bytes(b'no picture')
+    assert 'val_a.jpg_5.png' in call_tool(TOOL, tmp_path)[1]
+    config.write_text(f'{CONFIG}a = open({str(tmp_path / "it_ran")!r}, "w")\n')
+    _, error = call_tool(TOOL, tmp_path)
+    assert re.match(r'error: .*/vis_data/config\.py:5: .* is no literal', error)
+    assert not (tmp_path / 'it_ran').exists()

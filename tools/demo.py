@@ -22,7 +22,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources, num_pictures, read_pictures
-from revcol_mm.apis.inferencer import ImageError, Inferencer
+from revcol_mm.apis.image_header import ImageError
+from revcol_mm.apis.inferencer import Inferencer
 from revcol_mm.apis.prediction_writer import PredictionWriter
 from revcol_mm.engine.launch import check_writable
 from revcol_mm.models.checkpoint import CheckpointError

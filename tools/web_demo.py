@@ -2,41 +2,65 @@
 
     python tools/web_demo.py --models CONFIG CHECKPOINT --models CONFIG2 CHECKPOINT2
 
-Without --models it offers what has been trained below work_dirs/. It answers this machine alone, unless
---host says otherwise, and neither the page nor the program asks anything of another machine.
+A CONFIG is Python code and is run: name one that you trust. Without --models it offers what has been trained
+below work_dirs/, whose configs are read as data; a model that needs code of others is left out, with a line
+that says why.
+
+It answers this machine alone, unless --host says otherwise, and neither the page nor the program asks
+anything of another machine. There is no password: see docs/security.md before you give --host.
 """
 
 import argparse
 import base64
 import html
 import json
+import socket
 import sys
 import tempfile
 import time
 import traceback
 from functools import lru_cache
-from io import BytesIO
+from io import BufferedReader, BytesIO, RawIOBase
+from ipaddress import ip_address
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
+from threading import BoundedSemaphore, Lock
+from typing import Any, Iterable, NamedTuple
+from urllib.parse import urlsplit
 
 from revcol_mm.check_env import CORE, require_parts
 
 require_parts('the web demo', (*CORE, 'mmcv', 'matplotlib', 'sklearn', 'werkzeug'))
 
 import numpy as np
+from mmengine.config import Config
 from PIL import Image
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound
-from werkzeug.serving import make_server
+from werkzeug.exceptions import (
+    BadRequest,
+    ClientDisconnected,
+    Forbidden,
+    HTTPException,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    ServiceUnavailable,
+)
+from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
 from revcol_mm.analysis.feature_maps import draw_feature_maps, feature_maps, revcol_backbone
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
+from revcol_mm.apis.image_header import check_image_size
 from revcol_mm.engine.launch import read_config
+from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.models.checkpoint import CheckpointError
 
 LOCAL = '127.0.0.1'
 MAX_UPLOAD = 100 * 2**20  # bytes
+# Of an image. A phone's photo has some 12 million; semantic segmentation holds a score of every class for
+# every pixel, which makes 10 GB for 2**24 pixels and the 150 classes of ADE20K.
+MAX_PIXELS = 2**24
+MAX_WAITING = 8  # predictions, beside the one that is made; the uploads of all are on disk
+MAX_SECONDS = 60.0  # until a request has arrived, or a part of the answer has been taken
 NUM_LOADED = 2  # models in memory at once
 NUM_RECORDS = 50  # of a prediction that the page lists
 HEADERS = {  # the browser, too, is told to load nothing from elsewhere
@@ -58,15 +82,49 @@ class Model(NamedTuple):
         path = Path(self.checkpoint)
         return f'{Path(self.config).stem}, {path.parent.name}/{path.name}'
 
+    def read_config(self) -> Config:
+        return read_config(self.config)
 
-def trained_models(folder: Path) -> list[Model]:
-    """The newest checkpoint, and the config, of every training below a folder."""
+
+class FoundModel(Model):
+    """What was found below a folder, and may be anybody's: nothing in its config is run."""
+
+    def read_config(self) -> Config:
+        restrict_loading()  # some models name checkpoints of others
+        try:
+            return read_config(self.config, recorded=True)
+        except ValueError as error:
+            raise ValueError(f'{error}; if you trust it, name it by --models, which runs it') from error
+
+
+def trained_models(folder: Path) -> list[FoundModel]:
+    """The newest checkpoint, and the config, of every training below a folder.
+
+    What is left out is told in the terminal, in a line that says why.
+    """
     models = []
     for record in sorted(folder.rglob('last_checkpoint')):  # MMEngine's
-        checkpoint, configs = Path(record.read_text().strip()), list(record.parent.glob('*.py'))
-        if checkpoint.is_file() and len(configs) == 1:
-            models.append(Model(str(configs[0]), str(checkpoint)))
+        try:
+            model = _trained_model(record, folder)
+            model.read_config()
+        except (OSError, ValueError, SystemExit) as error:  # the last: of what is not installed
+            print(f'left out {record.parent}:', *str(error).split(), file=sys.stderr)
+        else:
+            models.append(model)
     return models
+
+
+def _trained_model(record: Path, folder: Path) -> FoundModel:
+    with record.open() as file:
+        checkpoint = Path(file.read(4096).strip())
+    if not checkpoint.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f'the checkpoint {checkpoint} is not in {folder}; name it by --models')
+    if not checkpoint.is_file():
+        raise ValueError(f'no checkpoint {checkpoint}')
+    configs = list(record.parent.glob('*.py'))
+    if len(configs) != 1:
+        raise ValueError(f'{len(configs)} configs beside the checkpoint; name the right one by --models')
+    return FoundModel(str(configs[0]), str(checkpoint))
 
 
 class WebDemo:
@@ -75,17 +133,20 @@ class WebDemo:
     Args:
         models: What can be chosen.
         device: See :func:`pick_device`.
-        trusted_hosts: Names by which a browser may call it: another site's, pointed at this machine, is not
-            among them. None: any.
+        host_names: Names by which a browser may call it, beside 'localhost' and all IP addresses. Another
+            site's name, pointed at this machine (DNS rebinding), is not among them.
     """
 
     def __init__(
-        self, models: list[Model], device: str | None = None, trusted_hosts: list[str] | None = None
+        self, models: list[Model], device: str | None = None, host_names: Iterable[str] = ()
     ) -> None:
         self.models = models
-        self.trusted_hosts = trusted_hosts
+        self._host_names = {'localhost', *(name.lower() for name in host_names)}
+        self._places = BoundedSemaphore(1 + MAX_WAITING)
         self._lock = Lock()  # one prediction at a time
-        self._load = lru_cache(NUM_LOADED)(lambda model: init_inferencer(*model, device))
+        self._load = lru_cache(NUM_LOADED)(
+            lambda model: init_inferencer(model.read_config(), model.checkpoint, device)
+        )
         options = (
             f'<option value="{i}">{html.escape(str(model))}</option>' for i, model in enumerate(models)
         )
@@ -96,7 +157,6 @@ class WebDemo:
         """WSGI's entry point."""
         request = Request(environ)
         request.max_content_length = MAX_UPLOAD
-        request.trusted_hosts = self.trusted_hosts
         try:
             response = self._respond(request)
         except HTTPException as error:
@@ -108,7 +168,11 @@ class WebDemo:
         return response(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
-        request.host  # noqa: B018 - refuses hosts that are not trusted
+        if not self._is_own_name(request.host):
+            raise BadRequest(
+                f'this program is not {request.host}: call it localhost, or by its address, '
+                'or give its name as --host'
+            )
         methods = {'/': 'GET', '/predict': 'POST'}
         if request.path not in methods:
             raise NotFound
@@ -116,10 +180,25 @@ class WebDemo:
             raise MethodNotAllowed
         if request.path == '/':
             return Response(self._page, mimetype='text/html')
+        if not _is_of_own_page(request):
+            raise Forbidden('only the page of this program may ask it to predict')
+        if not self._places.acquire(blocking=False):  # before the upload is read
+            raise ServiceUnavailable(f'busy: {MAX_WAITING} predictions wait already; try again in a while')
         try:
             return _json(self.predict(request))
+        except ClientDisconnected as error:
+            raise RequestTimeout(f'the image did not arrive within {MAX_SECONDS:g} seconds') from error
         except (OSError, ValueError, CheckpointError, SystemExit) as error:  # that of what is not installed
             return _json({'error': str(error)}, 400)
+        finally:
+            self._places.release()
+
+    def _is_own_name(self, host: str) -> bool:
+        try:
+            name = (urlsplit(f'//{host}').hostname or '').removesuffix('.')
+        except ValueError:  # brackets without an address
+            return False
+        return name in self._host_names or _is_address(name)  # an address is nobody else's name
 
     def predict(self, request: Request) -> dict[str, Any]:
         """Predict on an uploaded image.
@@ -142,6 +221,7 @@ class WebDemo:
             inferencer = self._load(self.models[int(choice)])
             started = time.perf_counter()
             try:
+                check_image_size(path, MAX_PIXELS)
                 image = inferencer.read(path)
                 samples = inferencer.predict([image])
             except ValueError as error:
@@ -172,6 +252,55 @@ class WebDemo:
         return dict(feature_maps=_encode(file))
 
 
+class _Handler(WSGIRequestHandler):
+    """Ends a connection whose request has not arrived in time."""
+
+    timeout = MAX_SECONDS
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        self.rfile = BufferedReader(_TimedSocket(self.connection, self.timeout))
+
+
+class _TimedSocket(RawIOBase):
+    """Reads from a socket until some time after it was opened, however little arrives each moment."""
+
+    def __init__(self, connection: socket.socket, seconds: float) -> None:
+        self._connection = connection
+        self._seconds = seconds
+        self._end = time.monotonic() + seconds
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._connection.settimeout(left)
+        try:
+            return self._connection.recv_into(buffer)
+        finally:
+            self._connection.settimeout(self._seconds)  # of what is written
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_of_own_page(request: Request) -> bool:
+    """Whether a request is no other site's; programs that are no browsers send neither header."""
+    site, origin = request.headers.get('Sec-Fetch-Site'), request.headers.get('Origin')
+    if origin is not None and origin.partition('://')[2].lower() != request.host.lower():
+        return False
+    return site in (None, 'same-origin', 'none')
+
+
 def _json(content: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(content), status, mimetype='application/json')
 
@@ -196,13 +325,14 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='a model to offer; may be given several times',
+        help='a model to offer, may be given several times; CONFIG is run, so name one that you trust',
     )
     parser.add_argument(
         '--work-dirs',
         type=Path,
         metavar='DIR',
-        help='offer all that was trained below DIR, too [work_dirs, if there are no --models]',
+        help='offer what was trained below DIR, too, as far as that runs no code of others [work_dirs, if '
+        'there are no --models]',
     )
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
     parser.add_argument('--host', default=LOCAL, help=f'address to answer at [{LOCAL}: this machine alone]')
@@ -226,20 +356,32 @@ def find_models(args: argparse.Namespace) -> list[Model]:
     if folder:
         models += trained_models(folder)
     if not models:
-        raise FileNotFoundError(f'nothing has been trained below {folder}; name --models CONFIG CHECKPOINT')
+        raise FileNotFoundError(
+            f'nothing has been trained below {folder} that can be offered; name --models CONFIG CHECKPOINT'
+        )
     return models
+
+
+def own_names(host: str) -> list[str]:
+    """Names of this machine, by which others may call it."""
+    names = [host, socket.gethostname()]
+    if host not in (LOCAL, '::1', 'localhost'):
+        names.append(socket.getfqdn())  # may ask a name server
+    return names
 
 
 def main() -> None:
     args = parse_args()
     try:
+        if not 0 <= args.port < 2**16:
+            raise ValueError(f'--port takes 0 to {2**16 - 1}, got {args.port}')
         pick_device(args.device)
-        hosts = ['localhost', LOCAL] if args.host == LOCAL else None
-        app = WebDemo(find_models(args), args.device, hosts)
+        app = WebDemo(find_models(args), args.device, own_names(args.host))
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f'error: {error}')
-    server = make_server(args.host, args.port, app, threaded=True)
-    print(f'{len(app.models)} model(s) at http://{args.host}:{server.server_port}, until Ctrl-C', flush=True)
+    server = make_server(args.host, args.port, app, threaded=True, request_handler=_Handler)
+    host = f'[{args.host}]' if ':' in args.host else args.host
+    print(f'{len(app.models)} model(s) at http://{host}:{server.server_port}, until Ctrl-C', flush=True)
     try:
         server.serve_forever()
     except KeyboardInterrupt:

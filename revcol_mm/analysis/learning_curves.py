@@ -8,7 +8,8 @@ from typing import Any, Iterator, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from mmengine.config import Config
+
+from revcol_mm.engine.recorded_config import read_run_config
 
 Curve = dict[int, float]  # iteration to value
 NOT_METRICS = ('time', 'data_time', 'step')
@@ -41,8 +42,8 @@ def read_run(work_dir: Path) -> dict[str, Curve]:
 def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
     """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
     logged = [name for name in curves if name != 'loss']
-    (config, *_) = sorted(work_dir.glob('*/vis_data/config.py'), reverse=True)
-    named = Config.fromfile(config, import_custom_modules=False).default_hooks.checkpoint.get('save_best')
+    hooks = read_run_config(work_dir).get('default_hooks', {})
+    named = hooks.get('checkpoint', {}).get('save_best')
     return [named] if named in logged else logged[:1]  # 'auto' means the first
 
 

@@ -9,7 +9,7 @@ from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 import mmcv
 import numpy as np
 
-from .inferencer import ImageError
+from .image_header import ImageError
 
 UNREADABLE = 65  # exit status of a program that could not read all images; EX_DATAERR, where os has it
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}

@@ -20,13 +20,10 @@ from torch import Tensor
 
 from revcol_mm.engine.launch import read_config
 
+from .image_header import ImageError, image_size
 from .init_model import init_model
 
 MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
-
-
-class ImageError(ValueError):
-    """An image, or none, that cannot be predicted on."""
 
 
 class Inferencer(ABC):
@@ -75,15 +72,18 @@ class Inferencer(ABC):
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image file as the test pipeline does: (H, W, 3), BGR.
 
+        It may be as large as OpenCV reads, 2**30 pixels by default, which take 3 GB; see
+        :func:`check_image_size` for images of others.
+
         Raises:
             ImageError: If it cannot be read.
         """
         try:
             return self._load(dict(img_path=str(path)))['img']
         except OSError as error:
-            raise ImageError(error.strerror) from error
+            raise ImageError(error.strerror or 'not an image, or a broken one') from error
         except Exception as error:  # decoders raise all sorts
-            raise ImageError('not an image, or a broken one') from error
+            raise ImageError(_unreadable_because(error, path)) from error
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
         """Predict on one batch.
@@ -157,6 +157,16 @@ class Inferencer(ABC):
             raise ValueError(
                 f'{self.model.cfg.filename}: the model predicts {list(sample.keys())}, not {key}'
             )
+
+
+def _unreadable_because(error: Exception, path: str | Path) -> str:
+    if isinstance(error, MemoryError) or getattr(error, 'code', 0) == cv2.Error.STS_NO_MEM:
+        return '{} x {} pixels do not fit into memory'.format(*image_size(path))
+    if 'CV_IO_MAX_IMAGE' in str(error):
+        return '{} x {} pixels are more than OpenCV reads; see OPENCV_IO_MAX_IMAGE_PIXELS'.format(
+            *image_size(path)
+        )
+    return 'not an image, or a broken one'
 
 
 class _ReadyModel:

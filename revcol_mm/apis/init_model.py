@@ -13,7 +13,7 @@ from mmengine.registry import MODELS, DefaultScope
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
-from revcol_mm.preflight import building
+from revcol_mm.preflight import PreflightError, building, files_with_code
 
 
 def pick_device(device: str | None = None) -> torch.device:
@@ -50,12 +50,14 @@ def init_model(
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
         ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot
-            be built.
+            be built, or only from a file that may run code as it is read.
         CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """
     device = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
+    for place, problem in files_with_code(cfg.model, 'model'):
+        raise PreflightError(f'{problem} ({place})')
     model_cfg = copy.deepcopy(cfg.model)
     # MMPretrain's configs have it beside the model, as MMEngine's runner takes it.
     if cfg.get('data_preprocessor'):

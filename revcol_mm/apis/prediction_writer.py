@@ -9,7 +9,8 @@ import mmcv
 import numpy as np
 
 from .image_files import Picture, Source
-from .inferencer import DetectionInferencer, ImageError, Inferencer, SegmentationInferencer
+from .image_header import ImageError
+from .inferencer import DetectionInferencer, Inferencer, SegmentationInferencer
 
 
 class PredictionWriter:

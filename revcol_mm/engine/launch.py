@@ -19,6 +19,8 @@ from mmengine.utils import get_git_hash
 from revcol_mm.check_env import SCOPES, require
 from revcol_mm.preflight import building, check_files, check_scope, merge_options
 
+from .recorded_config import read_recorded_model
+
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a config and options that override its values."""
@@ -45,8 +47,13 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(path: str | Path) -> Config:
+def read_config(path: str | Path, recorded: bool = False) -> Config:
     """Read a config, and check that what its task needs is installed.
+
+    Args:
+        path: The file. It is code, and is run.
+        recorded: It was found beside somebody's checkpoint: nothing in it is run, see
+            :func:`read_recorded_model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -56,7 +63,7 @@ def read_config(path: str | Path) -> Config:
     if not Path(path).is_file():
         raise FileNotFoundError(f'no config {path}')
     with building(f'the config {path}'):
-        cfg = Config.fromfile(path)
+        cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
     check_scope(cfg)
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{path} has no model')

@@ -2,7 +2,7 @@
 
 from .coco_ids import ids_checked
 from .errors import PreflightError, building
-from .files import check_files, check_scope
+from .files import check_files, check_scope, files_with_code, leaves, reads_code
 from .hook import IGNORE_INDEX, PreflightHook
 from .options import merge_options
 
@@ -13,6 +13,9 @@ __all__ = [
     'building',
     'check_files',
     'check_scope',
+    'files_with_code',
     'ids_checked',
+    'leaves',
     'merge_options',
+    'reads_code',
 ]

@@ -27,6 +27,7 @@ from PIL import Image
 from revcol_mm.analysis.command_line import errors_in_one_line
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.engine.launch import check_writable
+from revcol_mm.engine.recorded_config import read_run_config
 
 TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.M)
 PICTURE_SIDE = 640  # pixels; larger pictures are scaled down
@@ -131,7 +132,10 @@ def last_pictures(work_dir: Path, limit: int) -> list[dict[str, str]]:
     paths = sorted(paths, key=lambda path: (-step(path), path.name))[:limit]
     pictures = []
     for path in paths:
-        picture = Image.open(path).convert('RGB')
+        try:
+            picture = Image.open(path).convert('RGB')
+        except (OSError, Image.DecompressionBombError) as error:
+            raise ValueError(f'cannot read {path}: {error}') from error
         picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
         data = BytesIO()
         picture.save(data, 'WEBP', quality=85)
@@ -160,9 +164,8 @@ def report(work_dir: Path, num_pictures: int) -> str:
     curves = read_run(work_dir)
     if 'loss' not in curves:
         raise ValueError(f'{work_dir} has no */vis_data/scalars.json, which MMEngine writes when it trains')
-    (*_, config) = sorted(work_dir.glob('*/vis_data/config.py'))
     starts = [read_start(log.parents[1]) for log in sorted(work_dir.glob('*/vis_data/scalars.json'))]
-    cfg = Config.fromfile(config, import_custom_modules=False)
+    cfg = read_run_config(work_dir)
     title = '/'.join(work_dir.resolve().parts[-2:])
     # COCO's metrics are -1 where there are no such objects.
     drawn = {name: curve for name, curve in curves.items() if max(curve.values()) >= 0}
@@ -179,7 +182,7 @@ def report(work_dir: Path, num_pictures: int) -> str:
         pictures=last_pictures(work_dir, num_pictures),
         checkpoints=sorted(path.name for path in work_dir.glob('*.pth')),
         environment=starts[-1]['environment'],
-        config=config.read_text(),
+        config=cfg.text,
     )
 
 
