@@ -10,7 +10,6 @@ import argparse
 import base64
 import html
 import json
-import sys
 import tempfile
 import time
 import traceback
@@ -34,6 +33,7 @@ from revcol_mm.analysis.feature_maps import draw_feature_maps, feature_maps, rev
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
 from revcol_mm.engine.launch import read_config
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import errors_in_one_line
 
 LOCAL = '127.0.0.1'
 MAX_UPLOAD = 100 * 2**20  # bytes
@@ -232,12 +232,10 @@ def find_models(args: argparse.Namespace) -> list[Model]:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line():
         pick_device(args.device)
         hosts = ['localhost', LOCAL] if args.host == LOCAL else None
         app = WebDemo(find_models(args), args.device, hosts)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
     server = make_server(args.host, args.port, app, threaded=True)
     print(f'{len(app.models)} model(s) at http://{args.host}:{server.server_port}, until Ctrl-C', flush=True)
     try:

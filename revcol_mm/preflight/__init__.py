@@ -1,7 +1,7 @@
 """What is checked before a run: options, files, data and model, so that nothing fails hours into it."""
 
 from .coco_ids import ids_checked
-from .errors import PreflightError, building
+from .errors import PreflightError, building, errors_in_one_line
 from .files import check_files, check_scope
 from .hook import IGNORE_INDEX, PreflightHook
 from .options import merge_options
@@ -13,6 +13,7 @@ __all__ = [
     'building',
     'check_files',
     'check_scope',
+    'errors_in_one_line',
     'ids_checked',
     'merge_options',
 ]
