@@ -1,6 +1,6 @@
 """A model, its evaluators and its schedule that do not fit each other are an error before the run."""
 
-from pathlib import Path
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +43,7 @@ def bare_runner(cfg, num_images=100):
     runner = object.__new__(Runner)
     runner.cfg, runner.logger = cfg, MMLogger.get_current_instance()
     with torch.device('meta'):
-        runner.model = MODELS.build(cfg.model)
+        runner.model = MODELS.build(copy.deepcopy(cfg.model))
     loader = DataLoader(range(num_images), cfg.train_dataloader.batch_size, drop_last=False)
     if cfg.train_dataloader.sampler.type == 'InfiniteSampler':
         loader = DataLoader(range(num_images), loader.batch_size, sampler=InfiniteSampler(range(num_images)))

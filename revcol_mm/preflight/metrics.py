@@ -143,7 +143,7 @@ def _check_kind(metric: BaseMetric, model: nn.Module) -> None:
     fits, boxes_alone = True, False
     if 'BaseSegmentor' in kinds:
         fits = package not in ('mmdet', 'mmpretrain') or name == 'SemSegMetric'
-    elif kinds & {'ImageClassifier', 'RevColClassifier'}:
+    elif type(model).__name__ in ('ImageClassifier', 'RevColClassifier'):
         fits = package not in ('mmdet', 'mmseg')
     elif 'BaseDetector' in kinds:
         fits = package != 'mmpretrain' and (name != 'IoUMetric' or hasattr(model, 'semantic_head'))

@@ -19,7 +19,7 @@ from .errors import PreflightError
 
 # Whose num_classes is that of other data than the detector's or segmentor's: ImageNet, foreground or not,
 # people, COCO's stuff, boundaries.
-OTHER_PARTS = {'backbone', 'rpn_head', 'reid'}
+OTHER_PARTS = {'backbone', 'reid'}
 OTHER_HEADS = {'FusedSemanticHead', 'PanopticFPNHead', 'STDCHead'}
 
 
@@ -58,7 +58,8 @@ def check_num_classes(model: nn.Module, name: str, metainfo: dict[str, Any]) -> 
 
 
 def _counts_others(module: nn.Module) -> bool:
-    if {base.__name__ for base in type(module).__mro__} & OTHER_HEADS:
+    bases = {base.__name__ for base in type(module).__mro__}
+    if bases & OTHER_HEADS or any('RPN' in base for base in bases):
         return True
     if hasattr(module, 'to_onehot'):  # MMPretrain's data preprocessor, which needs it for one-hot labels
         return not module.to_onehot and getattr(module, 'batch_augments', None) is None
@@ -90,7 +91,7 @@ def _num_outputs(head: nn.Module, loss: nn.Module, path: str) -> tuple[int, str]
     """How many weights a loss of a head takes, and what they are of; 0 if that is not known."""
     packages = {base.__module__.partition('.')[0] for base in type(head).__mro__}
     uses_sigmoid = getattr(loss, 'use_sigmoid', False)
-    if head is loss:
+    if head is loss or not isinstance(getattr(head, 'num_classes', None), int):
         return 0, ''
     if 'mmdet' in packages:
         if path.rpartition('.')[2] != 'loss_cls' or hasattr(loss, 'get_cls_channels'):
