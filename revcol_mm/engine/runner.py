@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, RUNNERS
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
-from revcol_mm.preflight import building, ids_checked
+from revcol_mm.preflight import PreflightError, building, ids_checked
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
 from .load_from import restrict_loading
@@ -151,17 +152,18 @@ class ResumableRunner(Runner):
     Gradients that were accumulated for a step that was not yet taken are lost: save between steps.
 
     Raises:
-        ValueError: If ``max_keep_ckpts`` is 1: MMEngine deletes the old checkpoint before it writes the new.
         CheckpointError: If the checkpoint that is named to resume from is damaged or not there, or there is
             something in it that may not be unpickled.
         BrokenSampleError: See above.
-        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config.
+        PreflightError: If the model, a dataloader, an evaluator, the optimizer or its schedule cannot be
+            built of its config; or ``max_keep_ckpts`` is 1: MMEngine deletes the old checkpoint before it
+            writes the new.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
-        if checkpoint_hook.get('max_keep_ckpts') == 1:
-            raise ValueError(
+        hooks = [*(kwargs.get('default_hooks') or {}).values(), *(kwargs.get('custom_hooks') or ())]
+        if any(isinstance(hook, dict) and hook.get('max_keep_ckpts') == 1 for hook in hooks):
+            raise PreflightError(
                 'max_keep_ckpts=1 leaves no checkpoint while the next is written; keep 2 or more'
             )
         restrict_loading()
@@ -255,6 +257,36 @@ class ResumableRunner(Runner):
         """As in MMEngine, with what is wrong in the config in one line."""
         with building('the optimizer'):
             return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """As in MMEngine, likewise."""
+        with building('the schedule'):
+            return super().build_param_scheduler(scheduler)
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """As in MMEngine, likewise."""
+        with building('an evaluator'):
+            return super().build_evaluator(evaluator)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale learning rates by the number of images in a step of the optimizer.
+
+        MMEngine counts those of an iteration, of which a step has ``accumulative_counts``.
+
+        Raises:
+            PreflightError: If ``base_batch_size`` is not a number of images.
+        """
+        if not auto_scale_lr or not auto_scale_lr.get('enable', False):
+            return
+        base = auto_scale_lr.get('base_batch_size')
+        if not isinstance(base, (int, float)) or base <= 0:
+            raise PreflightError(f'auto_scale_lr.base_batch_size takes a number of images, got {base!r}')
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+        for wrapper in wrappers:
+            counts = wrapper._accumulative_counts
+            if counts > 1:
+                self.logger.info(f'{base} images in {counts} iterations are {base / counts} in each')
+            super().scale_lr(wrapper, {**auto_scale_lr, 'base_batch_size': base / counts})
 
     def resume(self, *args: Any, **kwargs: Any) -> None:
         """As in MMEngine, which then drops as many batches as there were iterations: none that was loaded."""

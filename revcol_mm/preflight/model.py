@@ -6,6 +6,7 @@ false alarms for panoptic models and MMSegmentation's boundary heads.
 
 from typing import Any, Iterator
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
@@ -80,7 +81,7 @@ def check_class_weights(model: nn.Module) -> None:
         num_outputs, why = _num_outputs(owners[path], module, path)
         for key in ('class_weight', 'alpha', 'pos_weight'):
             weights = getattr(module, key, None)
-            if num_outputs and isinstance(weights, (list, tuple)) and len(weights) != num_outputs:
+            if num_outputs and isinstance(weights, (list, tuple, np.ndarray)) and len(weights) != num_outputs:
                 raise PreflightError(
                     f'{path}.{key} of the model has {len(weights)} numbers; it takes {num_outputs}, one for '
                     f'each {why}'
