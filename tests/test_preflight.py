@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm import RevCol
-from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options
+from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options, tell_of_misspelt_keys
 
 from .subprocesses import REPO
 
@@ -190,6 +190,14 @@ def test_an_option_that_nobody_knows_is_told_of(cfg, log_messages):
         "--cfg-options model.test_cfg.anything: model.test_cfg had no 'anything', and nobody can tell "
         'whether it is read'
     ]
+
+
+def test_a_misspelt_key_of_a_config_is_told_of(cfg, log_messages):
+    tell_of_misspelt_keys(cfg)
+    assert log_messages == []
+    cfg.custom_hook = [dict(type='EMAHook')]
+    tell_of_misspelt_keys(cfg)
+    assert log_messages == [f'{cfg.filename}: nothing reads custom_hook; it may be meant for custom_hooks']
 
 
 def test_the_arguments_of_a_model_with_supervision_are_known():

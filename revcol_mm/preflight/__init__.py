@@ -4,7 +4,7 @@ from .coco_ids import ids_checked
 from .errors import PreflightError, building, errors_in_one_line
 from .files import check_files, check_scope
 from .hook import IGNORE_INDEX, PreflightHook
-from .options import merge_options
+from .options import merge_options, tell_of_misspelt_keys
 
 __all__ = [
     'IGNORE_INDEX',
@@ -16,4 +16,5 @@ __all__ = [
     'errors_in_one_line',
     'ids_checked',
     'merge_options',
+    'tell_of_misspelt_keys',
 ]

@@ -61,6 +61,16 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         cfg.merge_from_dict(part)
 
 
+def tell_of_misspelt_keys(cfg: Config) -> None:
+    """Warn of keys such as ``custom_hook`` in a config's file, which MMEngine would take for variables."""
+    arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
+    for key, value in cfg.items():
+        meant = difflib.get_close_matches(key, arguments, n=1, cutoff=0.9)
+        if meant and key not in arguments and meant[0] not in cfg and isinstance(value, (dict, list)):
+            message = f'{cfg.filename}: nothing reads {key}; it may be meant for {meant[0]}'
+            print_log(message, 'current', level=logging.WARNING)
+
+
 def _check_option(cfg: Config, key: str, value: Any) -> None:
     node: Any = cfg
     parts = key.split('.')

@@ -42,6 +42,12 @@ def check_schedule(runner: Runner) -> None:
         return  # a loop of the user's own
     lengths = {'epoch': length, 'iteration': num_iters}
     warnings = [*_no_checkpoints(runner, lengths), *_schedules_of_other_lengths(runner, lengths)]
+    for hook in runner.hooks if unit == 'iteration' else ():
+        if hasattr(hook, 'switch_epoch') or hasattr(hook, 'num_last_epochs'):  # MMDetection's
+            warnings.append(
+                f'{type(hook).__name__} does nothing: it waits for an epoch, of which a run by iterations has '
+                'one'
+            )
     if runner._val_loop is not None:
         if loop.val_begin > length:
             warnings.append(
