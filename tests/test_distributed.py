@@ -64,8 +64,8 @@ if rank == 0:
     torch.save(grads, out)
 print(end='', flush=True)
 dist.barrier()
-# gloo's threads, which FSDP2's caches keep alive, may still hold tensors of Python's: as they free one while the
-# interpreter ends, C++ ends the process by SIGABRT
+# gloo's threads, which FSDP2's caches keep alive, may still hold tensors of Python's: as they free one while
+# the interpreter ends, C++ ends the process by SIGABRT
 os._exit(0)
 """
 

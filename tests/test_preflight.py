@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm import RevCol
-from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options
+from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options, tell_of_misspelt_keys
 
 from .subprocesses import REPO
 
@@ -131,6 +131,80 @@ def test_options_of_the_config_or_of_what_it_builds_pass(cfg, key):
     for part in key.split('.'):
         node = node[int(part)] if part.isdigit() else node[part]
     assert node == 7
+
+
+@pytest.mark.parametrize(
+    'key',
+    [
+        'model.test_cfg.crop_size',  # of sliding windows, which this config does without
+        'model.train_cfg.anything',
+        'model.decode_head.pixel_decoder.norm_cfg.requires_grad',
+        'optim_wrapper.paramwise_cfg.custom_keys.decode_head.lr_mult',
+        'optim_wrapper.paramwise_cfg.norm_decay_mult',
+        'optim_wrapper.clip_grad.norm_type',
+        'train_dataloader.dataset.metainfo.palette',
+        'env_cfg.dist_cfg.timeout',
+        'env_cfg.resource_limit',
+        'randomness.seed',
+        'param_scheduler.0.convert_to_iter_based',
+        'default_hooks.checkpoint.priority',
+        'model_wrapper_cfg.find_unused_parameters',
+        'val_cfg.fp16',
+        'train_cfg.by_epoch',
+    ],
+)
+def test_documented_options_of_dicts_without_a_type_pass(cfg, key):
+    merge_options(cfg, {key: 7})
+    node = cfg
+    for part in key.split('.'):
+        node = node[int(part)] if part.isdigit() else node[part]
+    assert node == 7
+
+
+@pytest.mark.parametrize(
+    'key, message',
+    [
+        ('model.test_cfg.crop_sise', "test_cfg has no 'crop_sise'; it has crop_size"),
+        ('test_cfg.crop_size', "^--cfg-options test_cfg.crop_size: test_cfg has no 'crop_size'"),
+        ('optim_wrapper.paramwise_cfg.custom_key.x', "no 'custom_key'; it has custom_keys"),
+        ('optim_wrapper.paramwise_cfg.custom_keys.decode_head.lr_mul', 'it has lr_mult'),
+        ('optim_wrapper.clip_grad.max_nrom', 'it has max_norm'),
+        ('optim_wrapper.construct', 'it has constructor'),
+        ('train_dataloader.dataset.metainfo.palete', 'it has palette'),
+        ('env_cfg.cudnn_bencmark', 'it has cudnn_benchmark'),
+        ('env_cfg.anything', 'it has cudnn_benchmark'),
+        ('env_cfg.dist_cfg.time', 'it has timeout'),
+        ('randomness.sead', 'it has seed'),
+        ('auto_scale_lr.base_batchsize', 'it has base_batch_size'),
+        ('val_cfg.fp61', 'it has fp16'),
+    ],
+)
+def test_misspelt_options_of_dicts_without_a_type_are_named(cfg, key, message):
+    with pytest.raises(ValueError, match=message):
+        merge_options(cfg, {key: 1})
+
+
+def test_an_option_that_nobody_knows_is_told_of(cfg, log_messages):
+    merge_options(cfg, {'model.test_cfg.anything': 1, 'model.test_cfg.stride': 2})
+    assert [message for message in log_messages if 'cfg-options' in message] == [
+        "--cfg-options model.test_cfg.anything: model.test_cfg had no 'anything', and nobody can tell "
+        'whether it is read'
+    ]
+
+
+def test_a_misspelt_key_of_a_config_is_told_of(cfg, log_messages):
+    tell_of_misspelt_keys(cfg)
+    assert log_messages == []
+    cfg.custom_hook = [dict(type='EMAHook')]
+    tell_of_misspelt_keys(cfg)
+    assert log_messages == [f'{cfg.filename}: nothing reads custom_hook; it may be meant for custom_hooks']
+
+
+def test_the_arguments_of_a_model_with_supervision_are_known():
+    cfg = Config.fromfile(REPO / 'configs/upernet_revcol_nano_supervised_sample.py')
+    merge_options(cfg, {'model.pretrained': None})
+    with pytest.raises(ValueError, match="model has no 'decode_hed'; it has decode_head"):
+        merge_options(cfg, {'model.decode_hed': 1})
 
 
 def test_options_may_change_a_type_and_add_a_hook_with_arguments_of_their_own(cfg):

@@ -7,7 +7,6 @@ Example: python tools/convert_checkpoint.py revcol_base_22k.pth revcol_base.pth 
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from revcol_mm.models.checkpoint import (
     read_checkpoint,
     save_checkpoint,
 )
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -72,14 +72,12 @@ def convert(
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line(RuntimeError):
         if args.out.exists() and Path(args.source).exists() and args.out.samefile(args.source):
             raise ValueError(f'OUT is IN, {args.out}; choose another name')
         checkpoint = read_checkpoint(args.source, setting=None)
         converted = convert(checkpoint, args.to, args.drop_heads, args.ema, args.pad_kernel)
         out = save_checkpoint(converted, args.out)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
     weights = model_weights(converted)
     print(f'{out}: {len(weights)} weights, {sum(w.numel() for w in weights.values()) / 1e6:.3f} M numbers')
 

@@ -26,7 +26,7 @@ from revcol_mm.apis.image_header import ImageError
 from revcol_mm.apis.inferencer import Inferencer
 from revcol_mm.apis.prediction_writer import PredictionWriter
 from revcol_mm.engine.launch import check_writable
-from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -87,7 +87,7 @@ def predict(
 def main() -> None:
     args = parse_args()
     out = args.out or Path('work_dirs', Path(args.config).stem, 'predictions')
-    try:
+    with errors_in_one_line():
         if args.batch_size < 1:
             raise ValueError(f'--batch-size starts at 1, got {args.batch_size}')
         sources = find_sources(args.images, leave_out=out)
@@ -97,8 +97,6 @@ def main() -> None:
         )
         info = dict(config=args.config, checkpoint=args.checkpoint)
         problems = predict(inferencer, sources, out, args.batch_size, info)
-    except (OSError, ValueError, CheckpointError) as error:
-        sys.exit(f'error: {error}')
     print(f'{inferencer.task}: {len(sources) - len(problems)} of {len(sources)} images and videos, in {out}')
     if problems:
         print('left out, or not done to the end:', *(source.path for source in problems), sep='\n  ')

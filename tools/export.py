@@ -26,7 +26,6 @@ DINO, Cascade) need MMDeploy.
 import argparse
 import json
 import logging
-import sys
 import warnings
 from pathlib import Path
 from typing import Any, Callable
@@ -44,8 +43,7 @@ from revcol_mm.apis.image_graph import ImageGraph, SegmentationGraph, image_grap
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.evaluation.complexity import default_shape
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import merge_options
+from revcol_mm.preflight import errors_in_one_line, merge_options
 
 MIN_SIDE = 64  # pixels: below, the last level is one pixel wide, which torch.export treats as another case
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB
@@ -232,12 +230,10 @@ def main() -> None:
     parser.add_argument('--device', default='cpu', help='where graph and constants are [cpu]')
     parser.add_argument('--tolerance', type=float, default=1e-4, help='of the difference [0.0001]')
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         export(args, cfg)
-    except (FileNotFoundError, ValueError, CheckpointError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

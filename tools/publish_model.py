@@ -7,10 +7,10 @@ Example: python tools/publish_model.py work_dirs/run1/iter_160000.pth mask2forme
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from revcol_mm.models.checkpoint import has_ema, model_weights, plain, read_checkpoint, save_checkpoint
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -26,7 +26,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line(RuntimeError):
         checkpoint = read_checkpoint(args.source, setting=None)
         ema = has_ema(checkpoint)
         published = {
@@ -34,8 +34,6 @@ def main() -> None:
             'state_dict': model_weights(checkpoint, ema),
         }
         out = save_checkpoint(published, args.out, name_hash=True)
-    except (OSError, RuntimeError, ValueError) as error:
-        sys.exit(f'error: {error}')
     print(f'{out}: {"averaged" if ema else "the"} weights, {out.stat().st_size / 2**20:.1f} MiB')
 
 

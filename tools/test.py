@@ -4,7 +4,6 @@ Example: python tools/test.py configs/mask2former_revcol_b_ade20k.py work_dirs/r
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from revcol_mm.check_env import CORE, require_parts
@@ -17,8 +16,7 @@ from mmengine.dist import is_main_process
 from revcol_mm.engine import ResumableRunner
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, check_writable, load_config
 from revcol_mm.engine.resumable_data import BrokenSampleError
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import PreflightError
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -79,7 +77,7 @@ def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line(BrokenSampleError):
         if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg = load_config(args, loaders=('test_dataloader',))
@@ -90,14 +88,9 @@ def main() -> None:
             write_predictions(cfg, args.out)
         if args.show_dir:
             draw_predictions(cfg, args.show_dir)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
-    cfg.load_from = args.checkpoint
-    adapt_to_device(cfg)
-    try:
+        cfg.load_from = args.checkpoint
+        adapt_to_device(cfg)
         metrics = ResumableRunner.from_cfg(cfg).test()
-    except (PreflightError, CheckpointError, BrokenSampleError) as error:
-        sys.exit(f'error: {error}')
     if is_main_process():
         print_metrics(metrics, args)
 

@@ -4,7 +4,6 @@ Example: python tools/train.py configs/mask2former_revcol_b_ade20k.py --work-dir
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from revcol_mm.check_env import CORE, require_parts
@@ -16,8 +15,7 @@ from mmengine.registry import RUNNERS
 from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
 from revcol_mm.engine.nonfinite import NonFiniteError
 from revcol_mm.engine.resumable_data import BrokenSampleError
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import PreflightError
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,7 +36,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line(NonFiniteError, BrokenSampleError):
         if args.resume not in (None, 'auto') and not Path(args.resume).exists():
             raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
         if args.seed is not None and not 0 <= args.seed < 2**32:
@@ -47,20 +45,15 @@ def main() -> None:
         runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
         if runner_type is None:
             raise ValueError(f'runner_type is ResumableRunner or FullyShardedRunner, not {cfg.runner_type!r}')
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
-    if args.resume:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
-    if args.seed is not None or args.deterministic:
-        cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
-    if args.amp:
-        cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    adapt_to_device(cfg)
-    try:
+        if args.resume:
+            cfg.resume = True
+            cfg.load_from = None if args.resume == 'auto' else args.resume
+        if args.seed is not None or args.deterministic:
+            cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
+        if args.amp:
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        adapt_to_device(cfg)
         runner_type.from_cfg(cfg).train()
-    except (PreflightError, CheckpointError, NonFiniteError, BrokenSampleError) as error:
-        sys.exit(f'error: {error}')
 
 
 if __name__ == '__main__':

@@ -53,6 +53,7 @@ from revcol_mm.apis.image_header import check_image_size
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import errors_in_one_line
 
 LOCAL = '127.0.0.1'
 MAX_UPLOAD = 100 * 2**20  # bytes
@@ -372,13 +373,11 @@ def own_names(host: str) -> list[str]:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line():
         if not 0 <= args.port < 2**16:
             raise ValueError(f'--port takes 0 to {2**16 - 1}, got {args.port}')
         pick_device(args.device)
         app = WebDemo(find_models(args), args.device, own_names(args.host))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
     server = make_server(args.host, args.port, app, threaded=True, request_handler=_Handler)
     host = f'[{args.host}]' if ':' in args.host else args.host
     print(f'{len(app.models)} model(s) at http://{host}:{server.server_port}, until Ctrl-C', flush=True)

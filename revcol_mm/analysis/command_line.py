@@ -1,18 +1,15 @@
-"""What the analysis tools have in common: arguments, errors in one line, reports."""
+"""What the analysis tools have in common: arguments, reports."""
 
 import argparse
 import json
-import sys
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import matplotlib
 from mmengine.config import Config
 
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import PreflightError, merge_options
+from revcol_mm.preflight import merge_options
 
 matplotlib.use('Agg')  # figures are files
 
@@ -48,15 +45,6 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int) -> Non
     parser.add_argument('--num-images', type=int, metavar='N', help='use no more of a split [all]')
     parser.add_argument('--seed', type=int, default=0, help='of the order of images [0]')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
-
-
-@contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """End the program with one line, and exit status 1, if what the user gave is at fault."""
-    try:
-        yield
-    except (FileNotFoundError, ValueError, CheckpointError, PreflightError) as error:
-        sys.exit(f'error: {error}')
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:

@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.utils import get_git_hash
 
 from revcol_mm.check_env import SCOPES, require
-from revcol_mm.preflight import building, check_files, check_scope, merge_options
+from revcol_mm.preflight import building, check_files, check_scope, merge_options, tell_of_misspelt_keys
 
 from .recorded_config import read_recorded_model
 
@@ -88,6 +88,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
         SystemExit: If the environment lacks what the config's task needs.
     """
     cfg = read_config(args.config)
+    tell_of_misspelt_keys(cfg)
     merge_options(cfg, args.cfg_options)
     check_files(cfg, loaders)
     hooks = cfg.setdefault('default_hooks', ConfigDict())

@@ -33,8 +33,11 @@ class BrokenSampleError(RuntimeError):
     """An image or its annotation cannot be read or augmented, and may not be left out."""
 
     def __init__(self, message: str) -> None:
-        # torch puts the worker's stack trace before the message of what is raised in a worker
-        super().__init__(message.rsplit('BrokenSampleError: ', 1)[-1].strip())
+        # torch puts the worker's traceback before the message of what is raised in a worker
+        stack, _, reason = message.rpartition('BrokenSampleError: ')
+        super().__init__(reason.strip())
+        if stack:
+            self.__cause__ = RuntimeError(stack)
 
 
 @DATASETS.register_module()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, RUNNERS
@@ -63,8 +64,8 @@ class ResumableRunner(Runner):
             only damaged ones, if there is something in it that may not be unpickled, or it does not fit the
             config.
         BrokenSampleError: See above.
-        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config, or another
-            run trains in the work dir.
+        PreflightError: If the model, a dataloader, an evaluator, the optimizer or its schedule cannot be
+            built of its config, or another run trains in the work dir.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -175,6 +176,36 @@ class ResumableRunner(Runner):
         """As in MMEngine, with what is wrong in the config in one line."""
         with building('the optimizer'):
             return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        """As in MMEngine, likewise."""
+        with building('the schedule'):
+            return super().build_param_scheduler(scheduler)
+
+    def build_evaluator(self, evaluator: Any) -> Evaluator:
+        """As in MMEngine, likewise."""
+        with building('an evaluator'):
+            return super().build_evaluator(evaluator)
+
+    def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:
+        """Scale learning rates by the number of images in a step of the optimizer.
+
+        MMEngine counts those of an iteration, of which a step has ``accumulative_counts``.
+
+        Raises:
+            PreflightError: If ``base_batch_size`` is not a number of images.
+        """
+        if not auto_scale_lr or not auto_scale_lr.get('enable', False):
+            return
+        base = auto_scale_lr.get('base_batch_size')
+        if not isinstance(base, (int, float)) or base <= 0:
+            raise PreflightError(f'auto_scale_lr.base_batch_size takes a number of images, got {base!r}')
+        wrappers = optim_wrapper.values() if isinstance(optim_wrapper, OptimWrapperDict) else [optim_wrapper]
+        for wrapper in wrappers:
+            counts = wrapper._accumulative_counts
+            if counts > 1:
+                self.logger.info(f'{base} images in {counts} iterations are {base / counts} in each')
+            super().scale_lr(wrapper, {**auto_scale_lr, 'base_batch_size': base / counts})
 
     def register_hook(self, hook: Hook | dict, *args: Any, **kwargs: Any) -> None:
         """Register a hook as MMEngine does, but a KeepingCheckpointHook for a CheckpointHook."""

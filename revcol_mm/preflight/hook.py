@@ -7,15 +7,16 @@ import numpy as np
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.registry import HOOKS
-from mmengine.runner import Runner
+from mmengine.runner import BaseLoop, Runner
 from PIL import ExifTags, Image
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset
 
-from revcol_mm.models import RevCol
-
 from .errors import PreflightError
+from .metrics import check_metrics
+from .model import check_batch_norm, check_channels, check_class_weights, check_num_classes
+from .schedule import check_length, check_schedule
 
 NUM_SAMPLED_MASKS = 50
 IGNORE_INDEX = 255  # MMSegmentation's default
@@ -33,34 +34,31 @@ def _image_size(path: str, unreadable: tuple[int, int]) -> tuple[int, int]:
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
-    """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
+    """Compare the data, model, evaluators and schedule of a run with each other before the first iteration.
 
     Raises:
-        PreflightError: If there is not one iteration to train; a data set is empty, a head's ``num_classes``
-            is not its number of classes, a class of a COCO-style data set has no category in its file, one of
-            50 evenly spaced segmentation masks cannot be read, has another size than its image, several
-            channels, or a label beyond the classes; if a neck or a head has other ``in_channels`` than a
-            RevCol gives, or the model's wrapper does not let it train reversibly.
+        PreflightError: If a data set is empty, a class of a COCO-style data set has no category in its file,
+            one of 50 evenly spaced segmentation masks cannot be read, has another size than its image,
+            several channels, or a label beyond the classes; if the model's wrapper does not let it train
+            reversibly; or as :mod:`~revcol_mm.preflight.model`, :mod:`~revcol_mm.preflight.metrics` and
+            :mod:`~revcol_mm.preflight.schedule` say.
     """
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
-        self._check_length(runner)
+        check_length(runner.cfg.get('train_cfg') or {})
         self._check_wrapper(runner.model)
-        self._check_channels(runner)
+        check_channels(runner.model, runner.cfg.get('model'))
+        check_class_weights(runner.model)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 self._check(runner, dataset)
-
-    @staticmethod
-    def _check_length(runner: Runner) -> None:
-        """MMEngine would end without a word, or validate never."""
-        for key in ('max_iters', 'max_epochs', 'val_interval'):
-            value = (runner.cfg.get('train_cfg') or {}).get(key)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise PreflightError(f'train_cfg.{key} takes a whole number from 1 on, got {value!r}')
+        check_metrics(runner)
+        if isinstance(runner._train_loop, BaseLoop):  # not in testing
+            check_schedule(runner)
+            check_batch_norm(runner)
 
     @staticmethod
     def _check_wrapper(model: nn.Module) -> None:
@@ -73,31 +71,6 @@ class PreflightHook(Hook):
                         'use MMDistributedDataParallel, or FullyShardedRunner'
                     )
 
-    @staticmethod
-    def _check_channels(runner: Runner) -> None:
-        """The forward pass would find out too, but not say which number of the config is wrong."""
-        backbones = [module for module in runner.model.modules() if isinstance(module, RevCol)]
-        cfg = runner.cfg.get('model')
-        cfg = cfg.get('module', cfg) if isinstance(cfg, dict) else {}  # under test-time augmentation
-        if len(backbones) != 1:
-            return
-        given = backbones[0].out_channels
-        names = ['neck'] if cfg.get('neck') else ['decode_head', 'auxiliary_head']
-        for name in names:
-            part = cfg.get(name)
-            wanted = part.get('in_channels') if isinstance(part, dict) else None
-            if wanted is None:
-                continue
-            index = part.get('in_index', range(len(wanted)) if isinstance(wanted, (list, tuple)) else -1)
-            if isinstance(index, int):
-                wanted, index = [wanted], [index]
-            inside = all(-len(given) <= i < len(given) for i in index)
-            channels = [given[i] for i in index] if inside else list(given)
-            if list(wanted) != channels:
-                raise PreflightError(
-                    f'model.{name}.in_channels is {list(wanted)}, but the backbone gives {channels}'
-                )
-
     def _check(self, runner: Runner, dataset: Dataset) -> None:
         while hasattr(dataset, 'dataset'):
             dataset = dataset.dataset
@@ -109,19 +82,7 @@ class PreflightHook(Hook):
         classes = getattr(dataset, 'metainfo', {}).get('classes')
         if not classes:
             return
-        heads = [
-            (head, module)
-            for head, module in runner.model.named_modules()
-            if head.split('.')[-1].endswith('head') and 'rpn' not in head
-        ]
-        for head, module in heads or [
-            (type(runner.model).__name__, runner.model)
-        ]:  # or one with plain layers
-            num_classes = getattr(module, 'num_classes', None)
-            if isinstance(num_classes, int) and num_classes != len(classes):
-                raise PreflightError(
-                    f'{head} of the model has num_classes={num_classes}, {name} has {len(classes)} classes'
-                )
+        check_num_classes(runner.model, name, dataset.metainfo)
         found = getattr(dataset, 'cat_ids', None)
         if found is not None and len(found) != len(classes):
             raise PreflightError(

@@ -2,16 +2,53 @@
 
 import difflib
 import inspect
+import logging
 from typing import Any
 
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import Runner
+from torch.distributed import init_process_group
+from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
+
+DEFAULT_TYPES = dict(  # of MMEngine, for what has no type
+    train_cfg=('IterBasedTrainLoop', 'EpochBasedTrainLoop'),
+    val_cfg=('ValLoop',),
+    test_cfg=('TestLoop',),
+    optim_wrapper=('OptimWrapper',),
+    log_processor=('LogProcessor',),
+    visualizer=('Visualizer',),
+    model_wrapper_cfg=('MMDistributedDataParallel',),
+)
+KEYS = dict(  # all that there is in dicts without a type
+    auto_scale_lr={'enable', 'base_batch_size'},
+    randomness={'seed', 'diff_rank_seed', 'deterministic'},
+    env_cfg={'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
+    mp_cfg={'mp_start_method', 'opencv_num_threads'},
+    dist_cfg={'backend', 'init_backend', 'port'} | set(inspect.signature(init_process_group).parameters),
+    custom_imports={'imports', 'allow_failed_imports'},
+    clip_grad={'type', 'clip_value', *inspect.signature(clip_grad_norm_).parameters} - {'parameters'},
+)
+WORDS = dict(  # documented keys of dicts that may have others
+    test_cfg={'mode', 'crop_size', 'stride', 'rpn', 'rcnn', 'nms', 'nms_pre', 'score_thr', 'max_per_img'},
+    optim_wrapper={'constructor', 'paramwise_cfg'},
+    paramwise_cfg={
+        *('custom_keys', 'decay_rate', 'bias_lr_mult', 'bias_decay_mult', 'norm_decay_mult'),
+        *('flat_decay_mult', 'dwconv_decay_mult', 'dcn_offset_lr_mult', 'bypass_duplicate'),
+    },
+    metainfo={'classes', 'palette'},
+    norm_cfg={'requires_grad'},
+)
+FREE = ('metainfo', 'custom_keys')  # with keys of the user's own
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config, in place.
+
+    A dict without a type that is an argument of a class, such as ``model.test_cfg``, takes what only the
+    class knows: there any key is allowed but one that looks like a known one misspelt.
 
     Raises:
         ValueError: If a key is neither in the config nor an argument of what the config builds there, or an
@@ -24,9 +61,20 @@ def merge_options(cfg: Config, options: dict[str, Any]) -> None:
         cfg.merge_from_dict(part)
 
 
+def tell_of_misspelt_keys(cfg: Config) -> None:
+    """Warn of keys such as ``custom_hook`` in a config's file, which MMEngine would take for variables."""
+    arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
+    for key, value in cfg.items():
+        meant = difflib.get_close_matches(key, arguments, n=1, cutoff=0.9)
+        if meant and key not in arguments and meant[0] not in cfg and isinstance(value, (dict, list)):
+            message = f'{cfg.filename}: nothing reads {key}; it may be meant for {meant[0]}'
+            print_log(message, 'current', level=logging.WARNING)
+
+
 def _check_option(cfg: Config, key: str, value: Any) -> None:
     node: Any = cfg
     parts = key.split('.')
+    is_argument = is_new = False  # an argument of a class, or a part of one; not in the config yet
     for depth, part in enumerate(parts):
         if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
@@ -36,44 +84,69 @@ def _check_option(cfg: Config, key: str, value: Any) -> None:
         if not isinstance(node, dict | Config):
             raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is {node!r}, not a dict')
         if part in node:
+            is_argument |= 'type' in node
             node = node[part]
             continue
-        known = set(node)
-        if depth == 0:
-            known |= set(inspect.signature(Runner.__init__).parameters) | {
-                'compile',
-                'model_wrapper_cfg',
-                'runner_type',
-            }
-        elif 'type' in node:
-            known |= _arguments(cfg, node['type'])
-        elif depth == 1 and parts[0].endswith('_dataloader'):
-            known |= set(inspect.signature(DataLoader.__init__).parameters) - {'self', 'dataset'}
-            known |= {'max_broken'} if parts[0] == 'train_dataloader' else set()
-        elif parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
+        where, name = '.'.join(parts[:depth]) or 'the config', parts[depth - 1] if depth else ''
+        known, are_all = _known_keys(cfg, parts[:depth], node)
+        if parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
             return  # one more hook
-        if part in known:
-            return  # a new value, which may itself be a dict
-        close = difflib.get_close_matches(part, known, n=3) or sorted(known - {'type'})
-        where = '.'.join(parts[:depth]) or 'the config'
-        raise ValueError(f'--cfg-options {key}: {where} has no {part!r}; it has {", ".join(close)}')
+        if part not in known:
+            may_be = not are_all and (is_argument or is_new or name in FREE)
+            close = difflib.get_close_matches(part, known, n=3, cutoff=0.8 if may_be else 0.6)
+            if close or not may_be:
+                has = ', '.join(close or sorted(known - {'type'}))
+                raise ValueError(f'--cfg-options {key}: {where} has no {part!r}; it has {has}')
+            if name != 'custom_keys' and not is_new:
+                message = (
+                    f'--cfg-options {key}: {where} had no {part!r}, and nobody can tell whether it is read'
+                )
+                print_log(message, 'current', level=logging.WARNING)
+        is_argument |= 'type' in node
+        node, is_new = {}, True  # what is in it may be known, too
+
+
+def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[set[str], bool]:
+    """What a dict has or may have, as far as that is known; and whether that is all."""
+    if not place:
+        arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
+        return {*node, *arguments, 'compile', 'model_wrapper_cfg', 'runner_type'}, True
+    name, is_top = place[-1], len(place) == 1
+    types = [node[key] for key in ('type', 'model_type') if key in node]  # the latter of SupervisedColumns
+    types = types or (DEFAULT_TYPES.get(name, []) if is_top else [])
+    arguments = set().union(*(_arguments(cfg, type_name) for type_name in types)) | KEYS.get(name, set())
+    known = {*node, *arguments}
+    if is_top and name.endswith('_dataloader'):
+        known |= set(inspect.signature(DataLoader.__init__).parameters) - {'self', 'dataset'}
+        known |= {'max_broken'} if name == 'train_dataloader' else set()
+    if is_top and name == 'train_cfg':
+        known.add('by_epoch')
+    if place[-2:-1] == ['custom_keys']:
+        known |= {'lr_mult', 'decay_mult'}
+    if not is_top:
+        known |= dict(param_scheduler={'convert_to_iter_based'}).get(place[0], set())
+        known |= {'priority'} if place[0] in ('default_hooks', 'custom_hooks') else set()
+    if not is_top or name == 'optim_wrapper':
+        known |= WORDS.get(name, set())
+    return known, bool(arguments)
 
 
 def _arguments(cfg: Config, type_name: Any) -> set[str]:
-    """Names of the arguments of a registered class, inherited ones that it passes on included."""
-    cls = type_name if inspect.isclass(type_name) else _find_class(cfg, type_name)
+    """Names of the arguments of what is registered, those that a class passes on to its bases included."""
+    found = _find(cfg, type_name) if isinstance(type_name, str) else type_name
+    calls = [found] if inspect.isfunction(found) else []
+    if inspect.isclass(found):
+        calls = [base.__init__ for base in inspect.getmro(found) if '__init__' in vars(base)][:-1]
     names = set()
-    for base in inspect.getmro(cls) if cls else ():
-        if '__init__' not in vars(base) or base is object:
-            continue
-        parameters = inspect.signature(base.__init__).parameters.values()
+    for call in calls:
+        parameters = inspect.signature(call).parameters.values()
         names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return names - {'self'}
 
 
-def _find_class(cfg: Config, type_name: str) -> type | None:
+def _find(cfg: Config, type_name: str) -> Any:
     """Look a name up in all of MMEngine's registries, from the config's scope."""
     import mmengine.registry
 
@@ -83,6 +156,6 @@ def _find_class(cfg: Config, type_name: str) -> type | None:
         if isinstance(registry, Registry):
             with registry.switch_scope_and_registry(scope) as scoped:
                 found = scoped.get(type_name)
-            if inspect.isclass(found):
+            if inspect.isclass(found) or inspect.isfunction(found):
                 return found
     return None

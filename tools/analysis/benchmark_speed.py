@@ -27,7 +27,6 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 
 from revcol_mm.analysis.command_line import (
-    errors_in_one_line,
     make_parser,
     read_arguments,
     write_report,
@@ -37,6 +36,7 @@ from revcol_mm.analysis.speed import DTYPES, Stepper, Variant, time_in_turn
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
 from revcol_mm.apis import init_model, pick_device
 from revcol_mm.evaluation.complexity import default_shape
+from revcol_mm.preflight import errors_in_one_line
 from revcol_mm.testing import peak_bytes
 
 MODES = ('training', 'inference')

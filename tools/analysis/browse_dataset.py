@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.analysis.command_line import (
-    errors_in_one_line,
     make_parser,
     read_arguments,
     write_report,
@@ -30,7 +29,7 @@ from revcol_mm.analysis.command_line import (
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
 from revcol_mm.engine.prediction_pictures import enlarge
 from revcol_mm.engine.resumable_data import seed_everything
-from revcol_mm.preflight import IGNORE_INDEX, check_files
+from revcol_mm.preflight import IGNORE_INDEX, check_files, errors_in_one_line
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:

@@ -33,7 +33,6 @@ from rich.progress import track
 from revcol_mm.analysis.cka import MIN_IMAGES, MinibatchCKA, gram, layer_grams
 from revcol_mm.analysis.command_line import (
     add_image_arguments,
-    errors_in_one_line,
     make_parser,
     read_arguments,
     write_report,
@@ -41,6 +40,7 @@ from revcol_mm.analysis.command_line import (
 from revcol_mm.analysis.heat_map import MAX_NUMBERS, heat_map
 from revcol_mm.analysis.labelled_images import LabelledImages, label_shares
 from revcol_mm.apis import init_model
+from revcol_mm.preflight import errors_in_one_line
 
 # Blocks of ConvNeXt, ResNet and Swin in OpenMMLab and timm: stages.0.1, layer1.0, stages.0.blocks.1
 LAYERS = r'(stages|layers?)\.?\d+(\.blocks)?\.\d+'

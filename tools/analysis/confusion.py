@@ -22,7 +22,6 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.analysis.command_line import (
-    errors_in_one_line,
     make_parser,
     read_arguments,
     write_report,
@@ -31,7 +30,7 @@ from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
 from revcol_mm.evaluation import ConfusionMetric
 from revcol_mm.evaluation.confusion import class_scores
-from revcol_mm.preflight import check_files
+from revcol_mm.preflight import check_files, errors_in_one_line
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ require_parts('feature maps', (*CORE, 'mmcv', 'matplotlib', 'sklearn'))
 
 import numpy as np
 
-from revcol_mm.analysis.command_line import errors_in_one_line, make_parser, read_arguments, write_report
+from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
 from revcol_mm.analysis.feature_maps import (
     FITS,
     FeatureMaps,
@@ -30,6 +30,7 @@ from revcol_mm.analysis.feature_maps import (
 )
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, find_sources, read_pictures
+from revcol_mm.preflight import errors_in_one_line
 
 
 def table(maps: FeatureMaps) -> str:

@@ -9,10 +9,10 @@ Example: python tools/analysis/get_flops.py configs/cascade_mask_rcnn_revcol_t_c
 """
 
 import argparse
-import sys
 
 from revcol_mm.engine.launch import read_config
 from revcol_mm.evaluation.complexity import Complexity, count_complexity
+from revcol_mm.preflight import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -38,10 +38,8 @@ def table(complexity: Complexity) -> str:
 def main() -> None:
     args = parse_args()
     for path in args.configs:
-        try:
+        with errors_in_one_line():
             complexity = count_complexity(read_config(path), args.shape)
-        except (FileNotFoundError, ValueError) as error:
-            sys.exit(f'error: {error}')
         print(f'{path}\n{table(complexity)}\n')
     print('FLOPs are multiply-accumulates of one image at inference; parameters are as trained.')
 

@@ -11,8 +11,8 @@ import argparse
 import json
 from pathlib import Path
 
-from revcol_mm.analysis.command_line import errors_in_one_line
 from revcol_mm.analysis.learning_curves import plot, summarise, table
+from revcol_mm.preflight import errors_in_one_line
 
 
 def main() -> None:

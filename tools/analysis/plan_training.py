@@ -14,7 +14,6 @@ is measured.
 
 import argparse
 import json
-import sys
 from math import ceil
 from pathlib import Path
 from typing import Any, Iterator
@@ -29,7 +28,7 @@ from revcol_mm.analysis.training_plan import (
 )
 from revcol_mm.apis import pick_device
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.preflight import merge_options
+from revcol_mm.preflight import errors_in_one_line, merge_options
 
 MOST_GPUS = 1024
 
@@ -109,14 +108,12 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line():
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         if args.out:
             check_writable(args.out)
         rows = list(plan(cfg, args))
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f'error: {error}')
     print(
         f'{args.config}: {rows[0]["parameters"] / 1e6:.0f} M parameters, {rows[0]["iterations"]} iterations '
         f'on {args.gpus} GPUs, {cfg.train_dataloader.batch_size} image(s) on each; {args.tflops:g} TFLOPS at '
