@@ -21,7 +21,7 @@ model = dict(
     type='EncoderDecoder',
     backbone=dict(type='RevCol'),
     decode_head=dict(
-        type='Mask2FormerHead',
+        type='SemanticMask2FormerHead',
         strides=[4, 8, 16, 32],
         feat_channels=embed_dims,
         out_channels=embed_dims,

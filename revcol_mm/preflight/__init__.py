@@ -1,10 +1,13 @@
 """What is checked before a run: options, files, data and model, so that nothing fails hours into it."""
 
+from .channels import check_normalisation, revcol_channels
 from .coco_ids import ids_checked
 from .errors import PreflightError, building
 from .files import check_files, check_scope
 from .hook import IGNORE_INDEX, PreflightHook
 from .options import merge_options
+from .pipelines import ignore_index, image_loader, innermost_datasets, reads_images
+from .sliding_windows import check_sliding_windows
 
 __all__ = [
     'IGNORE_INDEX',
@@ -12,7 +15,14 @@ __all__ = [
     'PreflightHook',
     'building',
     'check_files',
+    'check_normalisation',
     'check_scope',
+    'check_sliding_windows',
     'ids_checked',
+    'ignore_index',
+    'image_loader',
+    'innermost_datasets',
     'merge_options',
+    'reads_images',
+    'revcol_channels',
 ]

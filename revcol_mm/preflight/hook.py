@@ -15,7 +15,10 @@ from torch.utils.data import Dataset
 
 from revcol_mm.models import RevCol
 
+from .channels import check_images, check_normalisation
 from .errors import PreflightError
+from .ignore_label import check_ignore_label
+from .sliding_windows import check_sliding_windows
 
 NUM_SAMPLED_MASKS = 50
 IGNORE_INDEX = 255  # MMSegmentation's default
@@ -40,7 +43,9 @@ class PreflightHook(Hook):
             is not its number of classes, a class of a COCO-style data set has no category in its file, one of
             50 evenly spaced segmentation masks cannot be read, has another size than its image, several
             channels, or a label beyond the classes; if a neck or a head has other ``in_channels`` than a
-            RevCol gives, or the model's wrapper does not let it train reversibly.
+            RevCol gives, or the model's wrapper does not let it train reversibly. And see
+            :mod:`revcol_mm.preflight.channels`, :mod:`revcol_mm.preflight.ignore_label` and
+            :mod:`revcol_mm.preflight.sliding_windows`.
     """
 
     priority = 'VERY_HIGH'
@@ -49,10 +54,15 @@ class PreflightHook(Hook):
         self._check_length(runner)
         self._check_wrapper(runner.model)
         self._check_channels(runner)
+        check_normalisation(runner.model)
+        check_sliding_windows(runner.model)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 self._check(runner, dataset)
+                check_images(dataset, runner.model)
+                metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', [])
+                check_ignore_label(dataset, runner.model, metrics)
 
     @staticmethod
     def _check_length(runner: Runner) -> None:
@@ -163,7 +173,8 @@ class PreflightHook(Hook):
                 )
             if dataset.reduce_zero_label:
                 labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-            beyond = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
+            ignored = getattr(dataset, 'ignore_index', IGNORE_INDEX)
+            beyond = labels[(labels >= num_classes) & (labels != ignored)]
             if len(beyond):
                 raise PreflightError(
                     f'{name}: {path} has label {beyond.max()}'

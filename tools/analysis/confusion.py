@@ -31,7 +31,7 @@ from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
 from revcol_mm.evaluation import ConfusionMetric
 from revcol_mm.evaluation.confusion import class_scores
-from revcol_mm.preflight import check_files
+from revcol_mm.preflight import check_files, ignore_index
 
 
 @torch.no_grad()
@@ -42,11 +42,11 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     detection = cfg.default_scope == 'mmdet'
     if thresholds and not detection:
         raise ValueError(f'{args.config} is no detector: it takes no {" or ".join(thresholds)}')
-    metric = ConfusionMetric(**thresholds)
     check_files(cfg, ('test_dataloader',))
     model = init_model(cfg, args.checkpoint, args.device)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.test_dataloader)
+        metric = ConfusionMetric(**thresholds, ignore_index=ignore_index(loader.dataset))
         evaluator = Evaluator(metric)
         evaluator.dataset_meta = loader.dataset.metainfo
         for batch in track(loader, 'batches', console=Console(stderr=True)):
