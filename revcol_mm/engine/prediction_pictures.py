@@ -62,9 +62,9 @@ def without_ignored(sample: BaseDataElement, ignored: int, num_classes: int) -> 
     """
     if 'gt_sem_seg' not in sample or ignored >= num_classes:
         return sample
-    sample = sample.clone()
-    for key, labels in list(sample.gt_sem_seg.items()):
-        sample.gt_sem_seg.set_data({key: labels.masked_fill(labels == ignored, num_classes)})
+    field, sample = sample.gt_sem_seg, sample.clone()  # which has the same field
+    maps = {key: labels.masked_fill(labels == ignored, num_classes) for key, labels in field.items()}
+    sample.set_data(dict(gt_sem_seg=PixelData(metainfo=field.metainfo, **maps)))
     return sample
 
 
