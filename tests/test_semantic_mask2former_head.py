@@ -102,7 +102,7 @@ def test_mmsegmentation_s_head_still_fails_and_the_error_names_this_one():
     check_sliding_windows(model)
     assert type(model.decode_head) is Mask2FormerHead
     model.test_cfg = ConfigDict(test_cfg)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError, match='size of tensor a .* must match'):
         predict(model, torch.randn(1, 3, *SIZE))
 
 
