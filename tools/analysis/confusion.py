@@ -42,11 +42,12 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     detection = cfg.default_scope == 'mmdet'
     if thresholds and not detection:
         raise ValueError(f'{args.config} is no detector: it takes no {" or ".join(thresholds)}')
+    metric = ConfusionMetric(**thresholds)
     check_files(cfg, ('test_dataloader',))
     model = init_model(cfg, args.checkpoint, args.device)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.test_dataloader)
-        metric = ConfusionMetric(**thresholds, ignore_index=ignore_index(loader.dataset))
+        metric.ignore_index = ignore_index(loader.dataset)
         evaluator = Evaluator(metric)
         evaluator.dataset_meta = loader.dataset.metainfo
         for batch in track(loader, 'batches', console=Console(stderr=True)):
