@@ -58,7 +58,7 @@ def dataset_classes(cfg):
 def check_segmentor(cfg, backbone):
     head = cfg.model.decode_head
     assert head.in_channels == list(backbone.out_channels)
-    if head.type == 'Mask2FormerHead':
+    if head.type == 'SemanticMask2FormerHead':
         assert head.strides == list(backbone.out_strides)
         assert len(head.loss_cls.class_weight) == head.num_classes + 1
     else:

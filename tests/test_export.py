@@ -158,7 +158,7 @@ def test_the_graph_answers_as_testing_does_on_the_image_as_it_was_read(config, s
 @pytest.mark.parametrize(
     'config, heads',
     [
-        ('mask2former_revcol_nano_sample', 'EncoderDecoder with Mask2FormerHead'),
+        ('mask2former_revcol_nano_sample', 'EncoderDecoder with SemanticMask2FormerHead'),
         ('dino_revcol_nano_sample', 'DINO with DINOHead'),
         ('cascade_mask_rcnn_revcol_nano_sample', 'CascadeRCNN with RPNHead and CascadeRoIHead'),
     ],

@@ -4,8 +4,9 @@
 
 The exported graph is what testing runs, from image to answer:
 
-- Its input is 'image', float32, (B, 3, H, W), values from 0 to 255, RGB unless the config keeps OpenCV's BGR.
-  The config's mean and standard deviation are in the graph; resizing and cropping are not.
+- Its input is 'image', float32, (B, C, H, W), values as in files, of 8 bits from 0 to 255, C as the backbone
+  takes. Of 3 channels the order is RGB, unless the config keeps OpenCV's BGR. The config's mean and standard
+  deviation are in the graph; resizing and cropping are not.
 - A classifier returns 'scores', softmax, (B, K).
 - A segmentor returns 'labels', the likeliest class of every pixel, int64, and 'scores', its softmax, both
   (B, H, W). It takes the image as a whole, without sliding windows, and scales logits up to its size. Testing
@@ -43,6 +44,7 @@ from revcol_mm.apis.image_graph import ImageGraph, SegmentationGraph, image_grap
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.evaluation.complexity import default_shape
+from revcol_mm.models.image_channels import image_channels
 from revcol_mm.preflight import errors_in_one_line, merge_options
 
 MIN_SIDE = 64  # pixels: below, the last level is one pixel wide, which torch.export treats as another case
@@ -119,10 +121,11 @@ def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> d
     """Metadata of the file; what is no text is JSON."""
     cfg = model.cfg
     preprocessor = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
+    channels = image_channels(model)
     rgb = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
     return dict(
-        input='image: float32, (B, 3, H, W), 0 to 255',
-        channel_order='RGB' if rgb else 'BGR',
+        input=f'image: float32, (B, {channels}, H, W), 0 to 255',
+        channel_order='as read' if channels != 3 else 'RGB' if rgb else 'BGR',
         mean=json.dumps(None if graph.pixel_mean is None else graph.pixel_mean.flatten().tolist()),
         std=json.dumps(None if graph.pixel_std is None else graph.pixel_std.flatten().tolist()),
         normalisation='in the graph',
@@ -199,7 +202,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     torch.manual_seed(0)
 
     def images(batch: int, height: int, width: int) -> Tensor:
-        return 255 * torch.rand(batch, 3, height, width, device=args.device)
+        return 255 * torch.rand(batch, image_channels(model), height, width, device=args.device)
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # if they mean anything, the file is wrong, which is seen below

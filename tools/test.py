@@ -39,6 +39,8 @@ def use_tta(cfg: Config) -> None:
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
         raise ValueError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    if 'data_preprocessor' in cfg.model:  # MMEngine would put the config's other one, if any, in its place
+        cfg.data_preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 

@@ -73,7 +73,13 @@ val_dataloader = dict(
 test_dataloader = val_dataloader
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_evaluator = val_evaluator
-custom_imports = dict(imports=[*_base_.custom_imports.imports, 'revcol_mm.engine.segmentation_visualizer'])
+custom_imports = dict(
+    imports=[
+        *_base_.custom_imports.imports,
+        'revcol_mm.engine.segmentation_visualizer',
+        'revcol_mm.models.semantic_mask2former_head',
+    ]
+)
 visualizer = dict(
     type='SegmentationVisualizer',
     vis_backends=_base_.vis_backends,

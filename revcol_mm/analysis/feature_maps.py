@@ -51,7 +51,7 @@ def feature_maps(backbone: RevCol, inputs: Tensor, size: Sequence[int], fit: str
 
     Args:
         backbone: In evaluation mode.
-        inputs: The normalised image, (1, 3, H', W').
+        inputs: The normalised image, (1, C, H', W').
         size: Its height and width without padding, in pixels; maps are cut to them.
         fit: 'level': one set of components for all columns of a level, whose channels the couplings tie one
             by one: the same colour is the same direction in every column. Before, maps are centred and

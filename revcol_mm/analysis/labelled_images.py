@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from revcol_mm.evaluation.confusion import BACKGROUND
-from revcol_mm.preflight import IGNORE_INDEX, check_files
+from revcol_mm.preflight import check_files, ignore_index
 
 LABEL_STRIDE = 4  # of dense labels: that of level 0
 COARSEST_STRIDE = 32  # of features; sizes are multiples of it
@@ -26,7 +26,7 @@ class Batch(NamedTuple):
 
     Args:
         data: What the loader gives and a data preprocessor takes.
-        images: Pixels from 0 to 1, (B, 3, H, W), channels in the data set's order.
+        images: Pixels, (B, C, H, W), channels in the data set's order; of 8 bits from 0 to 1.
         labels: Class of every image, (B,); for detection and segmentation of every LABEL_STRIDE x
             LABEL_STRIDE pixels, (B, H / 4, W / 4). UNLABELLED where there is none.
     """
@@ -126,7 +126,7 @@ class LabelledImages:
         """Class of every pixel, (H, W)."""
         if 'gt_sem_seg' in sample:
             labels = sample.gt_sem_seg.data[0].long()
-            return labels.masked_fill(labels == IGNORE_INDEX, UNLABELLED)
+            return labels.masked_fill(labels == ignore_index(self.loader.dataset), UNLABELLED)
         boxes = sample.gt_instances.bboxes
         boxes = getattr(boxes, 'tensor', boxes)  # MMDetection's box types hold one
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)

@@ -12,7 +12,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-SHAPE = (1, 3, 256, 128)  # of the image that tells channels and strides; all that some networks take
+SIZE = (256, 128)  # of the image that tells channels and strides; all that some networks take
 # What published weights of RevCol take: ImageNet's, RGB.
 NORMALISATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
@@ -26,7 +26,8 @@ def swap_in(cfg: Config, backbone: dict[str, Any]) -> Config:
     - ``in_channels`` change in the neck; in heads only where what they read has other channels than before:
       without a neck, or behind one that passes features on. Which levels a head reads is its ``in_index``.
     - RoI heads that read the backbone through a stage of ResNet (C4) get a 1x1 convolution as their neck.
-    - Images are normalised as for RevCol's weights, and checkpoints of the old model are left out.
+    - Images of three channels are normalised as for RevCol's weights; of others, their number and their
+      normalisation stay. Checkpoints of the old model are left out.
 
     Args:
         cfg: Of MMDetection or MMSegmentation, with any backbone that can be built.
@@ -45,11 +46,12 @@ def swap_in(cfg: Config, backbone: dict[str, Any]) -> Config:
     networks = list(_networks(cfg.model))
     if not networks:
         raise ValueError(f'{cfg.filename}: its model has no backbone')
+    in_colour = all(network.backbone.get('in_channels', 3) == 3 for network in networks)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for network in networks:
             _swap(network, ConfigDict(backbone))
     for node in config_nodes(cfg._cfg_dict):
-        if 'mean' in node and 'std' in node:  # a data preprocessor
+        if in_colour and 'mean' in node and 'std' in node:  # a data preprocessor
             node.update({**NORMALISATION, 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb': True})
     cfg.load_from = None
     imports = cfg.get('custom_imports') or {}
@@ -76,9 +78,12 @@ def _swap(network: ConfigDict, new: ConfigDict) -> None:
     """Replace the backbone of a network, in place."""
     outer = copy.deepcopy(network.backbone)
     old = outer.get('backbone_cfg', outer)
-    image = torch.zeros(SHAPE)
+    channels = old.get('in_channels', 3)
+    image = torch.zeros(1, channels, *SIZE)
+    if channels != 3:
+        new.setdefault('in_channels', channels)
     before = _run(old, image)
-    new, after = _with_levels_of(old.type, before, new)
+    new, after = _with_levels_of(old.type, before, new, image)
     if old is outer:
         network.backbone = new
     else:
@@ -133,12 +138,12 @@ def _run(part: dict | list, inputs: Tensor | Sequence[Tensor], device: str = 'cp
 
 
 def _with_levels_of(
-    name: str, before: Sequence[Tensor], new: ConfigDict
+    name: str, before: Sequence[Tensor], new: ConfigDict, image: Tensor
 ) -> tuple[ConfigDict, tuple[Tensor, ...]]:
     """The new backbone's config with ``out_indices`` by the old one's features, and features like its own."""
-    features = _run(new, torch.zeros(SHAPE, device='meta'), 'meta')
-    levels = [SHAPE[-1] // feature.shape[-1] for feature in features]
-    strides = [SHAPE[-1] // feature.shape[-1] for feature in before]
+    features = _run(new, image.to('meta'), 'meta')
+    levels = [image.shape[-1] // feature.shape[-1] for feature in features]
+    strides = [image.shape[-1] // feature.shape[-1] for feature in before]
     if strides == [min(stride, strides[-1]) for stride in levels]:  # dilated, from where they stay the same
         strides = levels
     if len(set(strides)) < len(strides) or not set(strides) <= set(levels):

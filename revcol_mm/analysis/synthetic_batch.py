@@ -8,6 +8,8 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.structures import PixelData
 
+from revcol_mm.models.image_channels import image_channels
+
 NUM_OBJECTS = 7  # of an image, as in COCO
 NUM_PROPOSALS = 100
 NUM_SEGMENTS = 10  # classes in an image, as in ADE20K
@@ -38,16 +40,18 @@ def synthetic_batch(
         width: Of the images, in pixels.
         training: Whether it is a batch to train on. Semi-supervised detectors test on others.
 
-    Returns: 'inputs', uint8 pixels (3, height, width) of each image, and 'data_samples'. Images have 7
-        objects with boxes and masks, or 10 classes in a grid of 4 x 4 rectangles, or one class. Detectors
-        with a semantic branch get a map of classes, too, those without an RPN proposals, trackers pairs of
-        frames, and semi-supervised detectors a batch for each of their branches.
+    Returns: 'inputs', uint8 pixels (C, height, width) of each image, C as the model takes, and
+        'data_samples'. Images have 7 objects with boxes and masks, or 10 classes in a grid of 4 x 4
+        rectangles, or one class. Detectors with a semantic branch get a map of classes, too, those without an
+        RPN proposals, trackers pairs of frames, and semi-supervised detectors a batch for each of their
+        branches.
     """
     num_classes = num_classes_of(model)
     if scope == 'mmdet':
         return _detection_batch(model, num_classes, batch_size, height, width, training)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randint(256, (batch_size, 3, height, width), dtype=torch.uint8, generator=generator)
+    shape = (batch_size, image_channels(model), height, width)
+    inputs = torch.randint(256, shape, dtype=torch.uint8, generator=generator)
     meta = dict(img_shape=(height, width), ori_shape=(height, width))
     if scope == 'mmseg':
         from mmseg.structures import SegDataSample
@@ -72,7 +76,7 @@ def _detection_batch(
     from mmdet.structures import ReIDDataSample
     from mmdet.testing import demo_mm_inputs, demo_mm_proposals, demo_track_inputs
 
-    shape = (3, height, width)
+    shape = (image_channels(model), height, width)
     labels = dict(num_items=[NUM_OBJECTS] * batch_size, with_mask=True)
     if isinstance(model, BaseMOTModel):
         return demo_track_inputs(batch_size, 2, [0], shape, num_classes=num_classes, **labels)

@@ -44,7 +44,7 @@ class Picture(NamedTuple):
 
     Args:
         source: Where it is from.
-        image: (H, W, 3), BGR.
+        image: (H, W, 3), BGR, or as the test pipeline reads it.
         frame: Number of the frame, from 0 on; None: it is an image.
         fps: Frames a second; 0: it is an image.
     """

@@ -1,6 +1,6 @@
 """Models as deployers run them: raw images in, features, class scores or label maps out.
 
-Letters: B batch, H and W image size, K classes.
+Letters: B batch, C, H and W channels and size of the images, K classes.
 """
 
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ class ImageGraph(nn.Module):
 
     Args:
         preprocessor: The model's data preprocessor. Its ``mean`` and ``std``, if it has any, are used.
-        network: From normalised images, (B, 3, H, W), to a tensor or a tuple of them.
+        network: From normalised images, (B, C, H, W), to a tensor or a tuple of them.
         output_names: One for each tensor.
     """
 
@@ -33,7 +33,7 @@ class ImageGraph(nn.Module):
         self.register_buffer('pixel_std', getattr(preprocessor, 'std', None))
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Values from 0 to 255, (B, 3, H, W) -> what the network returns."""
+        """Values from 0 to 255, (B, C, H, W) -> what the network returns."""
         return self.network(image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std)
 
 
@@ -51,12 +51,12 @@ class SegmentationGraph(ImageGraph):
         self.align_corners = align_corners
 
     def class_scores(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) -> softmax, (B, K, H, W)."""
+        """(B, C, H, W) -> softmax, (B, K, H, W)."""
         logits, size = super().forward(image), image.shape[-2:]
         return F.interpolate(logits, size, mode='bilinear', align_corners=self.align_corners).softmax(1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) -> the likeliest class of every pixel, int64, and its score, both (B, H, W)."""
+        """(B, C, H, W) -> the likeliest class of every pixel, int64, and its score, both (B, H, W)."""
         scores, labels = self.class_scores(image).max(1)
         return labels, scores
 

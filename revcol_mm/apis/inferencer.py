@@ -6,6 +6,7 @@ Here they get a model that is ready, and one batch at a time goes through their 
 visualize.
 """
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Sequence
@@ -19,6 +20,8 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import Tensor
 
 from revcol_mm.engine.launch import read_config
+from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture
+from revcol_mm.preflight import reads_images, revcol_channels
 
 from .image_header import ImageError, image_size
 from .init_model import init_model
@@ -52,10 +55,11 @@ class Inferencer(ABC):
     def __init__(self, model: BaseModel) -> None:
         cfg = model.cfg
         dataset_cfg = cfg.get('test_dataloader', {}).get('dataset', {})
-        reads = [step for step in dataset_cfg.get('pipeline', ()) if step['type'] == 'LoadImageFromFile']
+        reads = [step for step in dataset_cfg.get('pipeline', ()) if _reads_images(step)]
         if not reads:
             raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
         self.model = model
+        self._channels = revcol_channels(model)
         self.scope = cfg.default_scope
         with DefaultScope.overwrite_default_scope(self.scope):
             self._load = TRANSFORMS.build(reads[0])
@@ -70,7 +74,10 @@ class Inferencer(ABC):
             self._inferencer = self._build()
 
     def read(self, path: str | Path) -> np.ndarray:
-        """Read an image file as the test pipeline does: (H, W, 3), BGR.
+        """Read an image file as the test pipeline does.
+
+        Returns:
+            (H, W, 3), BGR, or what else the pipeline reads: (H, W), (H, W, C).
 
         It may be as large as OpenCV reads, 2**30 pixels by default, which take 3 GB; see
         :func:`check_image_size` for images of others.
@@ -89,13 +96,15 @@ class Inferencer(ABC):
         """Predict on one batch.
 
         Args:
-            images: As :meth:`read` returns them, (H, W, 3), BGR; of one size if ``needs_one_size``.
+            images: As :meth:`read` returns them; of one size if ``needs_one_size``. Where it reads grey, BGR,
+                (H, W, 3), is turned into grey, as frames of videos are.
 
         Returns:
             A data sample of MMDetection, MMSegmentation or MMPretrain for each image.
 
         Raises:
-            ImageError: If they are too long and thin for the test pipeline.
+            ImageError: If they are too long and thin for the test pipeline, or have other channels than those
+                that a RevCol takes.
             ValueError: If the model predicts something else than its task.
         """
         with DefaultScope.overwrite_default_scope(self.scope):
@@ -105,21 +114,25 @@ class Inferencer(ABC):
         """What the network sees of an image.
 
         Args:
-            image: (H, W, 3), BGR.
+            image: As :meth:`read` returns it.
 
         Returns:
-            The picture after the test pipeline, (h, w, 3), RGB, and the normalised input, (1, 3, H', W'),
+            The picture after the test pipeline, (h, w, 3), RGB, and the normalised input, (1, C, H', W'),
             which may be padded at its right and bottom.
         """
         with DefaultScope.overwrite_default_scope(self.scope), torch.no_grad():
             data = self._preprocess([image])
-            picture = data['inputs'][0].flip(0).permute(1, 2, 0).numpy()
+            picture = rgb_picture(data['inputs'][0].permute(1, 2, 0).numpy(), reads_bgr(self._load))
             inputs = self.model.data_preprocessor(data, training=False)['inputs']
         return picture, inputs
 
     def draw(self, images: Sequence[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        """Draw predictions on images, (H, W, 3), BGR; returns pictures that are RGB."""
-        pictures = [np.ascontiguousarray(image[..., ::-1].astype(np.uint8)) for image in images]
+        """Draw predictions on images as :meth:`read` returns them; see :func:`rgb_picture` for what is shown.
+
+        Returns:
+            Pictures, (H', W', 3), RGB.
+        """
+        pictures = [rgb_picture(image, reads_bgr(self._load)) for image in images]
         with DefaultScope.overwrite_default_scope(self.scope):
             return self._draw(pictures, samples)
 
@@ -131,9 +144,20 @@ class Inferencer(ABC):
     def _build(self) -> Any:
         """OpenMMLab's inferencer of the model."""
 
+    def _with_channels(self, image: np.ndarray) -> np.ndarray:
+        """The image with the channels that the model takes."""
+        reads_grey = getattr(self._load, 'color_type', '').startswith('grayscale')
+        if reads_grey and image.ndim == 3 and image.shape[2] == 3:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+        channels = 1 if image.ndim == 2 else image.shape[2]
+        if self._channels not in (None, channels):
+            raise ImageError(f'it has {channels} channels, the model takes {self._channels}')
+        return image
+
     def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        images = [self._with_channels(image) for image in images]
         try:
-            (data,) = self._inferencer.preprocess(list(images), batch_size=len(images))
+            (data,) = self._inferencer.preprocess(images, batch_size=len(images))
         except cv2.error as error:
             height, width = images[0].shape[:2]
             raise ImageError(
@@ -169,12 +193,26 @@ def _unreadable_because(error: Exception, path: str | Path) -> str:
     return 'not an image, or a broken one'
 
 
+def _reads_images(step: dict) -> bool:
+    return reads_images(step['type'] if isinstance(step['type'], str) else step['type'].__name__)
+
+
+def _taking_arrays(cfg: Config) -> Config:
+    """A copy of a config that reads images by the transform that inferencers replace by one for arrays."""
+    cfg = copy.deepcopy(Config(dict(cfg), filename=cfg.filename))
+    dataset = cfg.test_dataloader.dataset
+    dataset.pipeline = [
+        dict(type='LoadImageFromFile') if _reads_images(step) else step for step in dataset.pipeline
+    ]
+    return cfg
+
+
 class _ReadyModel:
     """Makes one of MMEngine's inferencers take a model that is ready, instead of a checkpoint to load."""
 
     def __init__(self, model: BaseModel, visualizer: str) -> None:
         self._ready = model
-        cfg = Config(dict(model.cfg), filename=model.cfg.filename)
+        cfg = _taking_arrays(model.cfg)
         # no backends, which would write event files
         cfg.visualizer = ConfigDict(cfg.get('visualizer') or dict(type=visualizer), vis_backends=None)
         super().__init__(cfg)
@@ -305,7 +343,9 @@ class ClassificationInferencer(Inferencer):
         from mmpretrain.visualization import UniversalVisualizer
 
         self._visualizer = UniversalVisualizer()
-        self.model._config = self.model.cfg  # where MMPretrain's inferencers look for it in a ready model
+        self.model._config = _taking_arrays(
+            self.model.cfg
+        )  # where MMPretrain's inferencers look for it in a ready model
         return ImageClassificationInferencer(self.model, classes=self.classes)
 
     def _checked(self, sample: Any) -> Any:

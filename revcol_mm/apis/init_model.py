@@ -13,7 +13,13 @@ from mmengine.registry import MODELS, DefaultScope
 from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.load_from import restrict_loading
 from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
-from revcol_mm.preflight import PreflightError, building, files_with_code
+from revcol_mm.preflight import (
+    PreflightError,
+    building,
+    check_normalisation,
+    check_sliding_windows,
+    files_with_code,
+)
 
 
 def pick_device(device: str | None = None) -> torch.device:
@@ -50,7 +56,8 @@ def init_model(
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
         ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot
-            be built, or only from a file that may run code as it is read.
+            be built, its parts do not fit each other, or it is built only from a file that may run code as it
+            is read.
         CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
         SystemExit: If the environment lacks what the config's task needs.
     """
@@ -70,11 +77,13 @@ def init_model(
         content = read_checkpoint(str(checkpoint), setting=None)
     with DefaultScope.overwrite_default_scope(cfg.default_scope), building('the model'):
         model = MODELS.build(model_cfg)
+    check_normalisation(model)
+    check_sliding_windows(model)
     if checkpoint is None:
         _init_weights(model)
     else:
         weights = model_weights(content)
-        fit_weights(weights, model, str(checkpoint))
+        fit_weights(weights, model, str(checkpoint), adapt=False)
         model.load_state_dict(weights, strict=False)  # what may be missing or left over, fit_weights has said
     model.cfg = cfg
     model.dataset_meta = _dataset_meta(content.get('meta') or {})

@@ -93,5 +93,6 @@ class LoadFromHook(Hook):
             model = model.module
         weights = model_weights(checkpoint)
         source = str(runner._load_from or 'a checkpoint')
-        fit_weights(weights, model, source, required='' if self.strict else BACKBONE)
+        required = '' if self.strict else BACKBONE
+        fit_weights(weights, model, source, required, adapt=not self.strict)
         checkpoint['state_dict'] = weights

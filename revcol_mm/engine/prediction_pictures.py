@@ -8,16 +8,64 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from mmengine.dist import master_only
-from mmengine.fileio import get
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 
+from revcol_mm.preflight import image_loader, innermost_datasets
+
 LEGIBLE_SIDE = 640  # pixels, about, of the longer side of an image, to look at it on a screen
 MAX_NAMES = 40  # in a legend
 GAP = 12  # pixels between the halves of a picture
+
+
+def rgb_picture(image: np.ndarray, is_bgr: bool = True) -> np.ndarray:
+    """Make a picture of an image of any channels.
+
+    Args:
+        image: (H, W) or (H, W, C), of any type of numbers. Of 3 channels and more the first three are shown,
+            of one or two the first, in grey. Values beyond 0 to 255, and fractions, as of 16 bits or
+            reflectances, are stretched: from the 2nd to the 98th percentile.
+        is_bgr: The first three are blue, green and red, as OpenMMLab reads by OpenCV; else red, green, blue.
+
+    Returns:
+        (H, W, 3), RGB, uint8.
+    """
+    image = np.atleast_3d(image)
+    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
+    if image.dtype != np.uint8:
+        image = np.nan_to_num(image.astype(np.float64))
+        if image.min() < 0 or image.max() > 255 or image.max() <= 1:
+            low, high = np.percentile(image, (2, 98))
+            image = 255 * np.clip((image - low) / (high - low or 1), 0, 1)
+        image = image.astype(np.uint8)
+    return np.ascontiguousarray(image[..., ::-1] if is_bgr else image)
+
+
+def reads_bgr(loader: Any) -> bool:
+    """Whether a transform that reads images gives BGR; those for TIFFs leave channels in the file's order.
+
+    None, as of a data set without files, does.
+    """
+    return loader is None or getattr(loader, 'imdecode_backend', 'tifffile') != 'tifffile'
+
+
+def without_ignored(sample: BaseDataElement, ignored: int, num_classes: int) -> BaseDataElement:
+    """Give pixels whose true label is ignored one that no class has, which visualizers do not paint.
+
+    Args:
+        sample: Its data sample, which stays as it is.
+        ignored: The label.
+        num_classes: Number of classes; the ignored label may be one of them.
+    """
+    if 'gt_sem_seg' not in sample or ignored >= num_classes:
+        return sample
+    field, sample = sample.gt_sem_seg, sample.clone()  # which has the same field
+    maps = {key: labels.masked_fill(labels == ignored, num_classes) for key, labels in field.items()}
+    sample.set_data(dict(gt_sem_seg=PixelData(metainfo=field.metainfo, **maps)))
+    return sample
 
 
 def enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
@@ -169,11 +217,16 @@ class PredictionPicturesHook(Hook):
     ) -> None:
         if mode == 'train' or not self.draw or not self.every_n_inner_iters(batch_idx, self.interval):
             return
-        import mmcv
+        import mmcv.transforms
 
         visualizer = copy(runner.visualizer)
         visualizer._vis_backends = {}  # which would store each half
+        loop = getattr(runner, f'{mode}_loop', None)
+        dataset, transforms = next(innermost_datasets(loop.dataloader.dataset)) if loop else (None, [])
+        loader = image_loader(transforms) or mmcv.transforms.LoadImageFromFile()
         for sample in outputs:
-            image = mmcv.imfrombytes(get(sample.img_path), channel_order='rgb')
+            image = rgb_picture(loader(dict(img_path=sample.img_path))['img'], reads_bgr(loader))
+            if hasattr(dataset, 'ignore_index'):
+                sample = without_ignored(sample, dataset.ignore_index, len(dataset.metainfo['classes']))
             picture = draw_beside_truth(visualizer, image, sample, **self.draw_args)
             runner.visualizer.add_image(f'{mode}_{Path(sample.img_path).name}', picture, runner.iter)

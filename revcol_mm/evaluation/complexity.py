@@ -17,6 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from revcol_mm.models.image_channels import image_channels
+
 OTHER = 'other'  # what belongs to no part: of Mask2Former, the product of classes and masks
 
 
@@ -97,7 +99,7 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> Compl
         parameters[name.partition('.')[0]] += parameter.numel()
     with torch.no_grad(), FlopCounterMode(display=False) as counter, _ReadableSizes():
         flops = _by_part(model, counter)
-        _infer(model, torch.empty(1, 3, *shape, device='meta'))
+        _infer(model, torch.empty(1, image_channels(model), *shape, device='meta'))
     flops[OTHER] = counter.get_total_flops() - flops.total()
     for part in flops:
         flops[part] //= 2  # torch counts a multiplication and an addition as two

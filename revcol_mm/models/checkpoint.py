@@ -41,6 +41,7 @@ from .whole_files import replacing
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 BACKBONE = 'backbone.'  # prefix of the backbone's names in a whole model
+STEM = 'stem.0.weight'  # of a RevCol, (C, channels of the images, 4, 4)
 MAX_PLAIN = 1_000_000  # items of all that a checkpoint tells beside its weights
 MAX_SHARING = 8  # bytes of weights for each byte of a file, where weights share memory
 CLASSIFICATION_HEADS = {'cls', 'cls_blocks', 'decoder_blocks'}
@@ -310,11 +311,29 @@ def pad_kernel(weight: Tensor, size: int) -> Tensor:
     return F.pad(weight, [margin] * 4)
 
 
+def adapt_stem(weight: Tensor, in_channels: int) -> Tensor:
+    """Fit the first convolution of a network for RGB, (C, 3, k, k), to images of other channels.
+
+    As timm's ``adapt_input_conv``. For one channel the three kernels are summed: a grey image has the
+    response that it has in RGB. For other numbers they are repeated, red, green, blue, red and so on, and
+    multiplied by 3 / in_channels, which keeps the size of the response. That is where a training may start,
+    better than at random, timm's author says; what bands beside colours are is to be learned.
+
+    Returns:
+        (C, in_channels, k, k).
+    """
+    if in_channels == 1:
+        return weight.float().sum(1, keepdim=True).to(weight.dtype)
+    repeated = weight.repeat(1, -(-in_channels // 3), 1, 1)[:, :in_channels]
+    return repeated * (3 / in_channels)
+
+
 class LoadReport(NamedTuple):
     """What became of the keys of a checkpoint and of a model."""
 
     matched: list[str]
     padded: list[str]
+    adapted: list[str]
     missing: list[str]
     mismatched: list[str]
     unexpected: list[str]
@@ -323,6 +342,7 @@ class LoadReport(NamedTuple):
         modules = Counter(name.removeprefix(BACKBONE).split('.')[0] for name in self.unexpected)
         lines = [
             f'matched {len(self.matched)}, of which zero-padded to a larger kernel {len(self.padded)}',
+            *([f'adapted to the channels of the images: {self.adapted}'] if self.adapted else []),
             f'missing {len(self.missing)}: {self.missing[:5]}',
             f'of another shape {len(self.mismatched)}: {self.mismatched[:5]}',
             f'unexpected {len(self.unexpected)}, by module: {dict(modules)}',
@@ -340,20 +360,29 @@ def _describe_arch(weights: dict[str, Tensor]) -> str:
     )
     if not columns:
         return 'no RevCol'
-    return f'{len(columns)} columns, channels {channels}, layers {list(layers.values())}'
+    arch = f'{len(columns)} columns, channels {channels}, layers {list(layers.values())}'
+    in_channels = bare[STEM].shape[1] if STEM in bare else 3
+    return arch if in_channels == 3 else f'{arch}, in_channels {in_channels}'
 
 
-def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str, required: str = '') -> LoadReport:
+def fit_weights(
+    weights: dict[str, Tensor],
+    model: nn.Module,
+    source: str,
+    required: str = '',
+    adapt: bool = True,
+) -> LoadReport:
     """Compare weights with those of a model, and log what matches.
 
     Depthwise kernels smaller than the model's are zero-padded, in ``weights`` (RevCol-H for segmentation is
-    the 3x3 model padded to 7x7).
+    the 3x3 model padded to 7x7), and a stem for RGB is adapted to other channels, see :func:`adapt_stem`.
 
     Args:
         weights: By names in the model.
         model: What they will be loaded into.
         source: Where they are from, for messages.
         required: Prefix of the model's weights that may not be missing. '': all of them.
+        adapt: Whether the model will train, and a stem may be adapted to where that starts.
 
     Returns:
         The report that was logged.
@@ -363,7 +392,7 @@ def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str, requi
             checkpoint's backbone has weights that the model's lacks.
     """
     state = model.state_dict()
-    report = LoadReport([], [], [], [], [name for name in weights if name not in state])
+    report = LoadReport([], [], [], [], [], [name for name in weights if name not in state])
     misfits = [name for name in report.unexpected if _BACKBONE_NAME.match(name.removeprefix(BACKBONE))]
     for name, own in state.items():
         if name not in weights:
@@ -372,10 +401,14 @@ def fit_weights(weights: dict[str, Tensor], model: nn.Module, source: str, requi
             report.missing.append(name)
         else:
             weight = weights[name]
-            smaller = weight.ndim == own.ndim == 4 and weight.shape[-1] < own.shape[-1]
-            if smaller and name.endswith('dwconv.weight'):
+            is_kernel = weight.ndim == own.ndim == 4
+            if is_kernel and weight.shape[-1] < own.shape[-1] and name.endswith('dwconv.weight'):
                 weights[name] = weight = pad_kernel(weight, own.shape[-1])
                 report.padded.append(name)
+            is_stem = is_kernel and name.removeprefix(BACKBONE) == STEM
+            if adapt and is_stem and weight.shape[1] == 3 != own.shape[1]:
+                weights[name] = weight = adapt_stem(weight, own.shape[1])
+                report.adapted.append(f'{name} from 3 to {own.shape[1]}')
             if weight.shape == own.shape:
                 report.matched.append(name)
                 continue

@@ -1,6 +1,6 @@
 """Intermediate supervision of RevCol's columns as an option of any detector or segmentor.
 
-Letters: m supervised columns, i = 0..m-1; B batch, H and W image size.
+Letters: m supervised columns, i = 0..m-1; B batch, c, H and W channels and size of the images.
 """
 
 import copy
@@ -91,7 +91,8 @@ class ColumnSupervision(BaseModule):
         for _ in columns:
             part = ModuleDict()
             if reconstruction_weight:
-                part['decoder'] = LevelwiseDecoder(backbone.channels).apply(backbone.init_layer)
+                decoder = LevelwiseDecoder(backbone.channels, backbone.in_channels)
+                part['decoder'] = decoder.apply(backbone.init_layer)
             for name, cfg in dict(neck=neck, head=head).items():
                 if cfg is not None:
                     part[name] = MODELS.build(copy.deepcopy(cfg))
@@ -129,7 +130,7 @@ class ColumnSupervision(BaseModule):
             model: The detector or segmentor.
             features: Of every supervised column all levels, as ``RevCol.forward_columns`` yields them, or,
                 without heads, the last one.
-            inputs: Normalised images, (B, 3, H, W).
+            inputs: Normalised images, (B, c, H, W).
             data_samples: With the annotations that the heads want.
 
         Returns:

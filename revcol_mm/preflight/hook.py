@@ -13,10 +13,13 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset
 
+from .channels import check_images, check_normalisation
 from .errors import PreflightError
+from .ignore_label import check_ignore_label
 from .metrics import check_metrics
 from .model import check_batch_norm, check_channels, check_class_weights, check_num_classes
 from .schedule import check_length, check_schedule
+from .sliding_windows import check_sliding_windows
 
 NUM_SAMPLED_MASKS = 50
 IGNORE_INDEX = 255  # MMSegmentation's default
@@ -40,8 +43,7 @@ class PreflightHook(Hook):
         PreflightError: If a data set is empty, a class of a COCO-style data set has no category in its file,
             one of 50 evenly spaced segmentation masks cannot be read, has another size than its image,
             several channels, or a label beyond the classes; if the model's wrapper does not let it train
-            reversibly; or as :mod:`~revcol_mm.preflight.model`, :mod:`~revcol_mm.preflight.metrics` and
-            :mod:`~revcol_mm.preflight.schedule` say.
+            reversibly; or as the other files of :mod:`revcol_mm.preflight` say.
     """
 
     priority = 'VERY_HIGH'
@@ -51,10 +53,15 @@ class PreflightHook(Hook):
         self._check_wrapper(runner.model)
         check_channels(runner.model, runner.cfg.get('model'))
         check_class_weights(runner.model)
+        check_normalisation(runner.model)
+        check_sliding_windows(runner.model)
         for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
                 self._check(runner, dataset)
+                check_images(dataset, runner.model)
+                metrics = getattr(getattr(loop, 'evaluator', None), 'metrics', [])
+                check_ignore_label(dataset, runner.model, metrics)
         check_metrics(runner)
         if isinstance(runner._train_loop, BaseLoop):  # not in testing
             check_schedule(runner)
@@ -124,7 +131,8 @@ class PreflightHook(Hook):
                 )
             if dataset.reduce_zero_label:
                 labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-            beyond = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
+            ignored = getattr(dataset, 'ignore_index', IGNORE_INDEX)
+            beyond = labels[(labels >= num_classes) & (labels != ignored)]
             if len(beyond):
                 raise PreflightError(
                     f'{name}: {path} has label {beyond.max()}'

@@ -27,19 +27,28 @@ from revcol_mm.analysis.command_line import (
     write_report,
 )
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
-from revcol_mm.engine.prediction_pictures import enlarge
+from revcol_mm.engine.prediction_pictures import enlarge, reads_bgr, rgb_picture, without_ignored
 from revcol_mm.engine.resumable_data import seed_everything
-from revcol_mm.preflight import IGNORE_INDEX, check_files, errors_in_one_line
+from revcol_mm.preflight import (
+    check_files,
+    errors_in_one_line,
+    ignore_index,
+    image_loader,
+    innermost_datasets,
+)
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
-    """What a sample holds, by class: number of objects, share of all pixels, or 1 for the image's class."""
+    """What a sample holds, by class: number of objects, share of all pixels, or 1 for the image's class.
+
+    Labels beyond the classes are left out.
+    """
     if 'gt_instances' in sample:
         return Counter(classes[label] for label in sample.gt_instances.labels.tolist())
     if 'gt_sem_seg' in sample:
         labels, counts = sample.gt_sem_seg.data.unique(return_counts=True)
         shares = zip(labels.tolist(), (counts / counts.sum()).tolist())
-        return {classes[label]: share for label, share in shares if label != IGNORE_INDEX}
+        return {classes[label]: share for label, share in shares if label < len(classes)}
     return {classes[label]: 1 for label in sample.gt_label.tolist()}
 
 
@@ -72,16 +81,18 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
         dataset = DATASETS.build(cfg[loader].dataset)
         visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='browse_dataset'))
         visualizer.dataset_meta = dataset.metainfo
+        ignored, (_, transforms) = ignore_index(dataset), next(innermost_datasets(dataset))
+        is_bgr = reads_bgr(image_loader(transforms))
         indices = np.unique(np.linspace(0, len(dataset) - 1, args.number).round().astype(int)).tolist()
         for index in track(indices, 'pictures', console=Console(stderr=True)):
             seed_everything(args.seed, index)
             data = dataset[index]
-            sample, image = data['data_samples'], data['inputs'].permute(1, 2, 0).numpy()
+            sample = without_ignored(data['data_samples'], ignored, len(dataset.metainfo['classes']))
+            image = rgb_picture(data['inputs'].permute(1, 2, 0).numpy(), is_bgr)
             size = image.shape[:2]
             source = Path(sample.get('img_path', ''))
             picture = args.out / f'{args.split}_{index:06}_{source.stem}.png'
-            # OpenMMLab loads BGR, and its visualizers draw on RGB
-            image, sample = enlarge(np.ascontiguousarray(image[..., ::-1]), sample)
+            image, sample = enlarge(image, sample)
             if cfg.default_scope == 'mmpretrain':
                 visualizer.visualize_cls(image, sample, draw_pred=False, out_file=str(picture))
             else:

@@ -30,7 +30,7 @@ from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
 from revcol_mm.evaluation import ConfusionMetric
 from revcol_mm.evaluation.confusion import class_scores
-from revcol_mm.preflight import check_files, errors_in_one_line
+from revcol_mm.preflight import check_files, errors_in_one_line, ignore_index
 
 
 @torch.no_grad()
@@ -46,6 +46,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     model = init_model(cfg, args.checkpoint, args.device)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.test_dataloader)
+        metric.ignore_index = ignore_index(loader.dataset)
         evaluator = Evaluator(metric)
         evaluator.dataset_meta = loader.dataset.metainfo
         for batch in track(loader, 'batches', console=Console(stderr=True)):

@@ -65,6 +65,9 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     console = Console(stderr=True)
     mean, counts, seen = 0, 0, 0
     for batch in track(training.batches(), 'training images', len(training), console=console):
+        if batch.images.max() > 1:
+            highest = 255 * batch.images.max().item()
+            raise ValueError(f'PSNR is of images with values from 0 to 255, these have up to {highest:g}')
         validation = (seen + torch.arange(len(batch.images))) % VALIDATION == 0
         seen += len(batch.images)
         mean = mean + batch.images.double().sum(0) / training.num_images

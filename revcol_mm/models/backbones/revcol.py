@@ -75,6 +75,8 @@ class RevCol(BaseModule):
         out_indices: Levels to return, in this order; negative ones count from the last.
         frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
         layer_scale_init_value: Initial layer scale of the blocks. RevCol official code: 1e-6.
+        in_channels: Channels of the images: 1 of grey ones, 4 of RGB and infrared, and so on. Published
+            weights, which are for 3, are adapted, see :func:`revcol_mm.models.checkpoint.adapt_stem`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes a published checkpoint as it is, see
             :func:`revcol_mm.models.checkpoint.load_backbone`.
 
@@ -104,6 +106,7 @@ class RevCol(BaseModule):
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_columns: int = 0,
         layer_scale_init_value: float = 1e-6,
+        in_channels: int = 3,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
@@ -129,6 +132,9 @@ class RevCol(BaseModule):
             )
         if not 0 <= frozen_columns <= num_columns:
             raise ValueError(f'frozen_columns must be 0 to {num_columns}, got {frozen_columns}')
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels takes a whole number from 1 on, got {in_channels}')
+        self.in_channels = in_channels
         self.save_memory = save_memory
         self.reconstruction_errors: list[Tensor] | None = None
         self.num_columns = num_columns
@@ -139,7 +145,7 @@ class RevCol(BaseModule):
         self.min_size = 4 * 2 ** (num_levels - 1)
 
         self.stem = nn.Sequential(
-            nn.Conv2d(3, self.channels[0], kernel_size=4, stride=4),
+            nn.Conv2d(in_channels, self.channels[0], kernel_size=4, stride=4),
             LayerNorm2d(self.channels[0], eps=1e-6),
         )
         drop_path_rates = torch.linspace(0, drop_path_rate, sum(self.layers), device='cpu').tolist()
@@ -192,7 +198,7 @@ class RevCol(BaseModule):
         """Yield every level of every column, column 0 first.
 
         Args:
-            x: Images, (B, 3, H, W), H and W at least ``min_size`` (32).
+            x: Images, (B, in_channels, H, W), H and W at least ``min_size`` (32).
 
         Returns:
             For each column L tensors (B, C_l, H_l, W_l), channels-last in memory. H_0 is H / 4 and each
@@ -202,10 +208,10 @@ class RevCol(BaseModule):
             ValueError: If ``x`` has another shape.
             RuntimeError, ValueError: In reversible training, those of :class:`revcol_mm.ops.ReversibleChain`.
         """
-        if x.ndim != 4 or x.shape[1] != 3 or min(x.shape[2:]) < self.min_size:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
             raise ValueError(
-                f'RevCol takes images (B, 3, H, W) with H and W of at least {self.min_size}, '
-                f'got {tuple(x.shape)}'
+                f'RevCol takes images (B, {self.in_channels}, H, W) with H and W of at least '
+                f'{self.min_size}, got {tuple(x.shape)}'
             )
         x = self.stem(x)
         features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column

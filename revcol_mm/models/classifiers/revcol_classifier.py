@@ -1,6 +1,7 @@
 """Image classification with RevCol, with or without the paper's intermediate supervision (arXiv 2212.11696).
 
-Letters: B batch, H and W image size, N columns, C channels of the level that is classified, K classes.
+Letters: B batch, c, H and W channels and size of the images, N columns, C channels of the level that is
+classified, K classes.
 """
 
 from itertools import islice
@@ -112,9 +113,11 @@ class RevColClassifier(BaseModel):
             )
             for _ in range(NUM_SUPERVISED - 1):
                 if num_classes <= MAX_LEVELWISE_CLASSES:
-                    decoders.append(LevelwiseDecoder(backbone.channels[: backbone.out_indices[-1] + 1]))
+                    channels = backbone.channels[: backbone.out_indices[-1] + 1]
+                    decoders.append(LevelwiseDecoder(channels, backbone.in_channels))
                 else:
-                    decoders.append(PixelShuffleDecoder(in_channels, backbone.out_strides[-1]))
+                    stride = backbone.out_strides[-1]
+                    decoders.append(PixelShuffleDecoder(in_channels, stride, backbone.in_channels))
         self.decoder_blocks = nn.ModuleList(decoders)
         for module in (*self.heads, *decoders):
             module.apply(backbone.init_layer)
@@ -153,7 +156,7 @@ class RevColClassifier(BaseModel):
         """MMEngine's entry point.
 
         Args:
-            inputs: Normalised images, (B, 3, H, W).
+            inputs: Normalised images, (B, c, H, W).
             data_samples: MMPretrain's, one for each image.
             mode: 'tensor', 'predict' or 'loss'.
 
@@ -176,7 +179,7 @@ class RevColClassifier(BaseModel):
         """Set every sample's ``pred_score``, (K,), and ``pred_label``, (1,), by the last column.
 
         Args:
-            inputs: Normalised images, (B, 3, H, W).
+            inputs: Normalised images, (B, c, H, W).
             data_samples: Samples to write to. None: new ones.
         """
         scores = self(inputs).softmax(1)
@@ -193,7 +196,7 @@ class RevColClassifier(BaseModel):
         """The weighted parts of the loss.
 
         Args:
-            inputs: Normalised images, (B, 3, H, W), in training as the network sees them: mixed and erased.
+            inputs: Normalised images, (B, c, H, W), in training as the network sees them: mixed and erased.
             data_samples: With ``gt_score``, (K,), as from mixup and cutmix, or with ``gt_label``, (1,).
 
         Returns:

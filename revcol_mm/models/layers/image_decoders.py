@@ -18,9 +18,10 @@ class LevelwiseDecoder(nn.Module):
 
     Args:
         channels: Channels C_l of every level, level 0, whose stride is 4, first. The input is the last.
+        image_channels: Channels c of the image.
     """
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], image_channels: int = 3) -> None:
         super().__init__()
         self.proj_layers = nn.ModuleList()
         self.normal_layers = nn.ModuleList()
@@ -34,10 +35,12 @@ class LevelwiseDecoder(nn.Module):
                 )
             )
             self.normal_layers.append(nn.Sequential(ConvNeXtBlock(width, kernel_size=3, expansion=1)))
-        self.projback = nn.Sequential(nn.Conv2d(channels[0], 3 * 4**2, kernel_size=1), nn.PixelShuffle(4))
+        self.projback = nn.Sequential(
+            nn.Conv2d(channels[0], image_channels * 4**2, kernel_size=1), nn.PixelShuffle(4)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_last, h, w) -> (B, 3, stride * h, stride * w), stride that of the last level; logits."""
+        """(B, C_last, h, w) -> (B, c, stride * h, stride * w), stride that of the last level; logits."""
         for project, blocks in zip(self.proj_layers, self.normal_layers):
             x = F.interpolate(project(x), scale_factor=2, mode='bilinear', align_corners=True)
             x = blocks(x)
@@ -50,18 +53,19 @@ class PixelShuffleDecoder(nn.Module):
     Args:
         in_channels: Channels C of the level.
         stride: The level's stride, which is the size of a patch.
+        image_channels: Channels c of the image.
     """
 
-    def __init__(self, in_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, stride: int, image_channels: int = 3) -> None:
         super().__init__()
         self.projback = nn.Sequential(
             LayerNorm2d(in_channels, eps=1e-6),
-            nn.Conv2d(in_channels, 3 * stride**2, kernel_size=1),
+            nn.Conv2d(in_channels, image_channels * stride**2, kernel_size=1),
             nn.PixelShuffle(stride),
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, stride * h, stride * w); logits."""
+        """(B, C, h, w) -> (B, c, stride * h, stride * w); logits."""
         return self.projback(x)
 
 
@@ -73,7 +77,7 @@ def reconstruction_loss(
     Args:
         decoder: One of the decoders above.
         feature: (B, C, h, w).
-        inputs: Normalised images, (B, 3, H, W). A level's size is rounded down: up to stride - 1 rows and
+        inputs: Normalised images, (B, c, H, W). A level's size is rounded down: up to stride - 1 rows and
             columns, at the bottom and on the right, have no counterpart in it and are left out.
         data_preprocessor: Its ``mean`` and ``std``, in 0 to 255, turn inputs back into images.
         recompute: Decode again in backward instead of storing what decoding computes.

@@ -1,0 +1,26 @@
+"""Sliding windows that a head does not know of."""
+
+from torch import nn
+
+from .errors import PreflightError
+
+
+def check_sliding_windows(model: nn.Module) -> None:
+    """Check that a segmentor that slides windows has a head that scales predictions to a window.
+
+    MMSegmentation's Mask2FormerHead scales them to the whole image, and fails on images beyond a window.
+
+    Raises:
+        PreflightError: If it has not; names the head that does.
+    """
+    for part in model.modules():
+        head, test_cfg = getattr(part, 'decode_head', None), getattr(part, 'test_cfg', None) or {}
+        if test_cfg.get('mode') != 'slide' or not isinstance(head, nn.Module):
+            continue
+        owner = next(cls for cls in type(head).__mro__ if 'predict' in vars(cls))
+        if owner.__module__ == 'mmseg.models.decode_heads.mask2former_head':
+            raise PreflightError(
+                f"{type(head).__name__} of MMSegmentation does not work with test_cfg.mode='slide': set "
+                "model.decode_head.type='SemanticMask2FormerHead', which has the same weights, and add "
+                "'revcol_mm.models.semantic_mask2former_head' to custom_imports.imports"
+            )

@@ -1,0 +1,235 @@
+"""A label other than 255 that is left out: of losses, metrics, pictures and analyses."""
+
+import json
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
+from PIL import Image
+from torch import nn
+
+from revcol_mm.analysis.labelled_images import LABEL_STRIDE, UNLABELLED, LabelledImages
+from revcol_mm.engine.prediction_pictures import without_ignored
+from revcol_mm.preflight import PreflightError, ignore_index
+from revcol_mm.preflight.ignore_label import check_ignore_label
+
+from .subprocesses import REPO, run
+from .test_prediction_pictures import draw, segmentation
+
+UPERNET = 'configs/upernet_revcol_nano_sample.py'
+SUPERVISED = 'configs/upernet_revcol_nano_supervised_sample.py'
+MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
+# 11 is beyond the 11 classes, 10 is one of them, which then has no pixels
+VOID = [11, 10]
+SETTINGS = """
+_base_ = ['{base}']
+void = {void}
+train_pipeline, test_pipeline, tta_pipeline = _base_.train_pipeline, _base_.test_pipeline, _base_.tta_pipeline
+train_pipeline[3].update(ignore_index=void)
+dataset = dict(data_root='{root}', ignore_index=void, reduce_zero_label=False)
+train_dataloader = dict(batch_size=2, dataset=dict(pipeline=train_pipeline, **dataset))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **dataset))
+test_dataloader = val_dataloader
+model = dict(data_preprocessor=dict(seg_pad_val=void), decode_head=dict(ignore_index=void))
+val_evaluator = dict(ignore_index=void)
+test_evaluator = [dict(type=name, ignore_index=void) for name in ('IoUMetric', 'CommonestClassIoU')]
+train_cfg = dict(max_iters=2, val_interval=2)
+default_hooks = dict(checkpoint=dict(interval=2))
+"""
+HEADS = {
+    UPERNET: "model['auxiliary_head'] = dict(ignore_index=void)\n",
+    SUPERVISED: "model['auxiliary_head'] = dict(ignore_index=void)\n"
+    "model['supervision'] = dict(head=dict(ignore_index=void))\n",
+    MASK2FORMER: '',
+}
+
+
+@pytest.fixture
+def data(sample_data, tmp_path):
+    """Writes the sample data with classes from 0 on, and a void label around the digits."""
+
+    def write(void):
+        root = tmp_path / f'void{void}'
+        for path in (sample_data / 'ade20k/annotations').rglob('*.png'):
+            labels = np.asarray(Image.open(path)).astype(int) - 1
+            labels[(labels < 0) | (labels == void)] = void
+            written = root / path.relative_to(sample_data / 'ade20k')
+            written.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(labels.astype(np.uint8)).save(written)
+        (root / 'images').symlink_to(sample_data / 'ade20k/images')
+        return root
+
+    return write
+
+
+@pytest.fixture
+def config(data, tmp_path):
+    """Writes a config for these data."""
+
+    def write(base, void, more=''):
+        path = tmp_path / 'config.py'
+        settings = SETTINGS.format(base=REPO / base, void=void, root=data(void))
+        path.write_text(settings + HEADS[base] + more)
+        return path
+
+    return write
+
+
+def build(path):
+    cfg = Config.fromfile(path)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+        model.init_weights()
+        return model.train(), DATASETS.build(cfg.train_dataloader.dataset)
+
+
+@pytest.mark.parametrize('void', VOID)
+@pytest.mark.parametrize('base', [UPERNET, SUPERVISED, MASK2FORMER])
+def test_void_pixels_give_a_head_no_gradient(base, void, config):
+    model, dataset = build(config(base, void))
+    batch = model.data_preprocessor(pseudo_collate([dataset[0], dataset[1]]), training=True)
+    labels = torch.stack([sample.gt_sem_seg.data for sample in batch['data_samples']])
+    assert (labels == void).any() and labels[labels != void].max() < 11
+    if base == MASK2FORMER:  # see test_semantic_mask2former_head.py
+        instances, _ = model.decode_head._seg_data_to_instance_data(batch['data_samples'])
+        assert all(void not in instance.labels for instance in instances)
+    else:
+        heads = [model.decode_head, model.auxiliary_head]
+        if base == SUPERVISED:
+            heads += [part['head'] for part in model.supervision.parts]
+        for head in heads:
+            logits = torch.randn(2, 11, *labels.shape[2:], requires_grad=True)
+            losses = head.loss_by_feat(logits, batch['data_samples'])
+            (gradient,) = torch.autograd.grad(losses['loss_ce'], logits)
+            gradient = gradient.abs().sum(1, keepdim=True)
+            assert not gradient[labels == void].any() and gradient[labels != void].all()
+    loss, _ = model.parse_losses(model(**batch, mode='loss'))
+    loss.backward()
+    assert loss.isfinite()
+
+
+@pytest.mark.parametrize('base', [UPERNET, MASK2FORMER])
+def test_tools_train_test_and_draw_with_another_ignore_label(base, config, tmp_path, call_tool):
+    path = config(base, 11, 'train_pipeline[2].update(scale=(512, 96))\n')  # smaller than crops: padded
+    run('tools/train.py', path, '--work-dir', tmp_path / 'work', '--seed', 0)
+    checkpoint = tmp_path / 'work/iter_2.pth'
+    printed = run('tools/test.py', path, checkpoint, '--work-dir', tmp_path / 'work')
+    assert re.search(r'^commonest_class/mIoU +\d', printed, re.M)
+    printed, error = call_tool('tools/analysis/confusion.py', path, checkpoint, '--out', tmp_path / 'out')
+    assert not error
+    report = json.loads((tmp_path / 'out/confusion.json').read_text())
+    masks = (tmp_path / 'void11/annotations/validation').iterdir()
+    labelled = sum((np.asarray(Image.open(mask)) != 11).sum() for mask in masks)
+    assert np.sum(report['matrix']) == labelled
+
+
+@pytest.mark.parametrize('void', VOID)
+def test_analyses_leave_void_pixels_out(void, config, tmp_path, call_tool):
+    path = config(UPERNET, void)
+    cfg = Config.fromfile(path)
+    images = LabelledImages(cfg, 'test', 2, (64, 64))
+    assert ignore_index(images.loader.dataset) == void
+    (batch, *_) = images.batches()
+    centres = slice(LABEL_STRIDE // 2, None, LABEL_STRIDE)
+    for sample, labels in zip(batch.data['data_samples'], batch.labels):
+        truth = sample.gt_sem_seg.data[0][centres, centres]
+        assert torch.equal(labels == UNLABELLED, truth == void)
+    arguments = ('--split', 'test', '--number', 2, '--out', tmp_path / 'look')
+    _, error = call_tool('tools/analysis/browse_dataset.py', path, *arguments)
+    assert not error
+    rows = json.loads((tmp_path / 'look/browse_dataset.json').read_text())
+    for row in rows:
+        assert 0.5 < sum(row['holds'].values()) < 1
+        assert void != 10 or '9' not in row['holds']
+
+
+def test_a_picture_leaves_a_void_label_out_that_is_one_of_the_classes():
+    sample = segmentation((0, 2, 3, 1), (3, 3, 3, 3))
+    cleared = without_ignored(sample, 2, 4)
+    assert cleared.gt_sem_seg.data.unique().tolist() == [0, 1, 3, 4]
+    assert sample.gt_sem_seg.data.unique().tolist() == [0, 1, 2, 3]
+    assert without_ignored(sample, 255, 4) is sample
+    with_void, without = (draw(each) for each in (sample, cleared))
+    cat = (60, 180, 75)
+    for half in ('truth', 'prediction'):
+        assert np.array_equal(with_void[half], without[half]) == (half == 'prediction')
+    assert not (without['legend'] == cat).all(-1).any() and (with_void['legend'] == cat).all(-1).any()
+
+
+def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
+    from revcol_mm.engine import PredictionPicturesHook, prediction_pictures
+
+    Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
+    drawn = []
+    monkeypatch.setattr(
+        prediction_pictures, 'draw_beside_truth', lambda visualizer, image, sample: drawn.append(sample)
+    )
+    labels = PixelData(data=torch.tensor([[[0, 1], [2, 1]]]))
+    sample = SegDataSample(gt_sem_seg=labels, metainfo=dict(img_path=str(tmp_path / 'a.png')))
+    dataset = SimpleNamespace(ignore_index=1, metainfo=dict(classes='abc'))
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
+    visualizer = SimpleNamespace(add_image=lambda *_: None)
+    runner = SimpleNamespace(visualizer=visualizer, iter=0, test_loop=loop)
+    PredictionPicturesHook(interval=1)._after_iter(runner, 0, None, [sample], mode='test')
+    assert drawn[0].gt_sem_seg.data.tolist() == [[[0, 3], [2, 3]]]
+
+
+# One label for all.
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ('train_pipeline[3].update(ignore_index=255)', 'RandomCrop has ignore_index=255'),
+        ("train_pipeline.append(dict(type='Pad', size=(9, 9)))", r"Pad has pad_val\['seg'\]=255"),
+        (
+            "train_pipeline.append(dict(type='RandomApply', transforms=[dict(type='RandomRotate', prob=1, "
+            'degree=9)]))',
+            'RandomRotate has seg_pad_val=255',
+        ),
+        ("model['data_preprocessor'].update(seg_pad_val=255)", 'data_preprocessor of the .* seg_pad_val=255'),
+        ("dataset_change = dict(reduce_zero_label=True)", 'reduce_zero_label=True turns labels into 255'),
+        ('metric = 255', 'IoUMetric has ignore_index=255'),
+        ('', None),
+    ],
+)  # fmt: skip
+def test_what_has_another_label_than_the_data_set_is_named(change, message, config):
+    from mmseg.evaluation import IoUMetric
+
+    path = config(UPERNET, 11, f'{change}\n')
+    cfg = Config.fromfile(path)
+    cfg.train_dataloader.dataset.update(cfg.get('dataset_change', {}))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg.model)
+        dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, lazy_init=True))
+    metrics = [IoUMetric(ignore_index=cfg.get('metric', 11))]
+    wrapped = SimpleNamespace(dataset=SimpleNamespace(datasets=[dataset]))
+    if message is None:
+        check_ignore_label(wrapped, model, metrics)
+        return
+    with pytest.raises(PreflightError, match=message):
+        check_ignore_label(wrapped, model, metrics)
+
+
+def test_classes_that_are_left_out_become_255():
+    dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False, label_map={0: 0, 1: 255})
+    with pytest.raises(PreflightError, match='leaving classes out turns labels into 255'):
+        check_ignore_label(dataset, nn.Identity(), [])
+    dataset.ignore_index = 255
+    check_ignore_label(dataset, nn.Identity(), [])
+
+
+def test_losses_have_the_label_too():
+    dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False)
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = nn.ModuleDict(dict(loss=MODELS.build(dict(type='DiceLoss'))))
+    with pytest.raises(PreflightError, match='loss of the model has ignore_index=255'):
+        check_ignore_label(dataset, model, [])
+    check_ignore_label(dataset, nn.ModuleDict(dict(loss=nn.CrossEntropyLoss())), [])  # -100 is no label
