@@ -386,7 +386,7 @@ def test_epochs_in_a_run_by_iterations_are_an_error(config, options, message):
         (
             SEGMENTOR,
             {'custom_hooks': [dict(type='mmdet.YOLOXModeSwitchHook', num_last_epochs=15)]},
-            ['YOLOXModeSwitchHook does nothing: it waits for an epoch, of which a run by iterations has one'],
+            ['YOLOXModeSwitchHook does nothing: it waits for an epoch, and a run by iterations has one'],
         ),
         (EPOCHS, {'train_cfg.max_epochs': 400}, []),  # it ends at a ratio, not at 0
     ],
@@ -398,6 +398,13 @@ def test_lengths_that_are_odd_are_told_of(config, options, warnings, log_message
     del log_messages[:]
     check(runner)
     assert log_messages == warnings
+
+
+def test_a_run_without_a_batch_is_an_error():
+    runner = bare_runner(Config.fromfile(REPO / 'configs' / EPOCHS))
+    runner._train_loop.dataloader = DataLoader(range(100), 128, drop_last=True)
+    with pytest.raises(PreflightError, match='do not fill a batch .*batch_size to a smaller'):
+        check_schedule(runner)
 
 
 # Batches of one.
@@ -482,6 +489,7 @@ def test_the_learning_rate_is_scaled_by_the_images_of_a_step(counts, world_size,
         (['val_evaluator.type=NoMetric'], 'cannot build an evaluator: .*NoMetric is not in'),
         (['param_scheduler.0.end=0'], 'cannot build the schedule: .*end should be larger than begin'),
         (['train_dataloader.batch_size=1'], 'batch_size is 1'),
+        (['model.decode_head.loss_decode.class_weight=[1,1]'], 'class_weight of the model has 2 numbers'),
     ],
     ids=lambda value: '',
 )

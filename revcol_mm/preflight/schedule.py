@@ -30,9 +30,15 @@ def check_schedule(runner: Runner) -> None:
     schedules that end after training or at a learning rate of 0 before it.
 
     Raises:
-        PreflightError: If checkpoints or the learning rate count in epochs, of which the run has none.
+        PreflightError: If there is not one batch, or checkpoints or the learning rate count in epochs, of
+            which the run has none.
     """
     loop = runner._train_loop
+    if len(loop.dataloader) == 0:
+        raise PreflightError(
+            'drop_last leaves out all training images, which do not fill a batch of each process: set '
+            'train_dataloader.batch_size to a smaller number'
+        )
     if isinstance(loop, EpochBasedTrainLoop):
         unit, length, num_iters = 'epoch', loop.max_epochs, loop.max_epochs * len(loop.dataloader)
     elif isinstance(loop, IterBasedTrainLoop):
@@ -45,8 +51,7 @@ def check_schedule(runner: Runner) -> None:
     for hook in runner.hooks if unit == 'iteration' else ():
         if hasattr(hook, 'switch_epoch') or hasattr(hook, 'num_last_epochs'):  # MMDetection's
             warnings.append(
-                f'{type(hook).__name__} does nothing: it waits for an epoch, of which a run by iterations '
-                'has one'
+                f'{type(hook).__name__} does nothing: it waits for an epoch, and a run by iterations has one'
             )
     if runner._val_loop is not None:
         if loop.val_begin > length:
