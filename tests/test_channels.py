@@ -395,8 +395,9 @@ def test_an_image_of_other_channels_is_named(inferencer, tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
     cv2.imwrite(str(tmp_path / 'b.png'), np.zeros((64, 64, 4), np.uint8))
     predict.predict([predict.read(tmp_path / 'b.png')])
-    with pytest.raises(ImageError, match='it has 3 channels, the model takes 4'):
-        predict.predict([predict.read(tmp_path / 'a.png')])
+    for use in (predict.read, lambda path: predict.predict([cv2.imread(str(path))])):
+        with pytest.raises(ImageError, match='it has 3 channels, the model takes 4'):
+            use(tmp_path / 'a.png')
 
 
 def test_other_transforms_than_loadimagefromfile_may_read(inferencer, tmp_path):
@@ -440,6 +441,21 @@ def make_tiles(source, folder):
         image = np.asarray(Image.open(path)).astype(np.uint16)
         bands = np.concatenate([image * 20, image * 10 + 100], axis=-1)
         tiff(folder / path.relative_to(source).with_suffix('.tif'), bands, planarconfig='contig')
+
+
+def test_probes_of_the_image_are_refused_for_other_values_than_of_8_bits(sample_data, tmp_path, call_tool):
+    make_tiles(sample_data / 'ade20k', tmp_path / 'tiles')
+    cfg = read_config(SEGMENTOR, 6)
+    load = dict(type='LoadImageFromFile', imdecode_backend='tifffile', to_float32=True)
+    for loader in ('train_dataloader', 'test_dataloader'):
+        dataset = cfg[loader].dataset
+        dataset.update(data_root=str(tmp_path / 'tiles'), img_suffix='.tif')
+        dataset.pipeline = [load, *dataset.pipeline[1:]]
+    cfg.dump(tmp_path / 'config.py')
+    torch.save(dict(state_dict=init_model(cfg, device='cpu').state_dict()), tmp_path / 'a.pth')
+    arguments = (tmp_path / 'config.py', tmp_path / 'a.pth', '--size', 64, 64)
+    _, error = call_tool('tools/analysis/information.py', *arguments)
+    assert re.match(r'error: PSNR is of images with values from 0 to 255, these have up to \d{4}', error)
 
 
 def test_the_page_s_configs_train_test_and_predict(sample_data, tmp_path):

@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 from mmseg.models.decode_heads import Mask2FormerHead
 from mmseg.structures import SegDataSample
 from PIL import Image
+from torch import nn
 from torch.nn import functional as F
 
 from revcol_mm.apis import init_inferencer, init_model
@@ -104,6 +105,14 @@ def test_mmsegmentation_s_head_still_fails_and_the_error_names_this_one():
     model.test_cfg = ConfigDict(test_cfg)
     with pytest.raises(RuntimeError, match='size of tensor a .* must match'):
         predict(model, torch.randn(1, 3, *SIZE))
+
+
+def test_several_heads_and_other_test_cfgs_pass():
+    model = nn.Module()
+    model.decode_head, model.test_cfg = nn.ModuleList(), dict(mode='slide')
+    check_sliding_windows(model)
+    model.test_cfg = [dict(mode='slide')]
+    check_sliding_windows(model)
 
 
 def test_weights_are_those_of_mmsegmentation_s_head():

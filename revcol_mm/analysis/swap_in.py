@@ -78,10 +78,10 @@ def _swap(network: ConfigDict, new: ConfigDict) -> None:
     """Replace the backbone of a network, in place."""
     outer = copy.deepcopy(network.backbone)
     old = outer.get('backbone_cfg', outer)
-    channels = old.get('in_channels', 3)
-    image = torch.zeros(1, channels, *SIZE)
-    if channels != 3:
-        new.setdefault('in_channels', channels)
+    in_channels = old.get('in_channels', 3)
+    image = torch.zeros(1, in_channels, *SIZE)
+    if in_channels != 3:
+        new.setdefault('in_channels', in_channels)
     before = _run(old, image)
     new, after = _with_levels_of(old.type, before, new, image)
     if old is outer:

@@ -83,14 +83,15 @@ class Inferencer(ABC):
         :func:`check_image_size` for images of others.
 
         Raises:
-            ImageError: If it cannot be read.
+            ImageError: If it cannot be read, or has other channels than those that a RevCol takes.
         """
         try:
-            return self._load(dict(img_path=str(path)))['img']
+            image = self._load(dict(img_path=str(path)))['img']
         except OSError as error:
             raise ImageError(error.strerror or 'not an image, or a broken one') from error
         except Exception as error:  # decoders raise all sorts
             raise ImageError(_unreadable_because(error, path)) from error
+        return self._with_channels(image)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
         """Predict on one batch.

@@ -361,8 +361,10 @@ def _describe_arch(weights: dict[str, Tensor]) -> str:
     if not columns:
         return 'no RevCol'
     arch = f'{len(columns)} columns, channels {channels}, layers {list(layers.values())}'
-    in_channels = bare[STEM].shape[1] if STEM in bare else 3
-    return arch if in_channels == 3 else f'{arch}, in_channels {in_channels}'
+    stem = bare.get(STEM)
+    if stem is not None and stem.ndim > 1 and stem.shape[1] != 3:
+        arch = f'{arch}, in_channels {stem.shape[1]}'
+    return arch
 
 
 def fit_weights(

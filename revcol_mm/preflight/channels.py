@@ -16,7 +16,7 @@ from revcol_mm.models.layers import LevelwiseDecoder, PixelShuffleDecoder
 from .errors import PreflightError
 from .pipelines import image_loader, innermost_datasets
 
-# OpenMMLab's that turn colours and take images of three channels alone; some turn them by chance
+# OpenMMLab's that change colours, some of them now and then, and fail on images of other than 3 channels
 FOR_COLOURS = {'ColorJitter', 'ColorTransform', 'Lighting', 'PhotoMetricDistortion', 'RandomGrayscale'}
 FOR_COLOURS |= {'Color', 'YOLOXHSVRandomAug'}
 

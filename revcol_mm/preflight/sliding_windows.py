@@ -14,11 +14,11 @@ def check_sliding_windows(model: nn.Module) -> None:
         PreflightError: If it has not; names the head that does.
     """
     for part in model.modules():
-        head, test_cfg = getattr(part, 'decode_head', None), getattr(part, 'test_cfg', None) or {}
-        if test_cfg.get('mode') != 'slide' or not isinstance(head, nn.Module):
+        head, test_cfg = getattr(part, 'decode_head', None), getattr(part, 'test_cfg', None)
+        if head is None or not isinstance(test_cfg, dict) or test_cfg.get('mode') != 'slide':
             continue
-        owner = next(cls for cls in type(head).__mro__ if 'predict' in vars(cls))
-        if owner.__module__ == 'mmseg.models.decode_heads.mask2former_head':
+        owner = next((cls for cls in type(head).__mro__ if 'predict' in vars(cls)), None)
+        if owner and owner.__module__ == 'mmseg.models.decode_heads.mask2former_head':
             raise PreflightError(
                 f"{type(head).__name__} of MMSegmentation does not work with test_cfg.mode='slide': set "
                 "model.decode_head.type='SemanticMask2FormerHead', which has the same weights, and add "
