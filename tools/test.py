@@ -14,7 +14,13 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
 from revcol_mm.engine import ResumableRunner
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, check_writable, load_config
+from revcol_mm.engine.launch import (
+    adapt_to_device,
+    add_common_arguments,
+    check_writable,
+    leave_processes,
+    load_config,
+)
 from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.preflight import errors_in_one_line
 
@@ -95,6 +101,7 @@ def main() -> None:
         metrics = ResumableRunner.from_cfg(cfg).test()
     if is_main_process():
         print_metrics(metrics, args)
+    leave_processes()
 
 
 if __name__ == '__main__':

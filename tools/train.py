@@ -12,7 +12,7 @@ require_parts('training', CORE)
 
 from mmengine.registry import RUNNERS
 
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, load_config
+from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
 from revcol_mm.engine.nonfinite import NonFiniteError
 from revcol_mm.engine.resumable_data import BrokenSampleError
 from revcol_mm.preflight import errors_in_one_line
@@ -54,6 +54,7 @@ def main() -> None:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
         adapt_to_device(cfg)
         runner_type.from_cfg(cfg).train()
+        leave_processes()
 
 
 if __name__ == '__main__':

@@ -76,11 +76,11 @@ class Inferencer(ABC):
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image file as the test pipeline does.
 
-        Returns:
-            (H, W, 3), BGR, or what else the pipeline reads: (H, W), (H, W, C).
-
         It may be as large as OpenCV reads, 2**30 pixels by default, which take 3 GB; see
         :func:`check_image_size` for images of others.
+
+        Returns:
+            (H, W, 3), BGR, or what else the pipeline reads: (H, W), (H, W, C).
 
         Raises:
             ImageError: If it cannot be read, or has other channels than those that a RevCol takes.

@@ -139,6 +139,12 @@ def adapt_to_device(cfg: Config) -> None:
             )
 
 
+def leave_processes() -> None:
+    """Leave the other processes of a run that has come to its end, which NCCL asks for."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _tell_torch_of_slurm() -> None:
     """Set torch's environment variables from Slurm's, as MMEngine does before it picks a GPU."""
     show_nodes = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
