@@ -344,9 +344,8 @@ class ClassificationInferencer(Inferencer):
         from mmpretrain.visualization import UniversalVisualizer
 
         self._visualizer = UniversalVisualizer()
-        self.model._config = _taking_arrays(
-            self.model.cfg
-        )  # where MMPretrain's inferencers look for it in a ready model
+        # where MMPretrain's inferencers look for it in a ready model
+        self.model._config = _taking_arrays(self.model.cfg)
         return ImageClassificationInferencer(self.model, classes=self.classes)
 
     def _checked(self, sample: Any) -> Any:
