@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_rank, get_world_size
+from mmengine.evaluator import Evaluator
 from mmengine.hooks import EMAHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import LOOPS, RUNNERS
@@ -22,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from revcol_mm.models.checkpoint import CheckpointError, unreadable_because
 from revcol_mm.models.sharded_checkpoint import REST
-from revcol_mm.preflight import building, ids_checked
+from revcol_mm.preflight import annotation_files, building
 
 from .checkpoint_files import is_whole, newest_whole_checkpoint
 from .load_from import restrict_loading
@@ -155,7 +156,8 @@ class ResumableRunner(Runner):
         CheckpointError: If the checkpoint that is named to resume from is damaged or not there, or there is
             something in it that may not be unpickled.
         BrokenSampleError: See above.
-        PreflightError: If the model, a dataloader or the optimizer cannot be built of its config.
+        PreflightError: If the model, a dataloader, an evaluator or the optimizer cannot be built of its
+            config.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -245,11 +247,17 @@ class ResumableRunner(Runner):
         dataset = dataloader['dataset']
         if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
             dataloader = {**dataloader, 'dataset': dict(type='SeededDataset', dataset=dataset)}
-        with building('a dataloader'), ids_checked():
+        with building('a dataloader'), annotation_files() as files:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        loader.dataset.annotation_files = files
         if 'worker_init_fn' not in dataloader:  # set now, for MMEngine copies what is in a config
             loader.worker_init_fn = partial(shield_worker, exit_notice=_exit_notice(os.getpid()))
         return loader
+
+    def build_evaluator(self, evaluator: Evaluator | dict | list) -> Evaluator:
+        """As in MMEngine, with what is wrong in the config or its annotation file in one line."""
+        with building('an evaluator'), annotation_files():
+            return super().build_evaluator(evaluator)
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper | OptimWrapperDict:
         """As in MMEngine, with what is wrong in the config in one line."""

@@ -1,18 +1,24 @@
 """What is checked before a run: options, files, data and model, so that nothing fails hours into it."""
 
-from .coco_ids import ids_checked
+from .coco import CocoFile, annotation_files
+from .doctor import check_data
 from .errors import PreflightError, building
 from .files import check_files, check_scope
-from .hook import IGNORE_INDEX, PreflightHook
+from .findings import Finding
+from .hook import PreflightHook
 from .options import merge_options
+from .samples import IGNORE_INDEX
 
 __all__ = [
     'IGNORE_INDEX',
+    'CocoFile',
+    'Finding',
     'PreflightError',
     'PreflightHook',
+    'annotation_files',
     'building',
+    'check_data',
     'check_files',
     'check_scope',
-    'ids_checked',
     'merge_options',
 ]

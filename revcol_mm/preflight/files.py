@@ -25,7 +25,7 @@ def check_scope(cfg: Config) -> None:
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the data that dataloaders name exist and that checkpoints to start from can be had.
+    """Check that data that dataloaders and their evaluators name exist, and checkpoints to start from.
 
     Args:
         cfg: The whole config.
@@ -34,11 +34,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
     Raises:
         FileNotFoundError: With every missing folder or file, one a line.
     """
-    problems = {}
-    for loader in loaders:
-        for place, dataset in _dataset_configs(cfg.get(loader), loader):
-            for problem in _missing_data(dataset):
-                problems.setdefault(problem, []).append(place)
+    problems = missing_data(cfg, loaders)
     if problems:
         raise FileNotFoundError(
             '\n'.join(f'{problem} ({", ".join(places)})' for problem, places in problems.items())
@@ -53,21 +49,51 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
             local_checkpoint(load_from, 'load_from')
 
 
-def _dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
+def missing_data(cfg: Config, loaders: tuple[str, ...]) -> dict[str, list[str]]:
+    """What is not there of the data that dataloaders and their evaluators name, and where each is named."""
+    problems = {}
+    for loader in loaders:
+        for place, dataset in dataset_configs(cfg.get(loader), loader):
+            for problem in _missing_data(dataset):
+                problems.setdefault(problem, []).append(place)
+        for place, evaluator in _evaluator_configs(cfg, loader):
+            for key in ('ann_file', 'seg_prefix'):
+                path = evaluator.get(key)
+                if path and not _is_remote(evaluator, path) and not os.path.exists(path):
+                    problems.setdefault(f'no {path}', []).append(f'{place}.{key}')
+    return problems
+
+
+def _evaluator_configs(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDict]]:
+    name = f'{loader.removesuffix("_dataloader")}_evaluator'
+    evaluators = cfg.get(name)
+    if isinstance(evaluators, dict):
+        yield name, evaluators
+    for index, evaluator in enumerate(evaluators if isinstance(evaluators, list | tuple) else ()):
+        if isinstance(evaluator, dict):
+            yield f'{name}.{index}', evaluator
+
+
+def _is_remote(config: ConfigDict, path: str = '') -> bool:
+    """Whether files are on a store that only its own client can see."""
+    return '://' in str(path) or (config.get('backend_args') or {}).get('backend', 'local') != 'local'
+
+
+def dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
     """Every dataset's config below a dataloader's, inside of wrappers such as RepeatDataset too."""
     if not isinstance(node, dict):
         return
     for key in ('dataset', 'datasets'):
         children = node.get(key, [])
         for child in children if isinstance(children, (list, tuple)) else [children]:
-            yield from _dataset_configs(child, f'{place}.{key}')
+            yield from dataset_configs(child, f'{place}.{key}')
     if 'data_root' in node or 'ann_file' in node or 'data_prefix' in node:
         yield place, node
 
 
 def _missing_data(dataset: ConfigDict) -> Iterator[str]:
-    if dataset.get('backend_args') and dataset['backend_args'].get('backend', 'local') != 'local':
-        return  # on a remote store, which only its own client can see
+    if _is_remote(dataset):
+        return
     root = Path(dataset.get('data_root') or '')
     if not root.is_dir():
         yield f'no data folder {root}'

@@ -1,45 +1,30 @@
 """The hook that compares a run's data, model and config before the first iteration."""
 
-import logging
-from pathlib import Path
-
-import numpy as np
 from mmengine.hooks import Hook
-from mmengine.logging import print_log
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from PIL import ExifTags, Image
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.utils.data import Dataset
 
 from revcol_mm.models import RevCol
 
+from .data import check_run, splits_of
 from .errors import PreflightError
-
-NUM_SAMPLED_MASKS = 50
-IGNORE_INDEX = 255  # MMSegmentation's default
-
-
-def _image_size(path: str, unreadable: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of an image as OpenMMLab reads it, which turns it as its EXIF data say."""
-    try:
-        with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            return image.size[::-1] if turned else image.size
-    except OSError:  # training may leave it out
-        return unreadable
+from .findings import report
 
 
 @HOOKS.register_module()
 class PreflightHook(Hook):
     """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
 
+    What is wrong with data is told in one line for each kind, by :func:`~.data.check_run`: all files are
+    looked for, and of each data set 50 evenly spaced images and masks are read. What makes no training
+    worthless is a warning.
+
     Raises:
-        PreflightError: If there is not one iteration to train; a data set is empty, a head's ``num_classes``
-            is not its number of classes, a class of a COCO-style data set has no category in its file, one of
-            50 evenly spaced segmentation masks cannot be read, has another size than its image, several
-            channels, or a label beyond the classes; if a neck or a head has other ``in_channels`` than a
+        PreflightError: If there is not one iteration to train; if a data set is wrong; if a head's
+            ``num_classes`` is not its number of classes; if a neck or a head has other ``in_channels`` than a
             RevCol gives, or the model's wrapper does not let it train reversibly.
     """
 
@@ -49,10 +34,17 @@ class PreflightHook(Hook):
         self._check_length(runner)
         self._check_wrapper(runner.model)
         self._check_channels(runner)
-        for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        splits = []
+        for name in ('train', 'val', 'test'):
+            loop = getattr(runner, f'_{name}_loop')
             dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
             if dataset is not None:
-                self._check(runner, dataset)
+                configs = runner.cfg.get(f'{name}_evaluator')
+                evaluator = getattr(loop, 'evaluator', None)
+                splits += splits_of(name, dataset, evaluator, configs, runner.model)
+        for split in splits:
+            self._check(runner, split.dataset)
+        report(check_run(splits))
 
     @staticmethod
     def _check_length(runner: Runner) -> None:
@@ -99,15 +91,9 @@ class PreflightHook(Hook):
                 )
 
     def _check(self, runner: Runner, dataset: Dataset) -> None:
-        while hasattr(dataset, 'dataset'):
-            dataset = dataset.dataset
-        for part in getattr(dataset, 'datasets', ()):
-            self._check(runner, part)
         name = f'{type(dataset).__name__} at {getattr(dataset, "data_root", "?")}'
-        if len(dataset) == 0:
-            raise PreflightError(f'{name} has no images (left)')
         classes = getattr(dataset, 'metainfo', {}).get('classes')
-        if not classes:
+        if not classes or isinstance(classes, str):
             return
         heads = [
             (head, module)
@@ -121,52 +107,4 @@ class PreflightHook(Hook):
             if isinstance(num_classes, int) and num_classes != len(classes):
                 raise PreflightError(
                     f'{head} of the model has num_classes={num_classes}, {name} has {len(classes)} classes'
-                )
-        found = getattr(dataset, 'cat_ids', None)
-        if found is not None and len(found) != len(classes):
-            raise PreflightError(
-                f'{name}: of {len(classes)} classes only {len(found)} are categories of its annotation '
-                f'file; set metainfo=dict(classes=...) to the names there'
-            )
-        others = set(getattr(dataset, 'cat_img_map', ())) - set(found or ())
-        if others:
-            print_log(
-                f'{name}: {len(others)} categories of its annotation file are none of the classes; their '
-                'objects are left out',
-                'current',
-                level=logging.WARNING,
-            )
-        if hasattr(dataset, 'reduce_zero_label') and getattr(dataset, 'label_map', None) is None:
-            self._check_masks(name, dataset, len(classes))
-
-    @staticmethod
-    def _check_masks(name: str, dataset: Dataset, num_classes: int) -> None:
-        for index in np.linspace(0, len(dataset) - 1, NUM_SAMPLED_MASKS).astype(int):
-            info = dataset.get_data_info(index)
-            path, image_path = info.get('seg_map_path'), info.get('img_path')
-            if path is None or not Path(path).is_file():
-                continue
-            try:
-                with Image.open(path) as mask:
-                    labels, size, channels = (
-                        np.unique(np.asarray(mask)).astype(int),
-                        mask.size,
-                        mask.getbands(),
-                    )
-            except OSError as error:
-                raise PreflightError(f'{name}: {path} is broken: {error}') from error
-            if len(channels) > 1:
-                raise PreflightError(f'{name}: {path} has {len(channels)} channels, a mask has one')
-            if image_path and Path(image_path).is_file() and size != (own := _image_size(image_path, size)):
-                raise PreflightError(
-                    f'{name}: {path} has {size[0]} x {size[1]} pixels, its image {own[0]} x {own[1]}'
-                )
-            if dataset.reduce_zero_label:
-                labels = np.where((labels == 0) | (labels == IGNORE_INDEX), IGNORE_INDEX, labels - 1)
-            beyond = labels[(labels >= num_classes) & (labels != IGNORE_INDEX)]
-            if len(beyond):
-                raise PreflightError(
-                    f'{name}: {path} has label {beyond.max()}'
-                    f'{" (after reduce_zero_label)" if dataset.reduce_zero_label else ""}, '
-                    f'but there are {num_classes} classes, 0 to {num_classes - 1}'
                 )
