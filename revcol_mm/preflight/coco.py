@@ -465,6 +465,14 @@ def check_evaluator(
             count=own.lacks_iscrowd,
             severity=WARNING,
         )
+    if any(each.get('id') == 0 for each in coco.dataset.get('annotations', ())):  # of which there is one
+        findings.add(
+            'annotation of id 0',
+            path,
+            'annotations have the id 0, which pycocotools counts as never found',
+            'number them from 1',
+            severity=WARNING,
+        )
     if not own.num_objects and not getattr(metric, 'format_only', False):
         clause = 'it has no objects to evaluate on'
         findings.add('no objects', path, clause, 'annotate them', [clause], in_clauses=True)

@@ -150,7 +150,8 @@ def check_split(
     dataset, where, classes = split.dataset, split.where, split.classes
     if len(dataset) == 0:
         clause = f'{where} has no images (left)'
-        findings.add('no images', split.name, clause, _why_empty(dataset), [clause], in_clauses=True)
+        remedy = 'do filter_cfg, indices, prefixes and suffixes leave any?'
+        findings.add('no images', split.name, clause, remedy, [clause], in_clauses=True)
         return findings
     if isinstance(classes, str):
         clause = f'metainfo.classes is the text {classes!r}, whose letters would be the classes'
@@ -195,14 +196,6 @@ def read(
         return list(progress((look(sample, reading) for sample in found), total=len(found)))
     with ThreadPoolExecutor(workers) as pool:
         return list(progress(pool.map(partial(look, reading=reading), found), total=len(found)))
-
-
-def _why_empty(dataset: Dataset) -> str:
-    suffix = getattr(dataset, 'img_suffix', None)
-    folder = (getattr(dataset, 'data_prefix', None) or {}).get('img_path')
-    if suffix and folder and os.path.isdir(folder):
-        return f'img_suffix is {suffix!r}, {folder} has files such as {listed(sorted(os.listdir(folder)), 3)}'
-    return 'do filter_cfg, indices, prefixes or suffixes leave any?'
 
 
 def _check_folders(split: Split) -> Findings:

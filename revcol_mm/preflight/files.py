@@ -112,3 +112,10 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
             yield f'no data folder {path}'
         elif not any(path.iterdir()):
             yield f'data folder {path} is empty'
+    default = '.jpg' if dataset.get('type') == 'BaseSegDataset' else None
+    suffix = dataset.get('img_suffix', default)
+    folder = root / ((prefix.get('img_path') if isinstance(prefix, dict) else None) or '')
+    if suffix and not ann_file and folder.is_dir():
+        files = [name for _, _, names in os.walk(folder) for name in names]
+        if files and not any(name.endswith(suffix) for name in files):
+            yield f'no file in {folder} ends in {suffix!r} (img_suffix), there is {min(files)}'
