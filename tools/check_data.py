@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,8 @@ def main() -> None:
         merge_options(cfg, args.cfg_options)
         if args.out:
             check_writable(args.out.parent)
-        splits, findings = check_data(cfg, args.workers, progress)
+        with redirect_stdout(sys.stderr):  # pycocotools prints what it does
+            splits, findings = check_data(cfg, args.workers, progress)
     except (OSError, ValueError, PreflightError) as error:
         sys.exit(f'error: {error}')
     findings = sorted(findings, key=lambda each: SEVERITIES.index(each.severity))

@@ -4,15 +4,16 @@ from .coco import CocoFile, annotation_files
 from .doctor import check_data
 from .errors import PreflightError, building
 from .files import check_files, check_scope
-from .findings import Finding
+from .findings import Finding, Findings
 from .hook import PreflightHook
 from .options import merge_options
-from .samples import IGNORE_INDEX
+from .samples import IGNORE_INDEX, image_size
 
 __all__ = [
     'IGNORE_INDEX',
     'CocoFile',
     'Finding',
+    'Findings',
     'PreflightError',
     'PreflightHook',
     'annotation_files',
@@ -20,5 +21,6 @@ __all__ = [
     'check_data',
     'check_files',
     'check_scope',
+    'image_size',
     'merge_options',
 ]

@@ -23,6 +23,7 @@ NEEDED = dict(
 )
 CONVERT = 'MMDetection takes [x, y, width, height] in pixels: convert them'
 LEFT_OUT = 'they are left out'
+DELETE = 'take them out: each is learnt, and missed in evaluation, as an object'
 
 
 class CocoFile:
@@ -207,6 +208,10 @@ class CocoFile:
                 'boxes outside': ((inside <= 0).any(1), 'boxes outside of their image'),
                 'no area': (~(areas > 0), 'objects whose area is not positive'),
             }
+        categories = {number: index for index, number in enumerate(self.names)}
+        label = np.fromiter((categories.get(each['category_id'], -1) for each in objects), int, num_objects)
+        repeated = _repeated(np.column_stack((index, label, boxes)))
+        add('boxes twice', repeated, 'boxes that their image has before, of the same class', DELETE, WARNING)
         crowd = np.fromiter((bool(each.get('iscrowd') or each.get('ignore')) for each in objects), bool)
         dropped = np.any([where for where, _ in reasons.values()], axis=0)
         severity = ERROR if dropped.mean() > MOST else WARNING
@@ -317,6 +322,15 @@ def _numbers(values: Any) -> np.ndarray | None:
     except ValueError:
         return None
     return array.astype(float) if array.dtype.kind in 'iuf' else None
+
+
+def _repeated(rows: np.ndarray) -> np.ndarray:
+    """Which rows, of float64, are there before; in seconds less than by ``np.unique(axis=0)``."""
+    sums = (rows * np.random.default_rng(0).random(rows.shape[1])).sum(1)
+    order = np.argsort(sums, kind='stable')
+    repeated = np.zeros(len(rows), bool)
+    repeated[order[1:]] = (rows[order[1:]] == rows[order[:-1]]).all(1)
+    return repeated
 
 
 @contextmanager

@@ -52,29 +52,28 @@ def check_data(
     Returns:
         The data sets that were read, and the findings, those of several splits once.
     """
-    findings, splits = Findings(), []
+    findings, splits, seen = Findings(), [], []
     names = [name for name in SPLITS if cfg.get(f'{name}_dataloader')]
     if not names:
         raise ValueError(f'{cfg.filename} has no dataloaders')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = _build_model(cfg, findings)
         for name in names:
-            keys = (f'{name}_dataloader', f'{name}_evaluator')
-            earlier = [other for other in names[: names.index(name)] if other != 'train']
-            if any(
-                all(cfg.get(key) == cfg.get(key.replace(name, other)) for key in keys) for other in earlier
-            ):
-                continue  # the same
-            for problem, places in missing_data(cfg, keys[:1]).items():
-                findings.add(
-                    'missing data', ', '.join(places), problem, 'see docs/data.md', [problem], in_clauses=True
-                )
-            splits += _build(cfg, name, model, findings)
-    for split in splits:
+            loader, evaluator = cfg[f'{name}_dataloader'], cfg.get(f'{name}_evaluator')
+            if (loader, evaluator) in seen:  # as often testing is validation
+                continue
+            for problem, places in missing_data(cfg, (f'{name}_dataloader',)).items():
+                remedy = 'put it there, or change the path in the config'
+                findings.add('missing data', ', '.join(places), problem, remedy, [problem], in_clauses=True)
+            read_before = any(loader == other for other, _ in seen)
+            seen.append((loader, evaluator))
+            splits += [(split, not read_before) for split in _build(cfg, name, model, findings)]
+    for split, everything in splits:
         if model is not None:
             _add_error(findings, 'model', split.name, lambda split=split: _check_model(cfg, model, split))
         label = f'{split.name}: {split.where}'
-        findings.extend(check_split(split, True, workers, progress and progress(label)))
+        findings.extend(check_split(split, everything, workers, progress and progress(label)))
+    splits = [split for split, _ in splits]
     findings.extend(check_between(splits))
     return splits, findings
 

@@ -24,7 +24,7 @@ class Finding:
         remedy: What mends it, or what becomes of it.
         severity: 'error' or 'warning'.
         count: How often.
-        examples: Up to :data:`MAX_EXAMPLES` of them.
+        examples: Some of them, by default up to :data:`MAX_EXAMPLES`.
         in_clauses: Whether an example is a clause, such as 'a.png has 3 channels', that needs no message.
     """
 
@@ -50,9 +50,14 @@ class Finding:
 
 
 class Findings:
-    """A list of findings, in the order in which they were made."""
+    """A list of findings, in the order in which they were made.
 
-    def __init__(self) -> None:
+    Args:
+        max_examples: How many examples of each are kept. None: all.
+    """
+
+    def __init__(self, max_examples: int | None = MAX_EXAMPLES) -> None:
+        self.max_examples = max_examples
         self._found, self._by_kind = [], {}
 
     def __iter__(self) -> Iterator[Finding]:
@@ -88,7 +93,7 @@ class Findings:
             self._by_kind[kind, where] = finding
             self._found.append(finding)
         finding.count += (len(examples) or 1) if count is None else count
-        finding.examples += examples[: MAX_EXAMPLES - len(finding.examples)]
+        finding.examples = (finding.examples + examples)[: self.max_examples]
 
 
 def report(findings: Iterable[Finding]) -> None:

@@ -71,8 +71,13 @@ KINDS = {
 }
 
 
-def image_size(path: str, decode: bool, turns: bool) -> tuple[int, int]:
+def image_size(path: str, decode: bool = False, turns: bool = True) -> tuple[int, int]:
     """Width and height of an image as OpenMMLab reads it.
+
+    Args:
+        path: The file.
+        decode: Whether its pixels are read, too.
+        turns: Whether it is turned as its EXIF data say.
 
     Raises:
         OSError: If it cannot be read.
