@@ -19,11 +19,11 @@ def element(name, box, difficult=0):
     return f'<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>'
 
 
-def write(root, name, *objects, size=(40, 30)):
+def write(root, name, *objects, size=(40, 30), image=(40, 30)):
     width, height = size
     text = f'<size><width>{width}</width><height>{height}</height><depth>3</depth></size>' + ''.join(objects)
     (root / f'Annotations/{name}.xml').write_text(f'<annotation>{text}</annotation>')
-    Image.new('RGB', (40, 30)).save(root / f'JPEGImages/{name}.jpg')
+    Image.new('RGB', image, 50 * ord(name[-1]) % 251).save(root / f'JPEGImages/{name}.jpg')
 
 
 @pytest.fixture
@@ -189,6 +189,15 @@ def test_a_folder_without_annotations_is_an_error(tmp_path, call_tool):
 
 
 def test_the_tutorial_s_commands_and_config_run(voc, tmp_path):
+    for name in 'abc':  # larger, for MMDetection leaves out images of less than 32 pixels
+        write(
+            voc,
+            name,
+            element('cat', (1, 1, 40, 30)),
+            element('dog', (5, 6, 20, 21)),
+            size=(64, 48),
+            image=(64, 48),
+        )
     page = REPO / 'docs/tutorials/detection.md'
     shutil.copytree(REPO / 'configs', tmp_path / 'configs')
     shutil.copytree(REPO / 'tools', tmp_path / 'tools')
@@ -198,4 +207,4 @@ def test_the_tutorial_s_commands_and_config_run(voc, tmp_path):
     convert, check = (line.split()[1:] for block in blocks(page, 'sh') for line in block.splitlines())
     printed = run(*convert, cwd=tmp_path)
     assert re.search(r"^classes = \('cat', 'dog'\)$", config, re.M) and "classes = ('cat', 'dog')" in printed
-    assert '0 kinds of errors' in run(*check, cwd=tmp_path)
+    assert '0 kinds of errors, 0 of warnings' in run(*check, cwd=tmp_path)

@@ -373,6 +373,7 @@ def test_a_line_is_an_error_where_masks_are_evaluated(coco, tmp_path):
     rewrite(tmp_path, 'val', to_first('annotations', segmentation=[[1, 1, 5, 5]]))
     with pytest.raises(PreflightError, match='1 segmentations with polygons of less than 3 points'):
         start(coco)
+    assert not kinds(coco, 'warning')  # that training leaves it out
 
 
 def predictions(split):
@@ -423,7 +424,12 @@ def other_images(content):
 @pytest.mark.parametrize(
     'ann_file, change, message',
     [
-        pytest.param('nowhere.json', None, r'no .*nowhere\.json \(val_evaluator\.ann_file\)', id='missing'),
+        pytest.param(
+            'nowhere.json',
+            None,
+            r'no annotation file .*nowhere\.json \(val_evaluator\.ann_file\)',
+            id='missing',
+        ),
         pytest.param(
             'train.json',
             None,
@@ -565,6 +571,13 @@ def test_panoptic_files_are_checked(tmp_path):
     assert [each.kind for each in file.box_findings] == ['boxes from 0 to 1']
 
 
+def test_a_filter_that_leaves_no_images_is_named(coco):
+    coco.train_dataloader.dataset.update(filter_cfg=dict(min_size=99), serialize_data=True)
+    with pytest.raises(PreflightError, match=r"no images are left by filter_cfg=\{'min_size': 99\}"):
+        start(coco)
+    assert 'cannot build' in kinds(coco)
+
+
 # Segmentation.
 
 
@@ -697,7 +710,7 @@ def test_ignored_labels_that_differ_are_an_error(left, masks):
     ignore(masks, 11, *(f'{key}.ignore_index' for key in ALL if key != left))
     if left.startswith('train'):
         head = nn.Identity()
-        head.ignore_index = 11
+        head.num_classes, head.ignore_index = 3, 11
         with DefaultScope.overwrite_default_scope('mmseg'):
             dataset = ResumableRunner.build_dataloader(masks.train_dataloader).dataset
         splits = splits_of('train', dataset, model=nn.ModuleDict(dict(decode_head=head)))
@@ -785,6 +798,14 @@ def test_predictions_that_would_overwrite_each_other_are_named(writes, masks, tm
         assert any('12 names that several images have, whose' in each for each in warnings)
 
 
+def test_files_of_two_splits_are_told_of_once(masks, tmp_path):
+    masks.test_dataloader = masks.val_dataloader
+    masks.test_evaluator = dict(type='IoUMetric', ignore_index=7)
+    (tmp_path / 'masks/val/val_3.png').unlink()
+    findings = [each for each in check_data(masks)[1] if each.severity == 'error']
+    assert [each.kind for each in findings] == ['missing mask', 'ignore_index']
+
+
 # Classification.
 
 
@@ -855,7 +876,8 @@ def test_a_folder_that_only_one_split_has_is_an_error(folders, tmp_path):
 def test_a_label_that_is_no_class_is_an_error(label, lists, tmp_path):
     (tmp_path / 'val.txt').write_text(f'cat/0.png 0\ncat/1.png {label}')
     with pytest.raises(
-        PreflightError, match=rf'1 labels that are none of the classes, such as {label}; .* 0 to 1'
+        PreflightError,
+        match=rf'1 labels that are none of the classes, such as {label} of .*cat/1\.png; .* 0 to 1',
     ):
         start(lists)
 

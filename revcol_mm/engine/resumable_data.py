@@ -18,6 +18,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
+from revcol_mm.preflight import build_dataset
+
 
 def seed_everything(*entropy: int) -> None:
     """Seed the generators of Python, NumPy and torch by a hash of numbers."""
@@ -58,7 +60,7 @@ class SeededDataset(Dataset):
     def __init__(self, dataset: Dataset | dict, max_broken: int = 0) -> None:
         if max_broken < 0:
             raise ValueError(f'max_broken takes a number from 0 on, got {max_broken}')
-        self.dataset = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        self.dataset = build_dataset(dataset) if isinstance(dataset, dict) else dataset
         self.max_broken = max_broken
         self.broken = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 

@@ -1,6 +1,7 @@
 """What is checked before a run: options, files, data and model, so that nothing fails hours into it."""
 
 from .coco import CocoFile, annotation_files
+from .data import build_dataset
 from .doctor import check_data
 from .errors import PreflightError, building
 from .files import check_files, check_scope
@@ -17,6 +18,7 @@ __all__ = [
     'PreflightError',
     'PreflightHook',
     'annotation_files',
+    'build_dataset',
     'building',
     'check_data',
     'check_files',

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from mmengine.evaluator import BaseMetric, Evaluator
+from mmengine.registry import DATASETS
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -18,6 +19,7 @@ from .findings import ERROR, WARNING, Findings
 from .samples import IGNORE_INDEX, KINDS, Look, Reading, Sample, look
 
 NUM_SAMPLED = 50  # images and masks that the start of a run reads of each data set
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 MIN_MASKS = 10  # from which on their labels tell of the data set
 LEFT_OUT_IN_TRAINING = ('missing image', 'missing mask', 'broken image', 'broken mask')
 
@@ -98,8 +100,26 @@ def _is_remote(dataset: Dataset) -> bool:
 
 def loads(dataset: Dataset, what: str) -> bool:
     """Whether a pipeline loads 'mask' (of objects) or 'seg'. Without a pipeline, it does."""
-    transforms = list(_transforms(dataset))
-    return not transforms or any(getattr(each, f'with_{what}', False) for each in transforms)
+    if getattr(dataset, 'pipeline', None) is None:
+        return True
+    return any(getattr(each, f'with_{what}', False) for each in _transforms(dataset))
+
+
+def build_dataset(config: dict) -> Dataset:
+    """Build a data set as MMEngine does, and say so if it is empty.
+
+    Raises:
+        ValueError: If it has no images.
+    """
+    try:
+        return DATASETS.build(config)
+    except ValueError as error:
+        if 'need at least one array' not in str(error):  # of numpy, to MMEngine
+            raise
+        left = (
+            f'filter_cfg={config.get("filter_cfg")}, indices={config.get("indices")}, prefixes and suffixes'
+        )
+        raise ValueError(f'{error}: no images are left by {left}') from error
 
 
 def samples(split: Split, indices: Iterable[int] | None = None, more: bool = False) -> list[Sample]:
@@ -127,7 +147,9 @@ def samples(split: Split, indices: Iterable[int] | None = None, more: bool = Fal
         info = dataset.get_data_info(index)
         image, mask = info.get('img_path'), info.get('seg_map_path') if with_masks else None
         size = (info['width'], info['height']) if 'width' in info and 'height' in info else None
-        found.append(Sample(image and str(image), mask and str(mask), size))
+        label = info.get('gt_label')
+        label = label if isinstance(label, int) else None  # else there are several
+        found.append(Sample(image and str(image), mask and str(mask), size, label))
     return found
 
 
@@ -160,20 +182,21 @@ def check_split(
     if classes:
         findings.extend(check_classes(where, dataset, split.file))
         findings.extend(_check_folders(split))
-        findings.extend(_check_labels(split))
         for place, metric, config in split.metrics:
             findings.extend(check_evaluator(place, metric, config, dataset, where, split.file))
     if split.file:
         findings.extend(split.file.box_findings)
         findings.extend(_check_objects(split))
         if loads(dataset, 'mask'):
-            findings.extend(split.file.mask_findings)
+            told = {(each.kind, each.where) for each in findings}  # of masks that are evaluated
+            findings.extend(each for each in split.file.mask_findings if (each.kind, each.where) not in told)
     has_masks = hasattr(dataset, 'reduce_zero_label') and bool(classes) and loads(dataset, 'seg')
     if has_masks:
         findings.extend(_check_ignored(split))
     if not _is_remote(dataset):
         # Of folders that MMPretrain has just read, all files are there.
         found = samples(split, more=not everything) if everything or not _is_of_folders(dataset) else []
+        findings.extend(_check_labels(split, found))
         findings.extend(_check_files(split, found))
         if not everything:
             indices = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int)).tolist()
@@ -211,17 +234,19 @@ def _check_folders(split: Split) -> Findings:
     return findings
 
 
-def _check_labels(split: Split) -> Findings:
+def _check_labels(split: Split, found: list[Sample]) -> Findings:
     """Labels of images in a text file."""
     findings = Findings()
-    dataset = split.dataset
-    if hasattr(dataset, 'get_gt_labels') and dataset.ann_file and getattr(dataset, 'with_label', False):
-        labels = dataset.get_gt_labels()
-        beyond = labels[(labels < 0) | (labels >= len(split.classes))]
-        if beyond.size:
-            remedy = f'there are {len(split.classes)} classes, 0 to {len(split.classes) - 1}'
-            message = 'labels that are none of the classes'
-            findings.add('label', str(dataset.ann_file), message, remedy, beyond.tolist())
+    num_classes = len(split.classes)
+    wrong = [
+        f'{sample.label} of {sample.image}'
+        for sample in found
+        if sample.label is not None and not 0 <= sample.label < num_classes
+    ]
+    if num_classes and wrong:
+        remedy = f'there are {num_classes} classes, 0 to {num_classes - 1}'
+        where = str(getattr(split.dataset, 'ann_file', '') or split.where)
+        findings.add('label', where, 'labels that are none of the classes', remedy, wrong)
     return findings
 
 
@@ -247,7 +272,7 @@ def ignored_labels(split: Split) -> dict[str, int]:
     """The label that is left out, by the places of the config that name one."""
     labels = {f'{split.name}_dataloader.dataset.ignore_index': getattr(split.dataset, 'ignore_index', None)}
     for name, module in split.model.named_modules() if split.model is not None else ():
-        if name.split('.')[-1].endswith('head'):
+        if hasattr(module, 'num_classes'):  # a head
             labels[f'model.{name}.ignore_index'] = getattr(module, 'ignore_index', None)
         elif split.trains and (getattr(module, 'size', None) or getattr(module, 'size_divisor', None)):
             labels[f'model.{name}.seg_pad_val'] = getattr(module, 'seg_pad_val', None)
@@ -379,22 +404,23 @@ def _check_outputs(split: Split, paths: Iterable[str]) -> Findings:
 def _check_suffixes(dataset: Dataset, where: str, found: list[Sample], folders: _Folders) -> Findings:
     """Files of the folders that MMSegmentation does not take, by its suffixes."""
     findings = Findings()
-    for kind, suffix in (('image', dataset.img_suffix), ('mask', dataset.seg_map_suffix)):
-        used = {path for sample in found if (path := getattr(sample, kind)) is not None}
-        others = [
-            os.path.join(folder, name)
-            for folder in sorted({os.path.dirname(path) for path in used})
+    used = {path for sample in found for path in (sample.image, sample.mask) if path is not None}
+
+    def others(kind: str, suffixes: tuple[str, ...]) -> list[str]:
+        inside = {os.path.dirname(path) for sample in found if (path := getattr(sample, kind)) is not None}
+        return [
+            path
+            for folder in sorted(inside)
             for name in sorted(folders.names(folder))
-            if os.path.splitext(name)[1].lower()
-            in ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-            and os.path.join(folder, name) not in used
+            if name.lower().endswith(suffixes) and (path := os.path.join(folder, name)) not in used
         ]
-        if others and not (kind == 'mask' and dataset.img_suffix == suffix and used & set(others)):
-            message = f'{kind}s in its folders that it does not take'
-            remedy = f'{"img" if kind == "image" else "seg_map"}_suffix is {suffix!r}'
-            if kind == 'mask':
-                remedy = f'they have no image, or another suffix than {suffix!r}'
-            findings.add(f'{kind} of no use', where, message, remedy, others, severity=WARNING)
+
+    message, remedy = 'images in its folders that it does not take', f'img_suffix is {dataset.img_suffix!r}'
+    if images := others('image', IMAGE_SUFFIXES):
+        findings.add('image of no use', where, message, remedy, images, severity=WARNING)
+    if masks := others('mask', (dataset.seg_map_suffix.lower(),)):
+        message, remedy = 'masks without an image', 'their names differ, or images are missing'
+        findings.add('mask of no use', where, message, remedy, masks, severity=WARNING)
     return findings
 
 
@@ -429,10 +455,11 @@ def _check_looks(
             remedy += ', or set reduce_zero_label=False if 0 is a class'
         severity = ERROR if split.trains else WARNING
         findings.add('nothing to learn', where, clause, remedy, [clause], severity=severity, in_clauses=True)
-    elif everything and num_masks and len(classes) < reading.num_classes:
+    elif everything and num_masks:
         absent = [name for label, name in enumerate(split.classes) if label not in labels]
-        message = 'classes that are in no mask'
-        findings.add('class in no mask', where, message, 'they are not learnt', absent, severity=WARNING)
+        if absent:
+            message = 'classes that are in no mask'
+            findings.add('class in no mask', where, message, 'they are not learnt', absent, severity=WARNING)
     by_digest = defaultdict(list)
     for sample, each in zip(found, looks):
         if each.digest is not None:
@@ -480,7 +507,8 @@ def splits_of(
         f'{name}_evaluator' + (f'.{index}' if isinstance(configs, list) else '')
         for index in range(len(metrics))
     ]
-    configs = configs if isinstance(configs, list) else [configs or {}] * len(metrics)
+    configs = configs if isinstance(configs, list) else [configs] * len(metrics)
+    configs = [config if isinstance(config, dict) else {} for config in configs]
     metrics = list(zip(places, metrics, configs)) if len(parts) == 1 else []  # else they are of all together
     return [Split(name, part, files, metrics, max_broken, model) for part in parts]
 

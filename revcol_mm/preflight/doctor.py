@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
-from mmengine.registry import DATASETS, MODELS, DefaultScope
+from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.data import Dataset
 
 from .coco import CocoFile, annotation_files
-from .data import Split, check_between, check_split, splits_of
+from .data import Split, build_dataset, check_between, check_split, splits_of
 from .errors import PreflightError, building
 from .files import dataset_configs, missing_data
 from .findings import WARNING, Findings
@@ -22,7 +22,7 @@ from .hook import PreflightHook
 SPLITS = ('train', 'val', 'test')
 
 
-class _Unbuilt(Dataset):
+class UnbuiltDataset(Dataset):
     """As much of a data set that could not be built as its config and its annotation file tell."""
 
     def __init__(self, config: dict[str, Any], file: CocoFile) -> None:
@@ -30,6 +30,7 @@ class _Unbuilt(Dataset):
         self.data_root = config.get('data_root') or ''
         folders = dict(config.get('data_prefix') or {})
         self.data_prefix = {key: os.path.join(self.data_root, folder) for key, folder in folders.items()}
+        self.pipeline = [SimpleNamespace(**transform) for transform in config.get('pipeline') or ()]
         self.metainfo = {}
 
     def __len__(self) -> int:
@@ -72,7 +73,9 @@ def check_data(
         if model is not None:
             _add_error(findings, 'model', split.name, lambda split=split: _check_model(cfg, model, split))
         label = f'{split.name}: {split.where}'
-        findings.extend(check_split(split, everything, workers, progress and progress(label)))
+        found = check_split(split, everything, workers, progress and progress(label))
+        told = set() if everything else {each.kind for each in findings}  # of the same files
+        findings.extend(each for each in found if each.kind not in told)
     splits = [split for split, _ in splits]
     findings.extend(check_between(splits))
     return splits, findings
@@ -113,7 +116,7 @@ def _build(cfg: Config, name: str, model: nn.Module | None, findings: Findings) 
 
     with annotation_files(strict=False) as files:
         dataset = _add_error(
-            findings, 'cannot build', where, lambda: build(DATASETS.build, loader.dataset, 'it')
+            findings, 'cannot build', where, lambda: build(build_dataset, loader.dataset, 'it')
         )
     for file in files.values():
         findings.extend(file.findings)
@@ -121,7 +124,7 @@ def _build(cfg: Config, name: str, model: nn.Module | None, findings: Findings) 
         for _, config in dataset_configs(loader, where):
             path = os.path.join(config.get('data_root') or '', config.get('ann_file') or '')
             if path in files:
-                yield Split(name, _Unbuilt(config, files[path]), files)
+                yield Split(name, UnbuiltDataset(config, files[path]), files)
         return
     evaluator = None
     if configs:

@@ -57,10 +57,10 @@ def missing_data(cfg: Config, loaders: tuple[str, ...]) -> dict[str, list[str]]:
             for problem in _missing_data(dataset):
                 problems.setdefault(problem, []).append(place)
         for place, evaluator in _evaluator_configs(cfg, loader):
-            for key in ('ann_file', 'seg_prefix'):
+            for key, what in (('ann_file', 'annotation file'), ('seg_prefix', 'data folder')):
                 path = evaluator.get(key)
                 if path and not _is_remote(evaluator, path) and not os.path.exists(path):
-                    problems.setdefault(f'no {path}', []).append(f'{place}.{key}')
+                    problems.setdefault(f'no {what} {path}', []).append(f'{place}.{key}')
     return problems
 
 

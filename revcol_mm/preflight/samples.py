@@ -1,6 +1,7 @@
 """What is wrong with an image and its mask: unreadable, of another size, with labels that are no classes."""
 
 import hashlib
+import os
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +17,13 @@ class Sample(NamedTuple):
         image: Its file.
         mask: The file of its segmentation mask, if there is one.
         size: Its width and height by an annotation file.
+        label: Its class, of images that are classified.
     """
 
     image: str | None
     mask: str | None = None
     size: tuple[int, int] | None = None
+    label: int | None = None
 
 
 class Reading(NamedTuple):
@@ -88,12 +91,12 @@ def image_size(path: str, decode: bool = False, turns: bool = True) -> tuple[int
                 image.load()
             turned = turns and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size[::-1] if turned else image.size
-    except UnidentifiedImageError:  # a format that OpenCV may know
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:  # OpenCV may read it
         import cv2
 
         pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
         if pixels is None:
-            raise
+            raise OSError(f'neither Pillow nor OpenCV can read it: {error}') from error
         return pixels.shape[1], pixels.shape[0]
     except (SyntaxError, ValueError) as error:  # of Pillow's, for some formats that are damaged
         raise OSError(str(error)) from error
@@ -119,7 +122,7 @@ def _trained_labels(labels: np.ndarray, reading: Reading) -> np.ndarray:
 
 
 def look(sample: Sample, reading: Reading) -> Look:
-    """Read a sample. Files that are not there are no problem: they are looked for elsewhere."""
+    """Read a sample. A file that is not there is no problem: all are looked for elsewhere."""
     problems, size, labels, digest = [], None, None, None
     if sample.image is not None:
         try:
@@ -127,9 +130,9 @@ def look(sample: Sample, reading: Reading) -> Look:
             if reading.decode:
                 with open(sample.image, 'rb') as file:
                     digest = hashlib.blake2b(file.read(), digest_size=16).digest()
-        except FileNotFoundError:
-            pass
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and not os.path.islink(sample.image):
+                return Look([])
             problems.append(('broken image', f'{sample.image} is broken: {error}'))
     if size and sample.size and size != tuple(sample.size):
         clause = (
@@ -140,9 +143,9 @@ def look(sample: Sample, reading: Reading) -> Look:
     if sample.mask is not None:
         try:
             labels, mask_size, num_channels = _mask_labels(sample.mask)
-        except FileNotFoundError:
-            return Look(problems, None, digest)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            if isinstance(error, FileNotFoundError) and not os.path.islink(sample.mask):
+                return Look(problems, None, digest)
             return Look([*problems, ('broken mask', f'{sample.mask} is broken: {error}')], None, digest)
         if size and mask_size != size:
             clause = (
