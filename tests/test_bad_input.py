@@ -244,16 +244,30 @@ def load(dataset, **loader):
         pytest.param(dict(text='{"images": ['), 'JSONDecodeError', id='JSON cut short'),
         pytest.param(dict(text='<html>404</html>'), 'JSONDecodeError', id='a web page'),
         pytest.param(dict(text='[1]'), 'AssertionError', id='a list'),
-        pytest.param(dict(images=[]), 'at least one array', id='no images'),
-        pytest.param(dict(images=[dict(file_name='a.png')]), "KeyError: 'id'", id='an image without id'),
-        pytest.param(dict(images=[dict(id=1, height=6, width=8)]), "'file_name'", id='without a name'),
-        pytest.param(dict(annotations=dict(bbox=[1, 1, 3])), 'not enough values', id='three numbers'),
-        pytest.param(dict(annotations=dict(bbox='1 1 3 3')), 'too many values', id='box of text'),
+        pytest.param(dict(images=[]), 'it has no images', id='no images'),
+        pytest.param(
+            dict(images=[dict(file_name='a.png')]), "1 images without 'id'", id='an image without id'
+        ),
+        pytest.param(
+            dict(images=[dict(id=1, height=6, width=8)]), "without 'file_name'", id='without a name'
+        ),
+        pytest.param(dict(images=dict(width='8')), "a.png with '8' x 6", id='width of text'),
+        pytest.param(dict(images=dict(height=0)), 'a.png with 8 x 0', id='no height'),
+        pytest.param(dict(categories=[]), 'it has no categories', id='no categories'),
+        pytest.param(dict(annotations=[dict(id=1)]), "without 'image_id'", id='an object of no image'),
+        pytest.param(dict(annotations=dict(bbox=[1, 1, 3])), 'that are not 4 numbers', id='three numbers'),
+        pytest.param(dict(annotations=dict(bbox='1 1 3 3')), 'that are not 4 numbers', id='box of text'),
+        pytest.param(
+            dict(annotations=dict(bbox=list('1133'))), 'that are not 4 numbers', id='numbers as text'
+        ),
+        pytest.param(dict(annotations=dict(area='16')), 'area is no number', id='area of text'),
+        pytest.param(dict(text='{"images": 3}'), 'no list of objects', id='a number of images'),
     ],
 )
 def test_a_bad_annotation_file_is_an_error(changes, message, tmp_path):
-    with pytest.raises(PreflightError, match=rf'cannot build a dataloader: .*{message}'):
+    with pytest.raises(PreflightError, match=rf'{tmp_path}/a\.json: .*{message}') as error:
         load(coco(tmp_path, **changes))
+    assert '; ' in str(error.value) or 'cannot build' in str(error.value)  # with the remedy
 
 
 BOX = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=0)
@@ -264,18 +278,18 @@ BOX = dict(id=1, image_id=1, category_id=1, bbox=[1, 1, 4, 4], area=16, iscrowd=
     [
         pytest.param(
             dict(images=[dict(id=1, file_name=name, height=6, width=8) for name in ('a.png', 'b.png')]),
-            '2 images have the id 1',
+            '2 images have the id 1; give each an id of its own',
             id='images',
         ),
-        pytest.param(dict(annotations=[BOX, BOX]), '2 annotations have the id 1', id='annotations'),
+        pytest.param(dict(annotations=[BOX, BOX]), '2 annotations have the id 1; .* own', id='annotations'),
         pytest.param(
             dict(categories=[dict(id=1, name='x'), dict(id=1, name='y')]),
-            '2 categories have the id 1',
+            '2 categories have the id 1; give each an id of its own',
             id='categories',
         ),
         pytest.param(
             dict(annotations=dict(category_id=7)),
-            '1 annotations whose category_id is none of the categories, such as 7',
+            '1 annotations whose category_id is none of the categories, such as 7; .* such as 1: write these',
             id='no such category',
         ),
     ],

@@ -138,7 +138,8 @@ def test_a_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
             if words[0] == 'tools/demo.py':
                 words[1] = sorted((tmp_path / words[1]).iterdir())[0]
             run(*words, cwd=tmp_path)
-    assert ran[1:] == [f'tools/{tool}.py' for tool in ('analysis/browse_dataset', 'train', 'test', 'demo')]
+    tools = ('analysis/browse_dataset', 'check_data', 'train', 'test', 'demo')
+    assert ran[1:] == [f'tools/{tool}.py' for tool in tools]
     assert list(tmp_path.glob('work_dirs/*/demo/**/*.jpg')) or list(
         tmp_path.glob('work_dirs/*/demo/**/*.png')
     )

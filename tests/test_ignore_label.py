@@ -47,7 +47,7 @@ HEADS = {
     UPERNET: "model['auxiliary_head'] = dict(ignore_index=void)\n",
     SUPERVISED: "model['auxiliary_head'] = dict(ignore_index=void)\n"
     "model['supervision'] = dict(head=dict(ignore_index=void))\n",
-    MASK2FORMER: '',
+    MASK2FORMER: "model['decode_head'].update(leave_out_ignored=True)\n",
 }
 
 

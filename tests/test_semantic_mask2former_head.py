@@ -127,10 +127,12 @@ def test_weights_are_those_of_mmsegmentation_s_head():
 # Pixels that are left out.
 
 
-def head_loss(cls, labels, scores, masks, ignore_index=255):
+def head_loss(labels, scores, masks, ignore_index=255, cls=SemanticMask2FormerHead, **options):
     """Sum of the losses of a head's predictions, the same points being drawn each time."""
     cfg = Config.fromfile(REPO / CONFIG)
-    head_cfg = dict(cfg.model.decode_head, type=cls.__name__, ignore_index=ignore_index)
+    if cls is SemanticMask2FormerHead:
+        options.setdefault('leave_out_ignored', True)
+    head_cfg = dict(cfg.model.decode_head, type=cls.__name__, ignore_index=ignore_index, **options)
     with DefaultScope.overwrite_default_scope('mmseg'):
         head = MODELS.build(head_cfg)
     sample = SegDataSample(gt_sem_seg=PixelData(data=labels[None]), metainfo=dict(img_shape=labels.shape))
@@ -156,18 +158,20 @@ def test_ignored_pixels_have_no_gradient_and_no_loss(ignored, picture):
     labels, scores, masks = picture
     labels[labels == 255] = ignored
     masks.requires_grad_()
-    loss = head_loss(SemanticMask2FormerHead, labels, scores, masks, ignored)
+    loss = head_loss(labels, scores, masks, ignored)
     (gradient,) = torch.autograd.grad(loss, masks)
     columns = gradient.abs().sum((0, 1, 2))
     assert not columns[13:].any()  # beyond the reach of interpolation at labelled pixels
     assert (columns[:12] > 0).all() and gradient.isfinite().all()
 
 
-def test_upstream_s_loss_has_them_outside_of_all_masks(picture):
-    """If it leaves them out, too, the overrides are no longer needed."""
+def test_by_default_the_loss_is_upstream_s_which_has_them_outside_of_all_masks(picture):
+    """If upstream leaves them out, too, the overrides are no longer needed."""
     labels, scores, masks = picture
     masks.requires_grad_()
-    (gradient,) = torch.autograd.grad(head_loss(Mask2FormerHead, labels, scores, masks), masks)
+    theirs = head_loss(labels, scores, masks, cls=Mask2FormerHead)
+    assert torch.equal(head_loss(labels, scores, masks, leave_out_ignored=False), theirs)
+    (gradient,) = torch.autograd.grad(theirs, masks)
     assert gradient[..., 13:].abs().sum() > 0
 
 
@@ -175,7 +179,7 @@ def test_without_ignored_pixels_the_loss_is_upstream_s(picture):
     labels, scores, masks = picture
     labels[labels == 255] = 0
     ours, theirs = (
-        head_loss(cls, labels, scores, masks) for cls in (SemanticMask2FormerHead, Mask2FormerHead)
+        head_loss(labels, scores, masks, cls=cls) for cls in (SemanticMask2FormerHead, Mask2FormerHead)
     )
     assert torch.equal(ours, theirs) and ours > 0
 
@@ -183,7 +187,7 @@ def test_without_ignored_pixels_the_loss_is_upstream_s(picture):
 def test_an_image_of_ignored_pixels_alone_has_a_finite_loss(picture):
     _, scores, masks = picture
     masks.requires_grad_()
-    loss = head_loss(SemanticMask2FormerHead, torch.full((64, 64), 255), scores, masks)
+    loss = head_loss(torch.full((64, 64), 255), scores, masks)
     loss.backward()
     assert loss.isfinite() and masks.grad.isfinite().all()
 
@@ -193,7 +197,7 @@ def test_ignored_pixels_are_left_out_in_mixed_precision(dtype, picture):
     labels, scores, masks = picture
     masks.requires_grad_()
     with torch.autocast('cpu', dtype):
-        loss = head_loss(SemanticMask2FormerHead, labels, scores, masks)
+        loss = head_loss(labels, scores, masks)
     loss.backward()
     assert loss.isfinite() and not masks.grad[..., 13:].any() and masks.grad[..., :12].any()
     assert torch.tensor(IGNORED, dtype=dtype).isfinite()

@@ -19,6 +19,7 @@ from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.preflight import build_dataset
 
 
 def seed_everything(*entropy: int) -> None:
@@ -66,7 +67,7 @@ class SeededDataset(Dataset):
         if max_broken < 0:
             raise ValueError(f'max_broken takes a number from 0 on, got {max_broken}')
         own = vars(self)
-        own['dataset'] = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
+        own['dataset'] = build_dataset(dataset) if isinstance(dataset, dict) else dataset
         own['max_broken'] = max_broken
         own['broken'] = torch.zeros(len(self.dataset), dtype=torch.bool).share_memory_()
 

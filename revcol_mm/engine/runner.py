@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from revcol_mm.models.checkpoint import CheckpointError, is_remote
-from revcol_mm.preflight import PreflightError, building, ids_checked
+from revcol_mm.preflight import PreflightError, annotation_files, building
 
 from .checkpoint_files import is_whole, remove_unfinished, saved_checkpoints
 from .checkpoint_hook import KeepingCheckpointHook
@@ -166,8 +166,9 @@ class ResumableRunner(Runner):
         dataset = dataloader['dataset']
         if not isinstance(dataset, dict) or dataset.get('type') != 'SeededDataset':
             dataloader = {**dataloader, 'dataset': dict(type='SeededDataset', dataset=dataset)}
-        with building('a dataloader'), ids_checked():
+        with building('a dataloader'), annotation_files() as files:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
+        vars(loader.dataset)['annotation_files'] = files
         if 'worker_init_fn' not in dataloader:  # set now, for MMEngine copies what is in a config
             loader.worker_init_fn = partial(shield_worker, exit_notice=exit_notice_of(os.getpid()))
         return loader
@@ -183,8 +184,8 @@ class ResumableRunner(Runner):
             return super().build_param_scheduler(scheduler)
 
     def build_evaluator(self, evaluator: Any) -> Evaluator:
-        """As in MMEngine, likewise."""
-        with building('an evaluator'):
+        """As in MMEngine, likewise, its annotation file included."""
+        with building('an evaluator'), annotation_files():
             return super().build_evaluator(evaluator)
 
     def scale_lr(self, optim_wrapper: OptimWrapper, auto_scale_lr: dict | None = None) -> None:

@@ -16,22 +16,25 @@ IGNORED = -10_000  # instead of 0 or 1 in a mask that is to be learned; interpol
 
 @MODELS.register_module()
 class SemanticMask2FormerHead(Mask2FormerHead):
-    """MMSegmentation's Mask2FormerHead, with the same weights, but for two things.
+    """MMSegmentation's Mask2FormerHead, with the same weights, and what it lacks.
 
-    - ``test_cfg=dict(mode='slide', ...)`` works on images beyond one window. There a prediction is scaled to
-      its window; MMSegmentation's is scaled to the whole image.
-    - Pixels with the label ``ignore_index`` are in no mask's loss, as in MMSegmentation's other heads. There
-      no mask may cover them, as in the official Mask2Former, and the model learns that they are nothing.
-      (Which query learns which mask is still decided as there: with them outside of all masks.)
+    ``test_cfg=dict(mode='slide', ...)`` works on images beyond one window: a prediction is scaled to its
+    window, where MMSegmentation's is scaled to the whole image.
 
     Args:
         *args, **kwargs: Those of :class:`mmseg.models.Mask2FormerHead`.
+        leave_out_ignored: Leave pixels with the label ``ignore_index`` out of the loss of masks, as
+            MMSegmentation's other heads do. By default, as in the official Mask2Former, they are outside of
+            every mask, so that the model learns that they are nothing. (Which query learns which mask is
+            decided so either way.)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, leave_out_ignored: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for loss in (self.loss_mask, self.loss_dice):
-            loss.register_forward_pre_hook(_leave_out_ignored)
+        self.leave_out_ignored = leave_out_ignored
+        if leave_out_ignored:
+            for loss in (self.loss_mask, self.loss_dice):
+                loss.register_forward_pre_hook(_leave_out_ignored)
 
     def _seg_data_to_instance_data(
         self, batch_data_samples: Sequence[Any]
@@ -47,7 +50,9 @@ class SemanticMask2FormerHead(Mask2FormerHead):
         labels, label_weights, masks, *others = super()._get_targets_single(
             cls_score, mask_pred, gt_instances, img_meta
         )
-        return labels, label_weights, masks.masked_fill(img_meta['ignored'], IGNORED), *others
+        if self.leave_out_ignored:
+            masks = masks.masked_fill(img_meta['ignored'], IGNORED)
+        return labels, label_weights, masks, *others
 
     def predict(self, x: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
         """Scores of every class, (B, K, H, W), of the images or, in mode 'slide', of a window of them."""

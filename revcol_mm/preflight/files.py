@@ -40,7 +40,7 @@ def check_scope(cfg: Config) -> None:
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
-    """Check that the data that dataloaders name exist and that checkpoints to start from can be had.
+    """Check that data that dataloaders and their evaluators name exist, and checkpoints to start from.
 
     Args:
         cfg: The whole config.
@@ -50,11 +50,7 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
         FileNotFoundError: With every missing folder or file, and every file that may run code as it is read,
             one a line.
     """
-    problems = {}
-    for loader in loaders:
-        for place, dataset in _dataset_configs(cfg.get(loader), loader):
-            for problem in _missing_data(dataset):
-                problems.setdefault(problem, []).append(place)
+    problems = missing_data(cfg, loaders)
     evaluators = [loader.replace('_dataloader', '_evaluator') for loader in loaders]
     for name in ('model', *loaders, *evaluators):
         for place, problem in files_with_code(cfg.get(name), name):
@@ -73,14 +69,44 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
             local_checkpoint(load_from, 'load_from')
 
 
-def _dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
+def missing_data(cfg: Config, loaders: tuple[str, ...]) -> dict[str, list[str]]:
+    """What is not there of the data that dataloaders and their evaluators name, and where each is named."""
+    problems = {}
+    for loader in loaders:
+        for place, dataset in dataset_configs(cfg.get(loader), loader):
+            for problem in _missing_data(dataset):
+                problems.setdefault(problem, []).append(place)
+        for place, evaluator in _evaluator_configs(cfg, loader):
+            for key, what in (('ann_file', 'annotation file'), ('seg_prefix', 'data folder')):
+                path = evaluator.get(key)
+                if path and not _is_remote(evaluator, path) and not os.path.exists(path):
+                    problems.setdefault(f'no {what} {path}', []).append(f'{place}.{key}')
+    return problems
+
+
+def _evaluator_configs(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDict]]:
+    name = f'{loader.removesuffix("_dataloader")}_evaluator'
+    evaluators = cfg.get(name)
+    if isinstance(evaluators, dict):
+        yield name, evaluators
+    for index, evaluator in enumerate(evaluators if isinstance(evaluators, list | tuple) else ()):
+        if isinstance(evaluator, dict):
+            yield f'{name}.{index}', evaluator
+
+
+def _is_remote(config: ConfigDict, path: str = '') -> bool:
+    """Whether files are on a store that only its own client can see."""
+    return '://' in str(path) or (config.get('backend_args') or {}).get('backend', 'local') != 'local'
+
+
+def dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
     """Every dataset's config below a dataloader's, inside of wrappers such as RepeatDataset too."""
     if not isinstance(node, dict):
         return
     for key in ('dataset', 'datasets'):
         children = node.get(key, [])
         for child in children if isinstance(children, (list, tuple)) else [children]:
-            yield from _dataset_configs(child, f'{place}.{key}')
+            yield from dataset_configs(child, f'{place}.{key}')
     if 'data_root' in node or 'ann_file' in node or 'data_prefix' in node:
         yield place, node
 
@@ -125,8 +151,8 @@ def files_with_code(node: Any, place: str) -> Iterator[tuple[str, str]]:
 
 
 def _missing_data(dataset: ConfigDict) -> Iterator[str]:
-    if dataset.get('backend_args') and dataset['backend_args'].get('backend', 'local') != 'local':
-        return  # on a remote store, which only its own client can see
+    if _is_remote(dataset):
+        return
     root = Path(dataset.get('data_root') or '')
     if not root.is_dir():
         yield f'no data folder {root}'
@@ -143,3 +169,10 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
             yield f'no data folder {path}'
         elif not any(path.iterdir()):
             yield f'data folder {path} is empty'
+    default = '.jpg' if dataset.get('type') == 'BaseSegDataset' else None
+    suffix = dataset.get('img_suffix', default)
+    folder = root / ((prefix.get('img_path') if isinstance(prefix, dict) else None) or '')
+    if suffix and not ann_file and folder.is_dir():
+        files = [name for _, _, names in os.walk(folder) for name in names]
+        if files and not any(name.endswith(suffix) for name in files):
+            yield f'no file in {folder} ends in {suffix!r} (img_suffix), there is {min(files)}'

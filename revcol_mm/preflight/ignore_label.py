@@ -12,12 +12,12 @@ DEFAULT = 255  # MMSegmentation's, which reduce_zero_label and classes that are 
 OPTIONS = ('ignore_index', 'ignore_label', 'seg_pad_val', 'seg_fill_in')  # of OpenMMLab's classes
 
 
-def check_ignore_label(dataset: Dataset, model: nn.Module, metrics: list[Any]) -> None:
+def check_ignore_label(dataset: Dataset, model: nn.Module | None, metrics: list[Any]) -> None:
     """Check that all that labels go through leaves out, or pads with, a data set's ``ignore_index``.
 
     Args:
         dataset: Semantic segmentation's; others are passed over.
-        model: With its heads, losses and data preprocessor.
+        model: With its heads, losses and data preprocessor. None: there is none to compare with.
         metrics: Those of the data set.
 
     Raises:
@@ -35,7 +35,11 @@ def check_ignore_label(dataset: Dataset, model: nn.Module, metrics: list[Any]) -
             raise PreflightError(
                 f'{place}: {why} turns labels into {DEFAULT}: set its ignore_index to that, not to {ignored}'
             )
-        modules = [(f'{name} of the model', module) for name, module in model.named_modules() if name]
+        modules = (
+            [(f'{name} of the model', module) for name, module in model.named_modules() if name]
+            if model
+            else []
+        )
         others = [(type(other).__name__, other) for other in (*transforms, *metrics)]
         for name, other in (*modules, *others):
             for option, label in _labels(other):

@@ -13,6 +13,7 @@ from mmengine.dist import get_world_size
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.data import Dataset
 
 from revcol_mm.models import RevCol
 
@@ -24,21 +25,25 @@ OTHER_PARTS = {'backbone', 'reid'}
 OTHER_HEADS = {'FusedSemanticHead', 'PanopticFPNHead', 'STDCHead'}
 
 
-def check_num_classes(model: nn.Module, name: str, metainfo: dict[str, Any]) -> None:
+def check_num_classes(model: nn.Module, name: str, dataset: Dataset) -> None:
     """Compare every ``num_classes`` in a model, of heads and of losses, with a data set's classes.
 
     Args:
         model: The model of the run.
         name: The data set's name, for messages.
-        metainfo: Its ``classes``; of a panoptic one also its ``thing_classes`` and ``stuff_classes``.
+        dataset: With ``classes`` in its ``metainfo``; a panoptic one also with ``thing_classes`` and
+            ``stuff_classes``.
 
     Raises:
         PreflightError: With the first number that is another one.
     """
-    model = _unwrapped(model)
+    model, metainfo = _unwrapped(model), getattr(dataset, 'metainfo', {})
+    classes = metainfo.get('classes')
+    if not classes or isinstance(classes, str):
+        return
     if hasattr(model, 'language_model'):  # classes are words
         return
-    num_classes = len(metainfo['classes'])
+    num_classes = len(classes)
     things, stuff = (len(metainfo.get(f'{kind}_classes') or ()) for kind in ('thing', 'stuff'))
     allowed = {num_classes, things} if stuff else {num_classes}  # heads of boxes know things alone
     for path, module in model.named_modules():

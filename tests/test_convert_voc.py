@@ -1,0 +1,210 @@
+"""Pascal VOC's XML becomes COCO's JSON with the boxes that MMDetection reads, and what is wrong is named."""
+
+import json
+import re
+import shutil
+
+import pytest
+from mmengine.registry import DATASETS, DefaultScope
+from PIL import Image
+
+from .subprocesses import REPO, run
+from .test_documentation import blocks
+
+TOOL = 'tools/convert_voc.py'
+
+
+def element(name, box, difficult=0):
+    corners = ''.join(f'<{key}>{value}</{key}>' for key, value in zip(('xmin', 'ymin', 'xmax', 'ymax'), box))
+    return f'<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{corners}</bndbox></object>'
+
+
+def write(root, name, *objects, size=(40, 30), image=(40, 30)):
+    width, height = size
+    text = f'<size><width>{width}</width><height>{height}</height><depth>3</depth></size>' + ''.join(objects)
+    (root / f'Annotations/{name}.xml').write_text(f'<annotation>{text}</annotation>')
+    Image.new('RGB', image, 50 * ord(name[-1]) % 251).save(root / f'JPEGImages/{name}.jpg')
+
+
+@pytest.fixture
+def voc(tmp_path):
+    """A folder in VOC's layout, whole."""
+    root = tmp_path / 'voc'
+    for folder in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
+        (root / folder).mkdir(parents=True)
+    write(root, 'a', element('cat', (1, 1, 40, 30)), element('dog', ('2.7', '3.2', '9.9', '11'), difficult=1))
+    write(root, 'b', element('dog', (5, 6, 20, 21)))
+    write(root, 'c')
+    (root / 'ImageSets/Main/train.txt').write_text('a\nb\n')
+    (root / 'ImageSets/Main/val.txt').write_text('c\n')
+    (root / 'ImageSets/Main/cat_train.txt').write_text('a  1\nb -1\n')  # a list of one class, as VOC has them
+    return root
+
+
+def converted(voc, split='train'):
+    return json.loads((voc.parent / f'out/{split}.json').read_text())
+
+
+def convert(call_tool, voc, *arguments):
+    return call_tool(TOOL, voc, '--out', voc.parent / 'out', *arguments)
+
+
+def test_boxes_are_those_that_mmdetection_reads(voc, call_tool):
+    printed, error = convert(call_tool, voc)
+    assert not error and sorted(path.name for path in (voc.parent / 'out').iterdir()) == [
+        'train.json',
+        'val.json',
+    ]
+    assert (
+        "classes = ('cat', 'dog')" in printed
+        and f"dataset = dict(data_prefix=dict(img='{voc}/JPEGImages/'))" in printed
+    )
+    common = dict(metainfo=dict(classes=('cat', 'dog')), serialize_data=False, test_mode=True)
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        ours = DATASETS.build(
+            dict(
+                type='CocoDataset',
+                ann_file=str(voc.parent / 'out/train.json'),
+                data_prefix=dict(img=''),
+                **common,
+            )
+        )
+        theirs = DATASETS.build(
+            dict(
+                type='XMLDataset',
+                data_root=str(voc),
+                ann_file='ImageSets/Main/train.txt',
+                data_prefix=dict(sub_data_root=''),
+                **common,
+            )
+        )
+    assert len(ours) == len(theirs) == 2
+    for index in range(2):
+        assert ours[index]['instances'] == theirs[index]['instances']
+    assert converted(voc)['annotations'][1] == dict(
+        id=2, image_id=1, category_id=2, bbox=[1, 2, 7, 8], area=56, iscrowd=1
+    )
+    assert converted(voc, 'val')['images'] == [dict(id=1, file_name='c.jpg', width=40, height=30)]
+
+
+@pytest.mark.parametrize(
+    'objects, message, num_left',
+    [
+        pytest.param(
+            [element('cat', (9, 9, 9, 9))], r'1 empty boxes; .*\n.*a\.xml: cat \[9, 9, 9, 9\]', 0, id='empty'
+        ),
+        pytest.param([element('cat', (9, 9, 5, 12))], '1 empty boxes', 0, id='reversed'),
+        pytest.param([element('cat', (90, 9, 95, 12))], '1 boxes outside of their image', 0, id='outside'),
+        pytest.param([element('cat', (0, 1, 45, 12))], '1 boxes that reach beyond.*clipped', 1, id='beyond'),
+        pytest.param([element('cat', ('x', 1, 5, 12))], '1 objects without a box of four', 0, id='text'),
+        pytest.param([element('cat', ('nan', 1, 5, 12))], '1 objects without a box of four', 0, id='NaN'),
+        pytest.param(['<object><name>cat</name></object>'], '1 objects without a box', 0, id='no box'),
+        pytest.param([element('', (1, 1, 5, 12))], '1 objects without a name', 0, id='no name'),
+        pytest.param(
+            [element('cow', (1, 1, 5, 12))], '1 objects that are none of the classes.*\n  cow', 0, id='class'
+        ),
+    ],
+)
+def test_an_object_that_is_wrong_is_named_and_counted(objects, message, num_left, voc, call_tool):
+    write(voc, 'a', element('cat', (1, 1, 40, 30)), *objects)
+    printed, error = convert(call_tool, voc, '--classes', 'cat', 'dog')
+    assert not error and re.search(message, printed)
+    assert len([each for each in converted(voc)['annotations'] if each['image_id'] == 1]) == 1 + num_left
+
+
+def test_a_box_beyond_the_image_is_clipped(voc, call_tool):
+    write(voc, 'a', element('cat', (0, 1, 45, 12)))
+    convert(call_tool, voc)
+    assert converted(voc)['annotations'][0]['bbox'] == [0, 0, 40, 11]
+
+
+@pytest.mark.parametrize(
+    'damage, message',
+    [
+        pytest.param(
+            lambda root: (root / 'Annotations/a.xml').write_text('<annotation><obj'),
+            r'cannot be read; .*\n.*a\.xml: it is not XML',
+            id='XML cut short',
+        ),
+        pytest.param(
+            lambda root: (root / 'Annotations/a.xml').unlink(),
+            r'without an XML file; .*\n.*a\.xml',
+            id='no XML',
+        ),
+        pytest.param(
+            lambda root: (root / 'JPEGImages/a.jpg').unlink(),
+            r'images that are not there; .*\n  a',
+            id='no image',
+        ),
+        pytest.param(
+            lambda root: (root / 'JPEGImages/a.jpg').write_text('x'),
+            r'cannot be read; .*\n.*a\.xml',
+            id='bad image',
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named_and_left_out_with_its_image(damage, message, voc, call_tool):
+    damage(voc)
+    printed, error = convert(call_tool, voc)
+    assert not error and re.search(message, printed)
+    assert [each['file_name'] for each in converted(voc)['images']] == ['b.jpg']
+
+
+def test_a_size_that_lies_is_taken_from_the_image(voc, call_tool):
+    write(voc, 'a', element('cat', (1, 1, 5, 5)), size=(30, 40))
+    printed, _ = convert(call_tool, voc)
+    assert re.search(
+        r"1 sizes that are not the image's; .*\n.*a\.xml: 30 x 40, its image has 40 x 30", printed
+    )
+    assert converted(voc)['images'][0]['width'] == 40
+
+
+def test_without_lists_all_annotations_are_one_file(voc, call_tool):
+    (voc / 'ImageSets').rename(voc / 'lists')
+    convert(call_tool, voc)
+    assert len(converted(voc, 'all')['images']) == 3
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        pytest.param(
+            ['--splits', 'tset'], r"no list .*tset\.txt; there are .*'train', 'val'", id='no such list'
+        ),
+        pytest.param(['--splits', 'cat_train'], 'a list of one class', id='list of a class'),
+        pytest.param(
+            ['--classes', 'cat', 'cow'], "no object is called 'cow'; there are cat, dog", id='no such class'
+        ),
+        pytest.param(['--classes', 'cat', 'cat'], 'names one twice', id='a class twice'),
+    ],
+)
+def test_a_wrong_option_is_an_error_in_one_line(arguments, message, voc, call_tool):
+    _, error = convert(call_tool, voc, *arguments)
+    assert re.fullmatch(f'error: .*{message}.*', error) and not (voc.parent / 'out').exists()
+
+
+def test_a_folder_without_annotations_is_an_error(tmp_path, call_tool):
+    _, error = call_tool(TOOL, tmp_path, '--out', tmp_path)
+    assert error == f'error: no folder {tmp_path / "Annotations"}'
+
+
+def test_the_tutorial_s_commands_and_config_run(voc, tmp_path):
+    for name in 'abc':  # larger, for MMDetection leaves out images of less than 32 pixels
+        write(
+            voc,
+            name,
+            element('cat', (1, 1, 40, 30)),
+            element('dog', (5, 6, 20, 21)),
+            size=(64, 48),
+            image=(64, 48),
+        )
+    page = REPO / 'docs/tutorials/detection.md'
+    shutil.copytree(REPO / 'configs', tmp_path / 'configs')
+    shutil.copytree(REPO / 'tools', tmp_path / 'tools')
+    shutil.copytree(voc, tmp_path / 'data/my_voc')
+    (config,) = blocks(page, 'py')
+    (tmp_path / config.splitlines()[0].removeprefix('# ')).write_text(config)
+    convert, check = (line.split()[1:] for block in blocks(page, 'sh') for line in block.splitlines())
+    printed = run(*convert, cwd=tmp_path)
+    assert re.search(r"^classes = \('cat', 'dog'\)$", config, re.M) and "classes = ('cat', 'dog')" in printed
+    assert '0 kinds of errors, 0 of warnings' in run(*check, cwd=tmp_path)
