@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.preflight import PreflightError, check_data, check_files
+from revcol_mm.preflight import PreflightError, PreflightHook, check_data, check_files
 from revcol_mm.preflight.coco import CocoFile
 from revcol_mm.preflight.data import check_run, splits_of
 from revcol_mm.preflight.findings import report
 
 from .subprocesses import run
+from .test_preflight import Runner
 
 SPLITS = ('train', 'val')
 SIZES = dict(train=(40, 30), val=(36, 28))  # width and height
@@ -910,6 +911,15 @@ def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):
 def test_the_tool_says_in_one_line_what_it_cannot_read(tmp_path, call_tool):
     _, error = call_tool('tools/check_data.py', tmp_path / 'nowhere.py')
     assert error == f'error: no config {tmp_path}/nowhere.py'
+
+
+def test_a_run_does_not_keep_what_it_read_of_annotation_files(coco):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = ResumableRunner.build_dataloader(coco.train_dataloader).dataset
+    assert list(dataset.annotation_files) == [coco.train_dataloader.dataset.data_root + '/train.json']
+    runner = Runner(dataset, num_classes=2)
+    PreflightHook().before_run(runner)
+    assert not dataset.annotation_files
 
 
 def test_training_stops_before_the_first_iteration(sample_data, tmp_path):

@@ -19,8 +19,8 @@ class PreflightHook(Hook):
     """Compare the data sets of a run with its model, and that with its wrapper, before the first iteration.
 
     What is wrong with data is told in one line for each kind, by :func:`~.data.check_run`: all files are
-    looked for, and of each data set 50 evenly spaced images and masks are read. What makes no training
-    worthless is a warning.
+    looked for, and of each data set 50 evenly spaced images and masks are read. Faults that a
+    training can live with are warnings.
 
     Raises:
         PreflightError: If there is not one iteration to train; if a data set is wrong; if a head's
@@ -45,6 +45,8 @@ class PreflightHook(Hook):
         for split in splits:
             self._check(runner, split.dataset)
         report(check_run(splits))
+        for split in splits:
+            split.files.clear()  # hundreds of thousands of names, which worker processes would get
 
     @staticmethod
     def _check_length(runner: Runner) -> None:
