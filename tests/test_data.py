@@ -19,12 +19,13 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.preflight import PreflightError, check_data, check_files
+from revcol_mm.preflight import PreflightError, PreflightHook, check_data, check_files
 from revcol_mm.preflight.coco import CocoFile
 from revcol_mm.preflight.data import check_run, splits_of
 from revcol_mm.preflight.findings import report
 
 from .subprocesses import run
+from .test_preflight import Runner
 
 SPLITS = ('train', 'val')
 SIZES = dict(train=(40, 30), val=(36, 28))  # width and height
@@ -715,11 +716,13 @@ def test_ignored_labels_that_differ_are_an_error(left, masks):
             dataset = ResumableRunner.build_dataloader(masks.train_dataloader).dataset
         splits = splits_of('train', dataset, model=nn.ModuleDict(dict(decode_head=head)))
         with pytest.raises(
-            PreflightError, match=r'ignore_index=255, model\.decode_head\.ignore_index=11; set'
+            PreflightError,
+            match='ignore_index=255, but decode_head of the model has ignore_index=11; set both',
         ):
             report(check_run(splits))
     else:
-        with pytest.raises(PreflightError, match=rf'not the same everywhere: .*{left}\.ignore_index=255'):
+        both = '11, but IoUMetric .*255' if left == 'val_evaluator' else '255, but IoUMetric .*11'
+        with pytest.raises(PreflightError, match=f'val: .* has ignore_index={both}; set both to one label'):
             start(masks)
 
 
@@ -727,7 +730,7 @@ def test_what_pads_masks_writes_the_ignored_label(masks):
     ignore(masks, 11, 'train_dataloader.dataset.ignore_index')
     masks.train_dataloader.dataset.pipeline.insert(2, dict(type='RandomRotate', prob=0.5, degree=9))
     with pytest.raises(
-        PreflightError, match=r'seg_pad_val of RandomRotate in train_dataloader.*=255; set all'
+        PreflightError, match='train: .* has ignore_index=11, but RandomRotate has seg_pad_val=255; set both'
     ):
         start(masks)
 
@@ -736,7 +739,9 @@ def test_reduce_zero_label_writes_255_whatever_is_ignored(masks):
     for split in SPLITS:
         masks[f'{split}_dataloader'].dataset.update(reduce_zero_label=True, ignore_index=11)
     masks.val_evaluator.ignore_index = 11
-    with pytest.raises(PreflightError, match='what reduce_zero_label writes=255'):
+    with pytest.raises(
+        PreflightError, match='reduce_zero_label=True turns labels into 255; set its ignore_index to that'
+    ):
         start(masks)
 
 
@@ -910,6 +915,15 @@ def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):
 def test_the_tool_says_in_one_line_what_it_cannot_read(tmp_path, call_tool):
     _, error = call_tool('tools/check_data.py', tmp_path / 'nowhere.py')
     assert error == f'error: no config {tmp_path}/nowhere.py'
+
+
+def test_a_run_does_not_keep_what_it_read_of_annotation_files(coco):
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = ResumableRunner.build_dataloader(coco.train_dataloader).dataset
+    assert list(dataset.annotation_files) == [coco.train_dataloader.dataset.data_root + '/train.json']
+    runner = Runner(dataset, num_classes=2)
+    PreflightHook().before_run(runner)
+    assert not dataset.annotation_files
 
 
 def test_training_stops_before_the_first_iteration(sample_data, tmp_path):

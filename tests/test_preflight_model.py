@@ -73,7 +73,7 @@ def bare_runner(cfg, num_images=100):
 def check(runner):
     check_channels(runner.model, runner.cfg.model)
     check_class_weights(runner.model)
-    check_num_classes(runner.model, 'the data set', runner.metainfo)
+    check_num_classes(runner.model, 'the data set', runner)
     check_metrics(runner)
     check_schedule(runner)
     check_batch_norm(runner)
@@ -172,10 +172,10 @@ def test_numbers_of_a_panoptic_model_are_of_things_and_of_stuff():
     model = nn.ModuleDict(dict(roi_head=nn.Identity(), semantic_head=nn.Identity()))
     model.roi_head.num_classes = 2
     model.semantic_head.num_things_classes, model.semantic_head.num_stuff_classes = 2, 1
-    check_num_classes(model, 'the data set', classes)
+    check_num_classes(model, 'the data set', SimpleNamespace(metainfo=classes))
     model.semantic_head.num_stuff_classes = 53
     with pytest.raises(PreflightError, match='semantic_head .*num_stuff_classes=53, the data set has 1'):
-        check_num_classes(model, 'the data set', classes)
+        check_num_classes(model, 'the data set', SimpleNamespace(metainfo=classes))
 
 
 # What is watched.

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.preflight import Finding, PreflightError, check_data, merge_options
+from revcol_mm.preflight import Finding, check_data, errors_in_one_line, merge_options
 
 
 def parse_args() -> argparse.Namespace:
@@ -73,15 +73,13 @@ SEVERITIES = ('error', 'warning')
 
 def main() -> None:
     args = parse_args()
-    try:
+    with errors_in_one_line():
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         if args.out:
             check_writable(args.out.parent)
         with redirect_stdout(sys.stderr):  # pycocotools prints what it does
             splits, findings = check_data(cfg, args.workers, progress)
-    except (OSError, ValueError, PreflightError) as error:
-        sys.exit(f'error: {error}')
     findings = sorted(findings, key=lambda each: SEVERITIES.index(each.severity))
     sets = [dict(split=each.name, name=each.where, images=len(each.dataset)) for each in splits]
     result = report(args.config, sets, findings)

@@ -258,8 +258,8 @@ def _check_ignored(split: Split) -> Findings:
     try:
         check_ignore_label(split.dataset, split.model, [metric for _, metric, _ in split.metrics])
     except PreflightError as error:
-        clause = str(error)
-        findings.add('ignore_index', split.where, clause, 'it is left out', [clause], in_clauses=True)
+        clause, _, remedy = str(error).rpartition(': ')
+        findings.add('ignore_index', split.name, clause, remedy, [clause], in_clauses=True)
     return findings
 
 

@@ -21,8 +21,8 @@ class PreflightHook(Hook):
     """Compare the data, model, evaluators and schedule of a run with each other before the first iteration.
 
     What is wrong with data is told in one line for each kind, by :func:`~.data.check_run`: all files are
-    looked for, and of each data set 50 evenly spaced images and masks are read. What makes no training
-    worthless is a warning.
+    looked for, and of each data set 50 evenly spaced images and masks are read. Faults that a
+    training can live with are warnings.
 
     Raises:
         PreflightError: If the data are wrong, the model's wrapper does not let it train reversibly, or as the
@@ -50,6 +50,8 @@ class PreflightHook(Hook):
         for split in splits:
             check_num_classes(runner.model, split.where, split.dataset)
         report(check_run(splits))
+        for split in splits:
+            split.files.clear()  # hundreds of thousands of names, which worker processes would get
         check_metrics(runner)
         if isinstance(runner._train_loop, BaseLoop):  # not in testing
             check_schedule(runner)

@@ -105,7 +105,7 @@ def _check_watchers(runner: Runner, names: list[str]) -> None:
     watched = []
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
-            watched += [(f'save_best of {type(hook).__name__}', key) for key in hook.save_best]
+            watched += [('save_best of CheckpointHook', key) for key in hook.save_best]
             if 'auto' in hook.save_best:
                 _check_rule(hook, names[0])
         elif isinstance(hook, EarlyStoppingHook):
