@@ -717,7 +717,7 @@ def test_ignored_labels_that_differ_are_an_error(left, masks):
         splits = splits_of('train', dataset, model=nn.ModuleDict(dict(decode_head=head)))
         with pytest.raises(
             PreflightError,
-            match='ignore_index=255, but decode_head of the model has ignore_index=11; set both',
+            match='ignore_index=255, but decode_head of the model has ignore_index=11; set',
         ):
             report(check_run(splits))
     else:
@@ -739,9 +739,7 @@ def test_reduce_zero_label_writes_255_whatever_is_ignored(masks):
     for split in SPLITS:
         masks[f'{split}_dataloader'].dataset.update(reduce_zero_label=True, ignore_index=11)
     masks.val_evaluator.ignore_index = 11
-    with pytest.raises(
-        PreflightError, match='reduce_zero_label=True turns labels into 255; set its ignore_index to that'
-    ):
+    with pytest.raises(PreflightError, match='reduce_zero_label=True turns labels into 255; set its'):
         start(masks)
 
 

@@ -15,7 +15,6 @@ images.
 
 import argparse
 import json
-import sys
 import xml.etree.ElementTree as ET
 from collections import Counter
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.preflight import Findings, image_size
+from revcol_mm.preflight import Findings, errors_in_one_line, image_size
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LEFT_OUT = 'they are left out'
@@ -193,7 +192,7 @@ def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, list[dic
 def main() -> None:
     args = parse_args()
     findings = Findings(max_examples=None)
-    try:
+    with errors_in_one_line():
         splits = read_splits(args.root, args.splits)
         read = convert(args.root, splits, findings)
         found = Counter(name for _, annotation in read.values() for name, _, _ in annotation.objects)
@@ -215,8 +214,6 @@ def main() -> None:
             (args.out / f'{split}.json').write_text(json.dumps(content))
             counts = f'{len(content["images"])} images, {len(content["annotations"])} objects'
             print(f'{args.out / split}.json: {counts}')
-    except (OSError, ValueError) as error:
-        sys.exit(f'error: {error}')
     for each in findings:
         print(f'\n{each.count} {each.message}; {each.remedy}:', *each.examples, sep='\n  ')
     print(f'\nclasses = {tuple(classes)}')
