@@ -247,8 +247,9 @@ def test_a_run_that_will_replace_another_one_s_checkpoints_says_so(tmp_path):
 
 def test_what_a_killed_process_left_unfinished_is_removed(tmp_path):
     (tmp_path / '.iter_3.pth.part').write_bytes(b'half')
+    (tmp_path / '.iter_4.pth').mkdir()
     make(tmp_path, max_iters=1).train()
-    assert not list(tmp_path.glob('.*.part'))
+    assert [path.name for path in tmp_path.glob('.*')] == ['.lock']
 
 
 def test_new_files_have_the_user_s_mode_and_their_folder_is_on_the_disk(tmp_path, monkeypatch):

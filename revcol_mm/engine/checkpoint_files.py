@@ -168,6 +168,8 @@ def record_last(work_dir: str | Path, checkpoint: str | Path) -> None:
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what a killed process left of files that it was writing in a folder that nobody else uses."""
+    """Remove what a killed process left of checkpoints that it was writing in a folder of its own."""
     for path in Path(folder).glob('.*.pth.part'):
         path.unlink(missing_ok=True)
+    for path in Path(folder).glob('.*.pth'):  # sharded
+        shutil.rmtree(path)

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from revcol_mm.models.checkpoint import CheckpointError, is_remote
 from revcol_mm.preflight import PreflightError, annotation_files, building
 
-from .checkpoint_files import is_whole, remove_unfinished, saved_checkpoints
+from .checkpoint_files import checkpoint_folder, is_whole, remove_unfinished, saved_checkpoints
 from .checkpoint_hook import KeepingCheckpointHook
 from .interruption import InterruptionHook, ResumeValidationHook, SeedHook, exit_notice_of, shield_worker
 from .load_from import restrict_loading
@@ -243,7 +243,10 @@ class ResumableRunner(Runner):
                 f'another run trains in {self.work_dir}; wait for its end or give another --work-dir'
             ) from error
         remove_unfinished(self.work_dir)
-        saved = [] if self._resume else saved_checkpoints(self.work_dir)
+        out_dir, template = (self._checkpoint_hook.get(key) for key in ('out_dir', 'filename_tmpl'))
+        if out_dir and not is_remote(out_dir):
+            remove_unfinished(checkpoint_folder(self.work_dir, out_dir))
+        saved = [] if self._resume else saved_checkpoints(self.work_dir, out_dir, template)
         if saved:
             self.logger.warning(
                 f'{self.work_dir} has checkpoints of an earlier run, such as {saved[0].name}, which this run '
