@@ -12,7 +12,7 @@ SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-onedl test-oldest test-compiled lint docs lock audit
+.PHONY: install demo trainings test test-slow test-onedl test-oldest test-compiled lint docs lock audit
 install: $(VENV)/installed
 
 $(VENV)/installed: $(REQUIREMENTS) pyproject.toml
@@ -64,6 +64,9 @@ trainings: install $(SAMPLE)
 
 test: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow --numprocesses=2 --dist=worksteal
 
 # The same on other sets of packages, each in an environment of its own. On another Python, for example:
 # make test PYTHON=python3.13 VENV=.venv-3.13

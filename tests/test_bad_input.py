@@ -569,7 +569,7 @@ def test_a_checkpoint_of_another_project_is_an_error(weights, message, tmp_path,
 @pytest.mark.parametrize(
     'content, message',
     [
-        pytest.param({'state_dict': {}}, "no 'meta' in .*load_from", id='weights alone'),
+        pytest.param({'state_dict': {}}, "does not tell of its run .'meta'.*load_from", id='weights alone'),
         pytest.param({'meta': RunsCode(os.system, 'true')}, 'cannot resume', id='code'),
         pytest.param([1], 'cannot resume', id='a list'),
     ],

@@ -99,6 +99,7 @@ def logged(work_dir):
     return ''.join(path.read_text() for path in sorted(work_dir.glob('*/*.log')))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_broken_samples_are_named_once_and_training_goes_on(num_workers, folder, tmp_path):
     runner(folder, tmp_path / 'work', num_workers=num_workers).train()

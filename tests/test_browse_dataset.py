@@ -26,6 +26,7 @@ def browse(sample_data, tmp_path, call_tool):
         rows = json.loads((tmp_path / 'browse_dataset.json').read_text())
         return printed, [(row, np.asarray(Image.open(tmp_path / row['picture'])).astype(int)) for row in rows]
 
+@pytest.mark.slow
     return run
 
 

@@ -443,6 +443,7 @@ def make_tiles(source, folder):
         tiff(folder / path.relative_to(source).with_suffix('.tif'), bands, planarconfig='contig')
 
 
+@pytest.mark.slow
 def test_probes_of_the_image_are_refused_for_other_values_than_of_8_bits(sample_data, tmp_path, call_tool):
     make_tiles(sample_data / 'ade20k', tmp_path / 'tiles')
     cfg = read_config(SEGMENTOR, 6)

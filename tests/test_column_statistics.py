@@ -186,6 +186,7 @@ train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch',
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('runner', ['Runner', 'FullyShardedRunner'])
 def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
     model = Toy(save_memory=True)

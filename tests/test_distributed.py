@@ -154,14 +154,15 @@ def check_processes(number, one_process, tmp_path, *options):
 def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, tmp_path):
     """What legitimately depends on the number of processes is fixed in parallel_training.py.
 
-    - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
-      denoising has next to no noise; augmentation and stochastic depth are off.
-    - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
-      not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
-      all processes.)
-    - DINO's number of denoising groups follows from the most objects in an image of the process.
-    - Images are padded to the largest of the process: they have one size.
-    - Batch normalisation, of which these models have none, sees the images of the process.
+    @pytest.mark.slow
+        - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
+          denoising has next to no noise; augmentation and stochastic depth are off.
+        - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
+          not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
+          all processes.)
+        - DINO's number of denoising groups follows from the most objects in an image of the process.
+        - Images are padded to the largest of the process: they have one size.
+        - Batch normalisation, of which these models have none, sees the images of the process.
     """
     check_processes(2, one_process, tmp_path)
 
@@ -197,6 +198,7 @@ def on(data, layout, *options):
     )
 
 
+@pytest.mark.slow
 def metrics(printed):
     """The table at the end of what tools/test.py prints."""
     found = dict(re.findall(r'^([\w/]+) +(-?[\d.e-]+|nan)$', printed, re.M))
@@ -243,6 +245,7 @@ def test_what_is_pickled_in_a_sharded_checkpoint_does_not_run(tmp_path):
     assert not has_all_shards(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config, layout', [('mask2former', 'ade20k'), ('dino', 'coco')])
 def test_two_processes_count_every_image_once_when_they_cannot_share_evenly(
     config, layout, sample_data, tmp_path

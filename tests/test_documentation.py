@@ -113,6 +113,7 @@ def test_every_figure_is_shown_and_there():
     assert shown == set((REPO / 'docs').rglob('*.png'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SMALL)
 def test_a_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
     """All of its commands, in its order, in a copy of what they need."""

@@ -115,6 +115,7 @@ def test_void_pixels_give_a_head_no_gradient(base, void, config):
     assert loss.isfinite()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('base', [UPERNET, MASK2FORMER])
 def test_tools_train_test_and_draw_with_another_ignore_label(base, config, tmp_path, call_tool):
     path = config(base, 11, 'train_pipeline[2].update(scale=(512, 96))\n')  # smaller than crops: padded

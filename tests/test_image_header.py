@@ -96,7 +96,7 @@ def test_what_ends_within_its_header_is_no_image(content, tmp_path):
 def inferencer():
     """As much of one as reads images."""
     inferencer = object.__new__(SegmentationInferencer)
-    inferencer._load = LoadImageFromFile()
+    inferencer._load, inferencer._channels = LoadImageFromFile(), 3
     return inferencer
 
 

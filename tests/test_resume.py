@@ -163,6 +163,7 @@ def assert_same(work_dir, expected):
         assert torch.equal(final[name], weight), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'kind, device',
     [
@@ -186,6 +187,7 @@ def test_a_run_killed_at_any_moment_and_resumed_equals_an_unbroken_one(kind, dev
     assert_same(tmp_path, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize('kind', ['iterations', 'epochs'])
 def test_a_signal_lets_the_iteration_finish_and_nothing_is_done_twice(kind, number, unbroken, tmp_path):

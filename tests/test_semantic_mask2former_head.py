@@ -203,6 +203,7 @@ def test_ignored_pixels_are_left_out_in_mixed_precision(dtype, picture):
     assert torch.tensor(IGNORED, dtype=dtype).isfinite()
 
 
+@pytest.mark.slow
 # The tools.
 
 

@@ -378,6 +378,7 @@ def test_a_config_holds_the_published_numbers(row):
     assert cfg.val_dataloader == cfg.test_dataloader
 
 
+@pytest.mark.slow
 USER_CONFIG = """
 _base_ = ['{repo}/configs/revcol_t_in1k.py']
 model = dict(backbone=dict(arch='nano'), num_classes=10)

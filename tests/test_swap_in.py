@@ -96,6 +96,7 @@ def test_the_table_has_every_method_and_is_what_the_tool_wrote():
     assert tool['table'](report) in PAGE
 
 
+@pytest.mark.slow
 def test_the_tool_writes_a_config_that_the_others_read(tmp_path, call_tool):
     printed, error = call_tool(TOOL, FASTER_RCNN, '--out', tmp_path / 'my_config.py')
     assert not printed and not error

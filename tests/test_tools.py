@@ -119,6 +119,8 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
+@pytest.mark.slow
 @pytest.mark.parametrize('config', FAMILIES)
 def test_every_family_trains_and_tests(config, sample_data, tmp_path):
     layout, metric = FAMILIES[config]
@@ -162,6 +164,7 @@ def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_sch
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', printed)
 
 
+@pytest.mark.slow
 def test_data_that_do_not_fit_the_model_are_an_error_before_the_first_iteration(sample_data, tmp_path):
     options = on(sample_data, 'ade20k', 'model.decode_head.num_classes=7')
     printed = run('tools/train.py', DEMO, '--amp', '--work-dir', tmp_path, *options, expect=1)

@@ -31,6 +31,7 @@ def train(config, sample_data, work_dir, *options, **env):
     return run('tools/train.py', f'configs/{config}.py', '--work-dir', work_dir, *options, **env)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', TASKS)
 def test_tensorboard_has_losses_rates_metrics_columns_and_pictures_of_validation(
     config, sample_data, tmp_path

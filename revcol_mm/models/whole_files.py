@@ -47,9 +47,9 @@ def replacing(path: str | Path) -> Iterator[Replacement]:
 
 def sync_folder(folder: Path) -> None:
     """Write a folder's list of names to the disk; Windows, which has no such call, does so by itself."""
-    if not hasattr(os, 'O_DIRECTORY'):
+    if os.name == 'nt':
         return
-    descriptor = os.open(folder, os.O_DIRECTORY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

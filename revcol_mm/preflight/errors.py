@@ -9,7 +9,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Iterator
+from typing import Any, Iterator
 
 from mmengine.logging import MMLogger
 
@@ -82,15 +82,22 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 def _is_raised_here(error: BaseException) -> bool:
     """Whether the tool or this package has raised it, and so chosen its words."""
-    module = _frames(error)[-1].f_globals.get('__name__') or ''
-    return module.partition('.')[0] in ('__main__', 'revcol_mm')
+    frames = _frames(error)
+    raised_in = frames[-1].f_globals
+    return raised_in is _tool(frames) or (raised_in.get('__name__') or '').partition('.')[0] == 'revcol_mm'
+
+
+def _tool(frames: list[FrameType]) -> dict[str, Any]:
+    """The globals of the program that asks for errors in one line: behind this file's own frame."""
+    return next((frame.f_globals for frame in frames if frame.f_globals is not globals()), {})
 
 
 def _runs_users_code(error: BaseException) -> bool:
+    tool = _tool(_frames(error))
     for cause in _chain(error):
         for frame in _frames(cause):
-            module = frame.f_globals.get('__name__')  # a config's code has none
-            if module not in (None, '__main__') and _is_users(frame.f_code.co_filename):
+            is_config = frame.f_globals.get('__name__') is None
+            if not is_config and frame.f_globals is not tool and _is_users(frame.f_code.co_filename):
                 return True
         # What torch hands on from a worker that loads data is the text of a traceback.
         if any(map(_is_users, re.findall(r'File "(.*?)", line', str(cause)))):

@@ -39,20 +39,21 @@ def check_scope(cfg: Config) -> None:
         )
 
 
-def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
+def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) -> None:
     """Check that data that dataloaders and their evaluators name exist, and checkpoints to start from.
 
     Args:
         cfg: The whole config.
         loaders: Names of the dataloaders that will be used, such as 'train_dataloader'.
+        evaluators: Whether their evaluators will be used, too.
 
     Raises:
         FileNotFoundError: With every missing folder or file, and every file that may run code as it is read,
             one a line.
     """
-    problems = missing_data(cfg, loaders)
-    evaluators = [loader.replace('_dataloader', '_evaluator') for loader in loaders]
-    for name in ('model', *loaders, *evaluators):
+    problems = missing_data(cfg, loaders, evaluators)
+    names = [loader.replace('_dataloader', '_evaluator') for loader in loaders] if evaluators else []
+    for name in ('model', *loaders, *names):
         for place, problem in files_with_code(cfg.get(name), name):
             problems.setdefault(problem, []).append(place)
     if problems:
@@ -69,17 +70,19 @@ def check_files(cfg: Config, loaders: tuple[str, ...]) -> None:
             local_checkpoint(load_from, 'load_from')
 
 
-def missing_data(cfg: Config, loaders: tuple[str, ...]) -> dict[str, list[str]]:
+def missing_data(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) -> dict[str, list[str]]:
     """What is not there of the data that dataloaders and their evaluators name, and where each is named."""
     problems = {}
     for loader in loaders:
         for place, dataset in dataset_configs(cfg.get(loader), loader):
             for problem in _missing_data(dataset):
                 problems.setdefault(problem, []).append(place)
-        for place, evaluator in _evaluator_configs(cfg, loader):
+        for place, evaluator in _evaluator_configs(cfg, loader) if evaluators else ():
             for key, what in (('ann_file', 'annotation file'), ('seg_prefix', 'data folder')):
                 path = evaluator.get(key)
-                if path and not _is_remote(evaluator, path) and not os.path.exists(path):
+                if path and not (
+                    _is_remote(evaluator, path) or os.path.exists(path) or reads_code(str(path))
+                ):
                     problems.setdefault(f'no {what} {path}', []).append(f'{place}.{key}')
     return problems
 

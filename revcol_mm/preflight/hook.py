@@ -35,7 +35,6 @@ class PreflightHook(Hook):
         check_length(runner.cfg.get('train_cfg') or {})
         self._check_wrapper(runner.model)
         check_channels(runner.model, runner.cfg.get('model'))
-        check_class_weights(runner.model)
         check_normalisation(runner.model)
         check_sliding_windows(runner.model)
         splits = []
@@ -49,6 +48,7 @@ class PreflightHook(Hook):
                 check_images(dataset, runner.model)
         for split in splits:
             check_num_classes(runner.model, split.where, split.dataset)
+        check_class_weights(runner.model)
         report(check_run(splits))
         for split in splits:
             split.files.clear()  # hundreds of thousands of names, which worker processes would get

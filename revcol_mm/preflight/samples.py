@@ -91,7 +91,10 @@ def image_size(path: str, decode: bool = False, turns: bool = True) -> tuple[int
                 image.load()
             turned = turns and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
             return image.size[::-1] if turned else image.size
-    except (UnidentifiedImageError, Image.DecompressionBombError) as error:  # OpenCV may read it
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:  # others may read it
+        size = _tiff_size(path)
+        if size:
+            return size
         import cv2
 
         pixels = cv2.imread(path, cv2.IMREAD_UNCHANGED)
@@ -100,6 +103,17 @@ def image_size(path: str, decode: bool = False, turns: bool = True) -> tuple[int
         return pixels.shape[1], pixels.shape[0]
     except (SyntaxError, ValueError) as error:  # of Pillow's, for some formats that are damaged
         raise OSError(str(error)) from error
+
+
+def _tiff_size(path: str) -> tuple[int, int] | None:
+    """Width and height of a TIFF of any number of bands; None if it is none, or tifffile is missing."""
+    try:
+        import tifffile
+
+        with tifffile.TiffFile(path) as file:
+            return file.pages[0].imagewidth, file.pages[0].imagelength
+    except (ImportError, OSError, ValueError):
+        return None
 
 
 def _mask_labels(path: str) -> tuple[np.ndarray, tuple[int, int], int]:

@@ -42,7 +42,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     if thresholds and not detection:
         raise ValueError(f'{args.config} is no detector: it takes no {" or ".join(thresholds)}')
     metric = ConfusionMetric(**thresholds)
-    check_files(cfg, ('test_dataloader',))
+    check_files(cfg, ('test_dataloader',), evaluators=False)
     model = init_model(cfg, args.checkpoint, args.device)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         loader = Runner.build_dataloader(cfg.test_dataloader)
