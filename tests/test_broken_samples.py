@@ -99,7 +99,6 @@ def logged(work_dir):
     return ''.join(path.read_text() for path in sorted(work_dir.glob('*/*.log')))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_broken_samples_are_named_once_and_training_goes_on(num_workers, folder, tmp_path):
     runner(folder, tmp_path / 'work', num_workers=num_workers).train()
@@ -109,6 +108,7 @@ def test_broken_samples_are_named_once_and_training_goes_on(num_workers, folder,
     assert {re.search(r'left out, (\d+) more may be', line)[1] for line in lines} == {'9', '8'}
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_same_in_their_place(folder, tmp_path):
     unbroken = runner(folder, tmp_path / 'a')
     unbroken.train()

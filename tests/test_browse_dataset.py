@@ -26,10 +26,10 @@ def browse(sample_data, tmp_path, call_tool):
         rows = json.loads((tmp_path / 'browse_dataset.json').read_text())
         return printed, [(row, np.asarray(Image.open(tmp_path / row['picture'])).astype(int)) for row in rows]
 
-@pytest.mark.slow
     return run
 
 
+@pytest.mark.slow
 def test_boxes_are_drawn_where_the_objects_are_after_scaling(browse, sample_data):
     coco = json.loads((sample_data / 'coco/annotations/instances_val2017.json').read_text())
     images = {image['file_name']: image for image in coco['images']}

@@ -443,7 +443,6 @@ def make_tiles(source, folder):
         tiff(folder / path.relative_to(source).with_suffix('.tif'), bands, planarconfig='contig')
 
 
-@pytest.mark.slow
 def test_probes_of_the_image_are_refused_for_other_values_than_of_8_bits(sample_data, tmp_path, call_tool):
     make_tiles(sample_data / 'ade20k', tmp_path / 'tiles')
     cfg = read_config(SEGMENTOR, 6)
@@ -459,6 +458,7 @@ def test_probes_of_the_image_are_refused_for_other_values_than_of_8_bits(sample_
     assert re.match(r'error: PSNR is of images with values from 0 to 255, these have up to \d{4}', error)
 
 
+@pytest.mark.slow
 def test_the_page_s_configs_train_test_and_predict(sample_data, tmp_path):
     pytest.importorskip('tifffile')
     for folder in ('configs', 'tools'):

@@ -154,19 +154,19 @@ def check_processes(number, one_process, tmp_path, *options):
 def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, tmp_path):
     """What legitimately depends on the number of processes is fixed in parallel_training.py.
 
-    @pytest.mark.slow
-        - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
-          denoising has next to no noise; augmentation and stochastic depth are off.
-        - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
-          not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
-          all processes.)
-        - DINO's number of denoising groups follows from the most objects in an image of the process.
-        - Images are padded to the largest of the process: they have one size.
-        - Batch normalisation, of which these models have none, sees the images of the process.
+    - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
+      denoising has next to no noise; augmentation and stochastic depth are off.
+    - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
+      not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
+      all processes.)
+    - DINO's number of denoising groups follows from the most objects in an image of the process.
+    - Images are padded to the largest of the process: they have one size.
+    - Batch normalisation, of which these models have none, sees the images of the process.
     """
     check_processes(2, one_process, tmp_path)
 
 
+@pytest.mark.slow
 def test_fully_sharded_training_is_that_of_one_process_and_resumes_to_the_bit(one_process, tmp_path):
     sharded = ('runner_type=FullyShardedRunner', 'default_hooks.checkpoint.interval=2')
     expected = check_processes(2, one_process, tmp_path, *sharded)
@@ -198,7 +198,6 @@ def on(data, layout, *options):
     )
 
 
-@pytest.mark.slow
 def metrics(printed):
     """The table at the end of what tools/test.py prints."""
     found = dict(re.findall(r'^([\w/]+) +(-?[\d.e-]+|nan)$', printed, re.M))
@@ -206,6 +205,7 @@ def metrics(printed):
     return found
 
 
+@pytest.mark.slow
 def test_the_tools_take_a_sharded_checkpoint_and_make_one_file_of_it(sample_data, tmp_path, call_tool):
     options = on(sample_data, 'ade20k', 'test_dataloader.dataset.indices=2')
     common = ('--work-dir', tmp_path, *options)

@@ -87,6 +87,9 @@ for name in sorted({name for path in FILES for name in imported(path)} | {'yapf'
         except (ImportError, AssertionError):  # not installed, or without mmcv's ops
             pass
 lose(sys.argv[1])
+import filelock
+if sys.argv[1] == 'Windows':  # which has another way to lock files, that this system lacks
+    filelock.FileLock = filelock.SoftFileLock
 import revcol_mm
 assert revcol_mm.RevCol  # else something is missing, see revcol_mm/__init__.py
 names = [part.name for part in pkgutil.walk_packages(revcol_mm.__path__, 'revcol_mm.')]

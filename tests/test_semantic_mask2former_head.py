@@ -203,10 +203,10 @@ def test_ignored_pixels_are_left_out_in_mixed_precision(dtype, picture):
     assert torch.tensor(IGNORED, dtype=dtype).isfinite()
 
 
-@pytest.mark.slow
 # The tools.
 
 
+@pytest.mark.slow
 def test_sliding_windows_in_testing_with_augmentation_and_in_the_demo(sample_data, tmp_path):
     config = tmp_path / 'config.py'
     windows = sliding((64, 64), (43, 43))

@@ -378,7 +378,6 @@ def test_a_config_holds_the_published_numbers(row):
     assert cfg.val_dataloader == cfg.test_dataloader
 
 
-@pytest.mark.slow
 USER_CONFIG = """
 _base_ = ['{repo}/configs/revcol_t_in1k.py']
 model = dict(backbone=dict(arch='nano'), num_classes=10)
@@ -393,6 +392,7 @@ train_cfg = dict(max_epochs=2)
 """
 
 
+@pytest.mark.slow
 def test_a_config_trains_on_other_data_with_ema_and_the_result_is_tested(sample_data, tmp_path):
     config = tmp_path / 'user.py'
     config.write_text(USER_CONFIG.format(repo=REPO, data=sample_data / 'imagenet'))

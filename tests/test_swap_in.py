@@ -96,7 +96,6 @@ def test_the_table_has_every_method_and_is_what_the_tool_wrote():
     assert tool['table'](report) in PAGE
 
 
-@pytest.mark.slow
 def test_the_tool_writes_a_config_that_the_others_read(tmp_path, call_tool):
     printed, error = call_tool(TOOL, FASTER_RCNN, '--out', tmp_path / 'my_config.py')
     assert not printed and not error
@@ -107,6 +106,7 @@ def test_the_tool_writes_a_config_that_the_others_read(tmp_path, call_tool):
     assert 'one of mmdet, mmseg' in call_tool(TOOL, 'mmpretrain::resnet/resnet50_8xb32_in1k.py')[1]
 
 
+@pytest.mark.slow
 def test_the_tool_tries_methods_and_survives_one_that_hangs(tmp_path, call_tool):
     out = tmp_path / 'table.md'
     out.write_text('before\n<!-- table: swap_in -->\n<!-- end -->\nafter\n')

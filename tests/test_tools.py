@@ -120,7 +120,6 @@ FAMILIES = {
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize('config', FAMILIES)
 def test_every_family_trains_and_tests(config, sample_data, tmp_path):
     layout, metric = FAMILIES[config]
@@ -141,6 +140,7 @@ def test_every_family_trains_and_tests(config, sample_data, tmp_path):
         assert re.search(rf'^{metric} +-?\d', run(*test, '--tta', *options), re.M)
 
 
+@pytest.mark.slow
 def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_schedule(sample_data, tmp_path):
     options = on(
         sample_data,
@@ -164,7 +164,6 @@ def test_the_real_config_trains_on_the_sample_data_with_options_for_data_and_sch
     assert re.search(r'Iter\(train\) \[1/1\].*loss: \d', printed)
 
 
-@pytest.mark.slow
 def test_data_that_do_not_fit_the_model_are_an_error_before_the_first_iteration(sample_data, tmp_path):
     options = on(sample_data, 'ade20k', 'model.decode_head.num_classes=7')
     printed = run('tools/train.py', DEMO, '--amp', '--work-dir', tmp_path, *options, expect=1)
@@ -173,6 +172,7 @@ def test_data_that_do_not_fit_the_model_are_an_error_before_the_first_iteration(
     assert 'without mixed precision' in printed or torch.cuda.is_available()
 
 
+@pytest.mark.slow
 def test_two_processes_train_together(sample_data, tmp_path):
     options = on(sample_data, 'ade20k')
     launch = ('-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2', 'tools/train.py')

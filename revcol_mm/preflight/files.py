@@ -80,9 +80,8 @@ def missing_data(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True)
         for place, evaluator in _evaluator_configs(cfg, loader) if evaluators else ():
             for key, what in (('ann_file', 'annotation file'), ('seg_prefix', 'data folder')):
                 path = evaluator.get(key)
-                if path and not (
-                    _is_remote(evaluator, path) or os.path.exists(path) or reads_code(str(path))
-                ):
+                known = not path or _is_remote(evaluator, path) or reads_code(str(path))
+                if not known and not os.path.exists(path):
                     problems.setdefault(f'no {what} {path}', []).append(f'{place}.{key}')
     return problems
 
