@@ -22,7 +22,7 @@ class SemanticMask2FormerHead(Mask2FormerHead):
     window, where MMSegmentation's is scaled to the whole image.
 
     Args:
-        *args, **kwargs: Those of :class:`mmseg.models.Mask2FormerHead`.
+        args, kwargs: Those of :class:`mmseg.models.Mask2FormerHead`.
         leave_out_ignored: Leave pixels with the label ``ignore_index`` out of the loss of masks, as
             MMSegmentation's other heads do. By default, as in the official Mask2Former, they are outside of
             every mask, so that the model learns that they are nothing. (Which query learns which mask is
