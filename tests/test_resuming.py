@@ -474,6 +474,10 @@ def test_other_images_are_told_of(tmp_path, log_messages):
         (dict(max_iters=2), '4 iterations have been done, train_cfg asks for 2'),
         (dict(randomness=dict(seed=5)), 'was trained with the seed 3, not 5'),
         (
+            dict(train_cfg=dict(type='EpochBasedTrainLoop', max_epochs=9)),
+            'train_cfg has .*EpochBased.*, and the run that was saved .*IterBased',
+        ),
+        (
             dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))),
             'the optimizer is SGD, and .* of AdamW',
         ),

@@ -111,7 +111,32 @@ def settings(runner_cfg: dict[str, Any]) -> dict[str, str]:
     return {part: json.dumps(value, sort_keys=True, default=name) for part, value in parts.items()}
 
 
-def optimizer_type(optim_wrapper: str) -> Any:
+def check_kinds(before: dict[str, str], now: dict[str, str]) -> None:
+    """Refuse a state of another kind than the config's: of another optimizer, or counted in other units.
+
+    Args:
+        before: :func:`settings` of the run that saved it.
+        now: Those of the run that resumes.
+
+    Raises:
+        CheckpointError: If it is.
+    """
+    names = [_optimizer(parts['optim_wrapper']) for parts in (before, now)]
+    if names[0] != names[1]:
+        raise CheckpointError(
+            f'cannot resume: the optimizer is {names[1]}, and the state that was saved is of {names[0]}; '
+            'load_from takes the weights alone'
+        )
+    loops = [json.loads(parts['train_cfg']) for parts in (before, now)]
+    kinds = [{key: loop.get(key) for key in ('type', 'by_epoch')} for loop in loops]
+    if kinds[0] != kinds[1]:
+        raise CheckpointError(
+            f'cannot resume: train_cfg has {kinds[1]}, and the run that was saved {kinds[0]}; load_from '
+            'takes the weights alone'
+        )
+
+
+def _optimizer(optim_wrapper: str) -> Any:
     """The optimizer's name in the JSON of an ``optim_wrapper``; None if it has none or several."""
     content = json.loads(optim_wrapper)
     optimizer = content.get('optimizer') if isinstance(content, dict) else None

@@ -28,8 +28,8 @@ from .resumable_data import ResumableBatchSampler
 from .resuming import (
     ResumePoint,
     as_one,
+    check_kinds,
     find_resume_point,
-    optimizer_type,
     parameter_order,
     schedule_anew,
     settings,
@@ -282,16 +282,15 @@ class ResumableRunner(Runner):
         meta = self._resume_point.meta if self._resume_point else {}
         before = meta.get('settings', self._settings)
         changed = [part for part in self._settings if before.get(part) != self._settings[part]]
-        types = [optimizer_type(parts['optim_wrapper']) for parts in (before, self._settings)]
-        if types[0] != types[1]:
-            raise CheckpointError(
-                f'cannot resume: the optimizer is {types[1]}, and the state that was saved is of {types[0]}; '
-                'load_from takes the weights alone'
-            )
+        check_kinds(before, self._settings)
         batches = self.train_loop.dataloader.batch_sampler
         if (self.auto_scale_lr or {}).get('enable') and 'data' in meta:
             if meta['data']['batch_size'] != batches.extent['batch_size']:
                 changed.append('batch size')
+        if changed and not isinstance(self.optim_wrapper, OptimWrapper):
+            raise CheckpointError(
+                f'cannot resume several optimizers under another {", ".join(changed)} than before'
+            )
         if changed:
             options = [
                 {name: copy.copy(value) for name, value in group.items() if name != 'params'}

@@ -46,7 +46,8 @@ def check_num_classes(model: nn.Module, name: str, dataset: Dataset) -> None:
     num_classes = len(classes)
     things, stuff = (len(metainfo.get(f'{kind}_classes') or ()) for kind in ('thing', 'stuff'))
     allowed = {num_classes, things} if stuff else {num_classes}  # heads of boxes know things alone
-    for path, module in model.named_modules():
+    whole, *parts = model.named_modules()
+    for path, module in (*parts, whole):  # a segmentor has its head's number
         if OTHER_PARTS & set(path.split('.')):
             continue
         where = f'{path or type(model).__name__} of the model'
