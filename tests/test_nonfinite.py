@@ -203,3 +203,15 @@ def test_training_again_looks_once(tmp_path, monkeypatch):
     run.train_loop._iter = 0
     run.train()
     assert looked == ['loss', 'gradient'] * 2
+
+
+@pytest.mark.parametrize('priority', ['LOWEST', 'VERY_HIGH'])
+def test_it_works_beside_the_statistics_of_columns_in_either_order(priority, tmp_path):
+    """Both look at gradients before the optimizer's step."""
+    run = runner([1.0, 1.0, -1.0], tmp_path, max_skips=1)
+    run.register_hook(dict(type='ColumnStatisticsHook', interval=1, priority=priority))
+    weights = run.train().state_dict()
+    assert all(weight.isfinite().all() for weight in weights.values())
+    (log,) = tmp_path.glob('*/*.log')
+    assert log.read_text().count('Skipped') == 1 and log.read_text().count('gradient_norm') >= 2
+    assert 'step' not in vars(run.optim_wrapper)

@@ -177,8 +177,18 @@ def test_an_error_of_the_disk_is_no_damage(tmp_path, monkeypatch):
 
 
 def test_a_run_does_not_resume_from_a_store_that_it_cannot_look_into(tmp_path):
-    with pytest.raises(CheckpointError, match='cannot resume from s3://bucket: copy a checkpoint'):
-        make(tmp_path, resume=True, checkpoint=dict(out_dir='s3://bucket'))
+    remote = dict(out_dir='s3://bucket')
+    for last in (None, 's3://bucket/run/iter_4.pth'):
+        if last:
+            (tmp_path / 'last_checkpoint').write_text(last)
+        with pytest.raises(CheckpointError, match='cannot resume from s3://bucket: copy a checkpoint'):
+            make(tmp_path, resume=True, checkpoint=remote)
+
+
+def test_what_a_signal_saved_beside_a_store_is_resumed_from(tmp_path):
+    make(tmp_path, max_iters=2).train()  # which writes here, as a run does that a signal ends
+    found = newest_whole_checkpoint(tmp_path, 's3://bucket')
+    assert found == (tmp_path / 'iter_2.pth', [])
 
 
 def test_shards_that_were_written_but_not_renamed_are_found(tmp_path):
@@ -192,6 +202,22 @@ def test_shards_that_were_written_but_not_renamed_are_found(tmp_path):
     shutil.copytree(final, tmp_path / '.iter_8.pth')
     next((tmp_path / '.iter_8.pth').glob('*.distcp')).unlink()
     assert newest_whole_checkpoint(tmp_path)[0] == final
+
+
+def test_an_error_of_the_disk_is_no_damage_of_shards(tmp_path, monkeypatch):
+    shards = tmp_path / 'iter_4.pth'
+    write_shards({'state_dict': dict(a=torch.ones(100))}, shards)
+    torch.save(dict(meta=dict(iter=4, epoch=0, seed=0)), shards / REST)
+    open_file = Path.open
+
+    def fail(self, *args, **kwargs):
+        if self.name == '.metadata':
+            raise OSError(5, 'Input/output error', str(self))
+        return open_file(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, 'open', fail)
+    with pytest.raises(CheckpointError, match=r'cannot resume: .*\.metadata: Input/output error'):
+        newest_whole_checkpoint(tmp_path)
 
 
 RANK = """

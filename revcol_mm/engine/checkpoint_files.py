@@ -95,8 +95,7 @@ def saved_checkpoints(
         for path in folder.iterdir()
         if pattern.fullmatch(path.name) and (path.is_dir() or not path.name.startswith('.'))
     ]
-    record = Path(work_dir, LAST)
-    last = Path(record.read_text().strip()).name if record.is_file() else ''
+    last = Path(_recorded(work_dir)).name
 
     def order(path: Path) -> tuple:
         try:
@@ -128,9 +127,12 @@ def newest_whole_checkpoint(
         CheckpointError: If there are only damaged ones, one cannot be read, or they are in a remote store.
     """
     if out_dir and is_remote(out_dir):
-        raise CheckpointError(
-            f'cannot resume from {out_dir}: copy a checkpoint from there, and name it with --resume'
-        )
+        last = _recorded(work_dir)
+        if is_remote(last) or not is_whole(Path(last)):  # else a run that a signal ended has saved it here
+            raise CheckpointError(
+                f'cannot resume from {out_dir}: copy a checkpoint from there, and name it with --resume'
+            )
+        return Path(last), []
     damaged = []
     try:
         for checkpoint in saved_checkpoints(work_dir, out_dir, filename_tmpl):
@@ -145,6 +147,12 @@ def newest_whole_checkpoint(
             f'{", ".join(path.name for path in damaged)}; remove them to begin anew'
         )
     return None, damaged
+
+
+def _recorded(work_dir: str | Path) -> str:
+    """Which checkpoint a run wrote last; '' if it does not say."""
+    record = Path(work_dir, LAST)
+    return record.read_text().strip() if record.is_file() else ''
 
 
 def _renamed(checkpoint: Path) -> Path:

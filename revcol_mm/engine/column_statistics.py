@@ -87,7 +87,7 @@ class ColumnStatisticsHook(Hook):
     def after_train(self, runner: Runner) -> None:
         for handle in self.handles:
             handle.remove()
-        del runner.optim_wrapper.step  # the class's own is below it
+        vars(runner.optim_wrapper).pop('step', None)  # the class's own is below it and other hooks'
 
     def before_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
         self.due = self.due or self.every_n_train_iters(runner, self.interval)

@@ -83,11 +83,15 @@ def is_sharded(path: str | Path) -> bool:
 
 
 def has_all_shards(path: Path) -> bool:
-    """Whether a sharded checkpoint has all bytes of its tensors; their checksums are not read."""
+    """Whether a sharded checkpoint has all bytes of its tensors; their checksums are not read.
+
+    Raises:
+        OSError: If a file is there and cannot be read, which does not mean that it is damaged.
+    """
     try:
         stored = _Reader(path).read_metadata().storage_data.values()
         return all((path / s.relative_path).stat().st_size >= s.offset + s.length for s in stored)
-    except (OSError, EOFError, AttributeError, pickle.UnpicklingError):
+    except (FileNotFoundError, EOFError, AttributeError, pickle.UnpicklingError):
         return False
 
 
