@@ -198,6 +198,7 @@ def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
         ("model['data_preprocessor'].update(seg_pad_val=255)", 'data_preprocessor of the .* seg_pad_val=255'),
         ("dataset_change = dict(reduce_zero_label=True)", 'reduce_zero_label=True turns labels into 255'),
         ('metric = 255', 'IoUMetric has ignore_index=255'),
+        ('train_pipeline[3].update(ignore_index=255, cat_max_ratio=1.0)', None),  # it looks at no labels
         ('', None),
     ],
 )  # fmt: skip

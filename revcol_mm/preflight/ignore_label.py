@@ -52,6 +52,8 @@ def check_ignore_label(dataset: Dataset, model: nn.Module | None, metrics: list[
 
 def _labels(part: Any) -> Iterator[tuple[str, int]]:
     """The labels that are left out or stand for padding, as a transform, module or metric has them."""
+    if getattr(part, 'cat_max_ratio', None) == 1.0:  # RandomCrop that does not look at labels
+        return
     for option in OPTIONS:
         label = getattr(part, option, None)
         if isinstance(label, int) and label >= 0:  # torch's own loss has -100, which is no label at all
