@@ -5,6 +5,7 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -180,9 +181,8 @@ def test_models_of_zoos_are_read_and_not_unpickled(zoo, table, site, tmp_path, m
 def test_the_zoos_are_mmengine_s(monkeypatch):
     url = checkpoints._zoo_url('torchvision://resnet50')
     assert url.startswith('https://download.pytorch.org/models/resnet50-')
-    assert checkpoints._zoo_url('open-mmlab://detectron2/resnet50_caffe').startswith(
-        'https://download.openmmlab'
-    )
+    address = checkpoints._zoo_url('open-mmlab://detectron2/resnet50_caffe')
+    assert re.match(r'https://(download\.openmmlab\.com|mmassets\.onedl\.ai)/', address)
     assert checkpoints._zoo_url('s3://bucket/resnet50') == 's3://bucket/resnet50'
 
 
