@@ -109,10 +109,12 @@ def _tiff_size(path: str) -> tuple[int, int] | None:
     """Width and height of a TIFF of any number of bands; None if it is none, or tifffile is missing."""
     try:
         import tifffile
-
+    except ImportError:
+        return None
+    try:
         with tifffile.TiffFile(path) as file:
             return file.pages[0].imagewidth, file.pages[0].imagelength
-    except (ImportError, OSError, ValueError):
+    except (OSError, ValueError, tifffile.TiffFileError):  # the last was no ValueError before 2026
         return None
 
 
