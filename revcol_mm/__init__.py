@@ -8,6 +8,7 @@ these, and replaces nothing:
 - MMEngine's file backends, 'atomic': ResumableRunner writes its checkpoints by it.
 - What ``torch.load(weights_only=True)`` reads: what MMEngine's own checkpoints hold beside weights, so that
   they can be resumed from; see :mod:`revcol_mm.engine.safe_globals`.
+- PyTorch's operators, ``revcol::couple`` and ``revcol::uncouple``: the sums of reversible training.
 - Where Python looks for modules: ``mmcv._ext`` in :mod:`revcol_mm.mmcv_ops`, if MMCV has no compiled ops.
 
 How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
@@ -25,7 +26,6 @@ try:
         ColumnStatisticsHook,
         LayerDecayOptimWrapperConstructor,
         LoadFromHook,
-        ReversibleCheckHook,
         allow_mmengine_globals,
     )
     from .evaluation import CommonestClassIoU, ConfusionMetric
@@ -53,5 +53,4 @@ __all__ = [
     'PreflightHook',
     'RevCol',
     'RevColClassifier',
-    'ReversibleCheckHook',
 ]

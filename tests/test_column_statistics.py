@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper
 from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,10 +15,19 @@ from revcol_mm import ColumnStatisticsHook, RevCol
 from revcol_mm.testing import peak_bytes
 
 from .subprocesses import run
-from .test_reversible_check import Toy
 
 HOOK = dict(type='ColumnStatisticsHook', interval=2)
 FIXED = dict(optimizer=dict(type='SGD', lr=0.0))
+
+
+class Toy(BaseModel):
+    def __init__(self, **kwargs):
+        super().__init__()
+        arch = dict(channels=(8, 16), layers=(1, 1), num_columns=4)
+        self.backbone = RevCol(arch=arch, out_indices=(0, 1), layer_scale_init_value=0.3, **kwargs)
+
+    def forward(self, image, mode='loss'):
+        return dict(loss=sum(f.square().mean() for f in self.backbone(image)))
 
 
 def images(number, seed=0):
@@ -205,7 +215,7 @@ def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
 def test_a_model_without_columns_is_an_error(tmp_path):
     model = Toy()
     model.backbone = torch.nn.Conv2d(3, 3, 1)
-    with pytest.raises(ValueError, match='needs a RevCol'):
+    with pytest.raises(ValueError, match='needs a backbone of columns'):
         train(tmp_path, model)
 
 

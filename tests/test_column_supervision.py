@@ -242,7 +242,7 @@ def test_a_bad_option_is_an_error_that_names_it(options, message):
 
 def test_another_backbone_is_an_error_that_names_it():
     init_default_scope('mmseg')
-    with pytest.raises(ValueError, match='RevCol as its backbone.*ResNet'):
+    with pytest.raises(ValueError, match='backbone is made of columns.*ResNet'):
         MODELS.build(
             dict(
                 type='SupervisedColumns',

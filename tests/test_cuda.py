@@ -5,6 +5,7 @@ What holds of a CPU, too, is tested where it is tested for the CPU, with the fix
 
 import copy
 import json
+import random
 
 import pytest
 import torch
@@ -14,8 +15,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from revcol_mm.engine.column_statistics import peak_memory
-from revcol_mm.ops import ReversibleChain
-from revcol_mm.testing import gradients, worst_errors
+from revcol_mm.ops import call, check_reconstruction
+from revcol_mm.testing import count_launches, gradients, worst_errors
 
 from .conftest import CUDA
 from .subprocesses import run
@@ -46,7 +47,6 @@ def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
     """Outputs are the plain model's to the last bit, unless cuDNN has tried out other kernels for it."""
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', benchmark)
     plain, reversible = pair('spread', num_columns=16, drop_path_rate=0.3, device=fast)
-    errors = reversible.reconstruction_errors = []
     sizes = [(64, 96), (33, 47), (130, 70), (64, 96), (95, 127)]
     for size in sizes:
         image = torch.randn(3, 3, *size, device=fast).contiguous(memory_format=layout)
@@ -58,7 +58,7 @@ def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
         for expected, actual in zip(*outputs, strict=True):
             assert benchmark or torch.equal(actual, expected)
         sum(output.square().mean() for output in outputs[1]).backward()
-    assert len(errors) == 4 * len(sizes) and not any(errors)
+        check_reconstruction()
 
 
 @pytest.mark.parametrize('dtype', AUTOCAST)
@@ -77,16 +77,39 @@ def test_with_fast_kernels_gradients_are_as_near_to_the_truth_as_the_plain_model
 
 
 def test_a_compiled_model_trains_reversibly(device, monkeypatch):
-    """Inductor compiles what is around the columns."""
+    """Inductor compiles what levels compute, and what is around the columns."""
     plain, reversible = pair('spread', device=device)
-    num_coupled = []
-    original = ReversibleChain.couple
-    monkeypatch.setattr(
-        ReversibleChain, 'couple', lambda self, *args: num_coupled.append(1) or original(self, *args)
-    )
+    compiled, num_calls = call._compiled_call(), []
+    monkeypatch.setattr(call, '_compiled_call', lambda: lambda *args: num_calls.append(1) or compiled(*args))
     reversible.compile()
     compare(plain, reversible, torch.randn(2, 3, 64, 96, device=device), tolerance=2e-5)
-    assert len(num_coupled) == 16
+    check_reconstruction()
+    assert len(num_calls) == 2 * 16
+
+
+def test_a_reversible_step_waits_for_the_gpu_at_most_once(device):
+    """To learn the alphas, which decide how much memory is taken."""
+    _, model = pair('spread', num_columns=16, device=device)
+    image = torch.randn(2, 3, 64, 96, device=device)
+
+    def step():
+        sum(feature.mean() for feature in model(image)).backward()
+
+    step()  # compiles kernels
+    torch.cuda.synchronize()
+    assert count_launches(step).waits <= 1
+
+
+def test_a_reconstruction_that_is_not_exact_is_no_finite_gradient_and_an_error_in_the_next_step(device):
+    _, model = pair(num_columns=4, device=device)
+    image = torch.randn(2, 3, 64, 96, device=device)
+    model.subnet2.level1.register_forward_hook(
+        lambda module, inputs, output: output * (1 + 1e-6 * random.random())
+    )
+    sum(feature.mean() for feature in model(image)).backward()
+    assert model.subnet2.alpha1.grad.isnan().all() and model.subnet2.level1.blocks[0].gamma.grad.isnan().all()
+    with pytest.raises(RuntimeError, match='not exact in link 2, level 1'):
+        model(image)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])

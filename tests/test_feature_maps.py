@@ -127,7 +127,7 @@ def test_the_tool_prints_and_writes_shares_and_draws_a_figure_of_every_image(
             'baselines/upernet_convnext_sample',
             'ConvNeXt',
             'scene.jpg',
-            'only RevCol has columns; the backbone of',
+            'the backbone of the model has no columns: it is a',
         ),
         ('upernet_revcol_nano_sample', 'RevCol', 'clip.mp4', 'feature maps are of images, not of videos'),
         ('upernet_revcol_nano_sample', 'RevCol', 'nothing.jpg', 'no file, folder or match of'),

@@ -101,7 +101,7 @@ def test_the_answer_has_the_overlay_what_was_predicted_and_the_feature_maps(clie
 def test_a_network_without_columns_predicts_and_says_why_it_has_no_maps(client, image):
     answer = post(client, '1', image=(image.open('rb'), image.name)).json
     assert decode(answer['overlay']).std() > 0 and 'feature_maps' not in answer
-    assert answer['note'] == 'only RevCol has columns; the backbone of the model is ConvNeXt'
+    assert answer['note'] == 'the backbone of the model has no columns: it is a ConvNeXt'
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from werkzeug.exceptions import (
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
-from revcol_mm.analysis.feature_maps import draw_feature_maps, feature_maps, revcol_backbone
+from revcol_mm.analysis.feature_maps import column_backbone, draw_feature_maps, feature_maps
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
 from revcol_mm.apis.image_header import check_image_size
 from revcol_mm.engine.launch import read_config
@@ -243,7 +243,7 @@ class WebDemo:
     @staticmethod
     def _feature_maps(inferencer: Inferencer, image: np.ndarray) -> dict[str, str]:
         try:
-            backbone = revcol_backbone(inferencer.model)
+            backbone = column_backbone(inferencer.model)
         except ValueError as error:
             return dict(note=str(error))
         picture, inputs = inferencer.network_input(image)

@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from sklearn.decomposition import PCA
 from torch import Tensor
 
-from revcol_mm.models import RevCol
+from revcol_mm.models import ColumnBackbone
 
 FITS = ('level', 'map')
 NUM_COMPONENTS = 3  # red, green, blue
@@ -33,20 +33,22 @@ class FeatureMaps(NamedTuple):
     channels: tuple[int, ...]
 
 
-def revcol_backbone(model: BaseModel) -> RevCol:
+def column_backbone(model: BaseModel) -> ColumnBackbone:
     """The model's backbone.
 
     Raises:
-        ValueError: If it is no RevCol.
+        ValueError: If it is not made of columns.
     """
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, RevCol):
-        raise ValueError(f'only RevCol has columns; the backbone of the model is {type(backbone).__name__}')
+    if not isinstance(backbone, ColumnBackbone):
+        raise ValueError(f'the backbone of the model has no columns: it is a {type(backbone).__name__}')
     return backbone
 
 
 @torch.no_grad()
-def feature_maps(backbone: RevCol, inputs: Tensor, size: Sequence[int], fit: str = 'level') -> FeatureMaps:
+def feature_maps(
+    backbone: ColumnBackbone, inputs: Tensor, size: Sequence[int], fit: str = 'level'
+) -> FeatureMaps:
     """Colour all maps of one image.
 
     Args:

@@ -4,7 +4,6 @@ from .layer_decay import LayerDecayOptimWrapperConstructor
 from .load_from import LoadFromHook
 from .nonfinite import NonFiniteHook
 from .prediction_pictures import PredictionPicturesHook
-from .reversible_check import ReversibleCheckHook
 from .runner import ResumableRunner
 from .safe_globals import allow_mmengine_globals
 
@@ -16,6 +15,5 @@ __all__ = [
     'NonFiniteHook',
     'PredictionPicturesHook',
     'ResumableRunner',
-    'ReversibleCheckHook',
     'allow_mmengine_globals',
 ]

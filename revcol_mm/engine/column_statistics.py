@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from revcol_mm.models import RevCol
-from revcol_mm.ops import bound_alpha
+from revcol_mm.models import ColumnBackbone
+from revcol_mm.models.layers import bound_alpha
 
 try:
     import resource
@@ -30,7 +30,7 @@ class ColumnStatisticsHook(Hook):
     """Log statistics of every column, and peak memory, to the log and to every visualizer backend.
 
     For backends a statistic is a group of N scalars, such as ``feature_variance/column_03``; with several
-    RevCols in a model a column's name begins with that of its backbone:
+    backbones of columns in a model a column's name begins with that of its backbone:
 
     - ``min_abs_alpha``, ``mean_abs_alpha``: of the alphas of all levels. Those of the first column have
       nothing to multiply and do not move.
@@ -49,7 +49,7 @@ class ColumnStatisticsHook(Hook):
             skipped it is the first optimizer's step from then on. Iterations between cost nothing.
 
     Raises:
-        ValueError: If ``interval`` is below 1 or, before the first iteration, if no backbone is a RevCol.
+        ValueError: If ``interval`` is below 1 or, before the first iteration, if no backbone has columns.
     """
 
     def __init__(self, interval: int = 50) -> None:
@@ -62,9 +62,9 @@ class ColumnStatisticsHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        backbones = {name: m for name, m in model.named_modules() if isinstance(m, RevCol)}
+        backbones = {name: m for name, m in model.named_modules() if isinstance(m, ColumnBackbone)}
         if not backbones:
-            raise ValueError('ColumnStatisticsHook needs a RevCol backbone')
+            raise ValueError('ColumnStatisticsHook needs a backbone of columns, such as RevCol')
         self.columns = {
             f'{f"{name}." if len(backbones) > 1 else ""}column_{index:02}': column
             for name, backbone in backbones.items()

@@ -17,10 +17,9 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from revcol_mm.models import RevCol
+from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.models.sharded_checkpoint import REST, is_sharded, load_shards, shapes, write_shards
-from revcol_mm.ops import bound_alpha
 from revcol_mm.preflight import PreflightError
 
 from .checkpoint_files import replace_folder
@@ -32,14 +31,10 @@ class _Shards(Hook):
 
     priority = 'LOWEST'
 
-    @torch.no_grad()
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """A column bounds the alphas that it has gathered; backward gathers the shards again."""
         for column in _columns(runner.model):
-            for alpha in column.parameters(recurse=False):
-                if alpha.requires_grad:
-                    shard = alpha.to_local()
-                    shard.copy_(bound_alpha(shard))
+            column.bound_alphas_()
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         del checkpoint['state_dict']
@@ -48,7 +43,7 @@ class _Shards(Hook):
 
 
 def _columns(model: nn.Module) -> list[nn.Module]:
-    return [column for part in model.modules() if isinstance(part, RevCol) for column in part.columns]
+    return [column for part in model.modules() if isinstance(part, ColumnBackbone) for column in part.columns]
 
 
 @RUNNERS.register_module()

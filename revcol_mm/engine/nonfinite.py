@@ -12,7 +12,8 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from revcol_mm.ops.rng_replay import CallState
+from revcol_mm.ops import check_reconstruction
+from revcol_mm.ops.call import random_states, replayed
 
 
 class NonFiniteError(RuntimeError):
@@ -67,7 +68,8 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self.data_batch = data_batch
-        self.state = CallState(next(runner.model.parameters()).device)
+        self.device = next(runner.model.parameters()).device
+        self.random_states = random_states(self.device)
         # running statistics are changed before the loss is known
         self.buffers = {name: buffer.clone() for name, buffer in runner.model.named_buffers()}
 
@@ -106,11 +108,15 @@ class NonFiniteHook(Hook):
 
     def _origin(self, runner: Runner) -> str:
         """Run the batch again and look at every output."""
+        try:
+            check_reconstruction()
+        except RuntimeError as error:
+            return str(error)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         with (
             _first_nonfinite_output(model) as found,
             _unchanged_buffers(model),
-            self.state.replay(),
+            replayed(self.device, self.random_states),
             torch.no_grad(),
         ):
             with runner.optim_wrapper.optim_context(model):

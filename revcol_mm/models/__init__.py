@@ -1,5 +1,6 @@
-from .backbones import RevCol
+from .backbones import ColumnBackbone, RevCol
 from .classifiers import RevColClassifier
+from .layers import Column
 from .supervision import ColumnSupervision
 
-__all__ = ['ColumnSupervision', 'RevCol', 'RevColClassifier']
+__all__ = ['Column', 'ColumnBackbone', 'ColumnSupervision', 'RevCol', 'RevColClassifier']

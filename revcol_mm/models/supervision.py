@@ -13,7 +13,7 @@ from mmengine.model import BaseModel, BaseModule, ModuleDict, ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from .backbones import RevCol
+from .backbones import ColumnBackbone
 from .layers import LevelwiseDecoder, reconstruction_loss
 
 
@@ -31,7 +31,7 @@ class ColumnSupervision(BaseModule):
     for it, and decoders run again in backward; the heads' own activations are stored.
 
     Args:
-        backbone: The RevCol whose columns are supervised. It is not made a part of this module.
+        backbone: The backbone whose columns are supervised. It is not made a part of this module.
         data_preprocessor: The model's; its ``mean`` and ``std`` turn inputs back into images.
         columns: Indices of the supervised columns, in ascending order, the last one excluded. None: after
             each quarter, as published; N a multiple of 4.
@@ -48,7 +48,7 @@ class ColumnSupervision(BaseModule):
 
     def __init__(
         self,
-        backbone: RevCol,
+        backbone: ColumnBackbone,
         data_preprocessor: nn.Module,
         columns: Sequence[int] | None = None,
         reconstruction_weight: float = 0.0,
@@ -128,7 +128,7 @@ class ColumnSupervision(BaseModule):
 
         Args:
             model: The detector or segmentor.
-            features: Of every supervised column all levels, as ``RevCol.forward_columns`` yields them, or,
+            features: Of every supervised column all levels, as ``forward_columns`` yields them, or,
                 without heads, the last one.
             inputs: Normalised images, (B, c, H, W).
             data_samples: With the annotations that the heads want.
@@ -170,7 +170,7 @@ def supervise_columns(model_type: str, supervision: dict, **model_cfg: Any) -> B
         model_cfg: The model's other arguments.
 
     Raises:
-        ValueError: If the model's backbone is no RevCol.
+        ValueError: If the model's backbone is not made of columns.
 
     Examples:
         >>> model = dict(
@@ -180,9 +180,10 @@ def supervise_columns(model_type: str, supervision: dict, **model_cfg: Any) -> B
     """
     model = MODELS.build(dict(type=model_type, **model_cfg))
     backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, RevCol):
+    if not isinstance(backbone, ColumnBackbone):
         raise ValueError(
-            f'SupervisedColumns needs a model with a RevCol as its backbone, got {type(backbone)}'
+            'SupervisedColumns needs a model whose backbone is made of columns, such as RevCol, '
+            f'got {type(backbone)}'
         )
     ColumnSupervision(backbone, model.data_preprocessor, **supervision).attach(model)
     return model

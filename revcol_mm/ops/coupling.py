@@ -16,8 +16,6 @@ from typing import Callable, ContextManager, NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-MIN_ABS_ALPHA = 1e-3  # RevCol official code, `SubNet.forward`: the inverse divides by alpha
-
 
 class Coupling(NamedTuple):
     """One update ``c[level] <- function(*inputs) + alpha * c[level]``.
@@ -91,8 +89,3 @@ def uncouple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor
         residual = coupling.residual(x, features)
         features[coupling.level] = (features[coupling.level] - residual) / coupling.alpha
     return features
-
-
-def bound_alpha(alpha: Tensor) -> Tensor:
-    """Move ``alpha`` to the nearest value with ``|alpha| >= 1e-3``; zero becomes ``+1e-3``."""
-    return torch.where(alpha < 0, alpha.clamp(max=-MIN_ABS_ALPHA), alpha.clamp(min=MIN_ABS_ALPHA))

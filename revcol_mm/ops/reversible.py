@@ -1,288 +1,287 @@
-"""Training a chain of reversible couplings without storing what they compute on the way.
+"""Training a chain of links without storing what they compute on the way.
 
-The chain consists of links (RevCol's columns), each of some couplings (its levels)::
-
-    c[i][l] = F[i][l](inputs) + alpha[i][l] * c[i-1][l]
-
-Backward walks it from its end. It runs every ``F`` once more, with a graph, and uses the result twice: for
-the gradients, and to reconstruct ``c[i-1][l] = (c[i][l] - F[i][l](inputs)) / alpha[i][l]``.
-
-The reconstruction is exact to the last bit, at any depth. That matters, for an error would be multiplied by
-``1 / alpha`` and by what ``F`` makes of it in every coupling. The state of the chain is a float64 *stream* on
-a fixed grid, of which ``F`` sees the value rounded to its own type; the bits that a coupling loses, two for
-each element at alpha 0.5, are kept (see :mod:`revcol_mm.ops.lost_bits`).
+Backward runs every ``F`` once more, with a graph, and uses the result twice: for the gradients, and to
+reconstruct ``c[i-1][l] = (c[i][l] - F[i][l](...)) / alpha[i][l]``. The reconstruction is exact to the last
+bit (see :mod:`.exact_sums`), and a checksum of every ``c[i-1][l]`` certifies it: an error would be multiplied
+by ``1 / alpha``, and by what ``F`` makes of it, in every coupling.
 """
 
-from dataclasses import dataclass
+import weakref
 from typing import Any, Sequence
 
 import torch
 from torch import Tensor
 
-from .chain import Chain, add_shortcut
+from . import exact_sums
+from .call import Call, Kept
 from .coupling import Coupling
-from .lost_bits import CodePlan, Codes, grid_limit, low_bits, plan_codes, restore_words_
-from .rng_replay import CallState, untried_kernels
+from .exact_sums import Plan, State
 
 
-class ReversibleChain(Chain):
-    """One forward pass through a chain of links, which remembers what its backward pass needs.
+class ReversibleChain:
+    """One forward pass through a chain of links, of which backward reconstructs what it needs.
 
     Args:
-        num_links: How many links will run before backward.
-        errors: Takes note of how exact the reconstruction is, at the price of a few passes over the first
-            link's features: for each of its levels that backward reaches, a scalar tensor is appended, the
-            largest error of the reconstructed feature relative to the largest feature. An error anywhere in
-            the chain gets here. 0 is what to expect.
+        links: All links that will run, whose alphas are then read at once. Without them every link reads its
+            own, for which the host waits until a GPU has come so far.
 
     Note:
-        Random numbers and autocast are in the second run of each ``F`` as in the first. Parameters get their
-        gradients through autograd, as they do in a plain chain: DDP's hooks and gradient accumulation work,
-        without ``find_unused_parameters``, and so does FSDP2 where it shards whole links or more. Errors in
-        backward, each a RuntimeError: differentiating twice; results or parameters that were changed in
-        place since; an ``F`` that needs gradients of tensors other than its inputs and parameters, as under
-        FSDP1; a level that has grown beyond the grid, to 2^15 times its largest value in the first link (2^7
-        in float64). Of one thing only ``errors`` tells: ``F`` must repeat itself, the same bits for the same
-        inputs.
+        Each coupling is one node of autograd's graph, with features, alpha and its function's parameters for
+        inputs: hooks, DDP and gradient accumulation work as in a plain chain, and so does FSDP2 where it
+        shards whole links or more. In its second run an ``F`` finds the random numbers, autocast, mode and
+        buffers of the first. Errors, each a RuntimeError: an ``F`` that needs gradients of other tensors than
+        its inputs and parameters, as under FSDP1; differentiating twice; a tensor that backward needs was
+        changed in place; and a reconstruction that is not exact, because an ``F`` has not repeated itself or
+        a level has grown to 2^12 times its largest value in the first link. So that nothing waits for a GPU,
+        the last makes gradients nan there, and the error is raised by the next forward pass or by
+        :func:`check_reconstruction`.
     """
 
-    def __init__(self, num_links: int, errors: list[Tensor] | None = None) -> None:
-        super().__init__()
-        self.num_links = num_links
-        self.errors = errors
-        self.num_levels = 0  # the first link tells
-        self.plans: list[CodePlan] = []  # of the link at hand: they follow from its alphas
-        self.done: list[_Done] = []
-        self.outputs: list[Tensor] = []
-        self.position = -1  # backward's: stream and features are those after this coupling
+    def __init__(self, links: Sequence[Sequence[Coupling]] = ()) -> None:
+        self.alphas = [coupling.alpha for link in links for coupling in link]
+        self.plans: dict[int, Plan] = {}  # by the id of alphas
+        self.values: list[_Value | None] = []  # of each level; None: what the chain starts from
+        self.offsets: list[Tensor | None] = []
+        self.num_links = self.code_bytes = 0
 
-    @torch.compiler.disable
-    def __call__(self, couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """Run the next link; does what :func:`revcol_mm.ops.couple` does.
+    def __call__(self, link: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
+        """Run the next link; does what :func:`couple` does.
 
         Args:
-            couplings: One for each level, level 0 first; each ``function`` is a module.
+            link: The couplings, in the order in which they run.
             x: Constant input of the chain.
             features: The result of the link before; to the first link, what the chain starts from.
 
         Returns:
-            The updated features.
+            The updated features. The last dimension in memory is the one along which alphas differ.
 
         Raises:
             ValueError: If an alpha is too small to be undone, below 1.6e-5.
-            RuntimeError: If all ``num_links`` have run, ``features`` are not the result of the link before,
-                or this has outgrown the grid; in backward, see the note above.
+            RuntimeError: If ``features`` are not the result of the link before; see also the note above.
         """
-        if self.outputs:
-            raise RuntimeError(f'the {self.num_links} links of this reversible chain have run already')
-        features = list(features)
-        if self.done:
-            if not all(self._is_own(level, feature) for level, feature in enumerate(features)):
-                raise RuntimeError(
-                    'a reversible chain takes the result of its last link as it is; something, such as '
-                    'a forward hook, has changed it or put another in its place'
-                )
-            self.plans = plan_codes([coupling.alpha for coupling in couplings])
-            self._refuse_growth(features)
-        else:
-            self.num_levels = len(features)
-            self._start([feature.detach() for feature in features])
-        for coupling in couplings:
-            params = [param for param in coupling.function.parameters() if param.requires_grad]
-            features[coupling.level] = _Couple.apply(
-                self,
-                coupling,
-                x.detach(),
-                features[coupling.level],
-                coupling.alpha,
-                *coupling.sources(x, features),
-                *params,
-            )
-        return features
-
-    def _refuse_growth(self, features: Sequence[Tensor]) -> None:
-        """Raise an error if a link's result does not fit the grid, so that low bits are missing."""
-        peaks = torch.stack([feature.detach().abs().amax() for feature in features]).double()
-        limits = grid_limit(torch.stack(self.offsets))
-        for level, (peak, limit) in enumerate(torch.stack([peaks, limits], dim=1).tolist()):
-            if limit < peak < torch.inf:  # what is not finite makes such gradients, as in a plain chain
-                raise RuntimeError(
-                    f'level {level} of a reversible chain has grown to {peak:.1e}; no more than {limit:.1e} '
-                    'can be undone, 2^15 times its largest value in the first link (2^7 in float64)'
-                )
+        return self._run(link, x, features, torch.compiler.is_compiling())
 
     @property
     def kept_bytes(self) -> int:
         """Size of what is kept for the reconstruction, beside the last link's result."""
-        return sum(done.kept.nbytes for done in self.done)
+        return self.code_bytes + sum(value.low.nbytes for value in self.values if value)
 
-    def couple(self, coupling: Coupling, x: Tensor, feature: Tensor) -> Tensor:
-        """Compute a coupling's result without a graph, and note what its backward pass needs.
+    @torch.compiler.disable
+    def _run(
+        self, link: Sequence[Coupling], x: Tensor, features: Sequence[Tensor], compiled: bool
+    ) -> list[Tensor]:
+        if x.device.type == 'mps':
+            raise RuntimeError('reversible training needs float64, which mps lacks: set save_memory=False')
+        features = list(features)
+        if not self.values:
+            self.values, self.offsets = [None] * len(features), [None] * len(features)
+        for value, feature in zip(self.values, features, strict=True):
+            if value and not value.is_held_by(feature):
+                raise RuntimeError(
+                    'a reversible chain takes the result of its last link as it is; something, such as '
+                    'a forward hook, has changed it or put another in its place'
+                )
+        self._plan([coupling.alpha for coupling in link])
+        for coupling in link:
+            if coupling.level in coupling.reads:
+                raise ValueError(f'the function of level {coupling.level} reads it, so it cannot be undone')
+            sources = [x if source is None else features[source] for source in coupling.reads]
+            params = [p for p in getattr(coupling.function, 'parameters', list)() if p.requires_grad]
+            run = _Run(self, coupling, compiled)
+            features[coupling.level] = _Couple.apply(
+                run, features[coupling.level], coupling.alpha, *sources, *params
+            )
+        self.num_links += 1
+        return features
 
-        ``F`` sees the chain's own features, whose strides are those that backward will reconstruct: with
-        others, as those of a view that FSDP makes, it may round differently.
-        """
-        index, level = len(self.done), coupling.level
-        state = CallState(x.device, self.done[-1].state if self.done else None)
-        with untried_kernels():
-            residual = coupling.residual(x, self.features)
-        dtype = torch.result_type(residual, coupling.alpha)
-        is_first, is_last = index < self.num_levels, index >= (self.num_links - 1) * self.num_levels
-        if not is_first:
-            before = self.done[index - self.num_levels]
-            before.kept = Codes(before.kept, self.plans[level])
-        stream = self._advance(coupling, residual, dtype)
-        words = low_bits(stream, torch.int32 if is_last else torch.int16)
-        stream -= self.offsets[level]
-        result = stream.to(dtype, copy=True)
-        self._take(level, result.detach())
-        self.done.append(_Done(coupling, x, feature.detach() if is_first else None, state, words))
-        if is_last:  # from here on its result and the low words are enough
-            self.outputs.append(self.features[level])
-            self.stream[level] = None
-        return result
+    def _plan(self, alphas: Sequence[Tensor]) -> None:
+        """Plan the codes of these alphas and, if they are among those of the whole chain, of all."""
+        if all(id(alpha) in self.plans for alpha in alphas):
+            return
+        if not self.plans and {id(alpha) for alpha in alphas} <= {id(alpha) for alpha in self.alphas}:
+            alphas = self.alphas
+        self.alphas = [*self.alphas, *alphas]  # whose ids are taken as long as they live
+        for alpha, plan in zip(alphas, exact_sums.plan_codes(_to_host(alphas))):
+            self.plans[id(alpha)] = plan.to(alpha.device)
 
-    def differentiate(
-        self, index: int, grad: Tensor, x: Tensor, params: Sequence[Tensor], needs_grad: Sequence[bool]
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """Undo a coupling, and differentiate it on the way.
 
-        Args:
-            index: Number of the coupling in the chain.
-            grad: Gradient of its result.
-            x: Constant input of the chain.
-            params: Trainable parameters of its function.
-            needs_grad: Of each source and of each parameter.
+def check_reconstruction() -> None:
+    """Raise a RuntimeError if a backward pass on a GPU was not exact. (On a CPU backward itself does.)"""
+    _to_host([])
+
+
+# Of couplings that backward has undone on GPUs: whether it failed, and the error message.
+_unread: list[tuple[Tensor, str]] = []
+
+
+def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors to the host, as float64, and in the same transfer what is unread."""
+    reports = list(_unread)
+    del _unread[: len(reports)]
+    parts = [tensor.detach().double().flatten() for tensor in (*tensors, *(failed for failed, _ in reports))]
+    values = torch.cat(parts).cpu().split([len(part) for part in parts]) if parts else []
+    for failed, (_, message) in zip(values[len(tensors) :], reports):
+        if failed:
+            raise RuntimeError(message)
+    return [value.view(tensor.shape) for value, tensor in zip(values, tensors)]
+
+
+class _Value:
+    """A level between two couplings: its exact state, or how to get it back.
+
+    Args:
+        feature: As the chain returns it.
+        low: The rest of the state, see :class:`State`; None: it is what the chain starts from, any value.
+        checksum: Of the state.
+    """
+
+    def __init__(self, feature: Tensor, low: Tensor | None = None, checksum: Tensor | None = None) -> None:
+        self.checksum = checksum
+        self.consumer: _Run | None = None  # the coupling that goes on from it, and can reconstruct it
+        self.put(feature, low)
+
+    def put(self, feature: Tensor, low: Tensor | None) -> None:
+        self.kept, self.low = Kept(feature, 'a feature'), low
+
+    def release(self) -> None:
+        """Let go of what can be reconstructed."""
+        if self.consumer:
+            self.kept = self.low = None
+
+    def is_held_by(self, feature: Tensor) -> bool:
+        """Whether a feature is this one, unchanged, or at least its memory, as FSDP's views."""
+        own = self.kept.tensor
+        return feature.data_ptr() == own.data_ptr() and feature._version == self.kept.version
+
+    def get(self) -> Tensor:
+        """The feature, reconstructed if need be."""
+        if self.kept is None:
+            self.consumer.backward(None)
+        return self.kept.get()
+
+
+class _Run:
+    """One run of a coupling, and what its backward pass needs."""
+
+    def __init__(self, chain: ReversibleChain, coupling: Coupling, compiled: bool) -> None:
+        self.chain: ReversibleChain | None = chain  # until it has run
+        self.coupling, self.compiled, self.link = coupling, compiled, chain.num_links
+
+    def forward(self, feature: Tensor, sources: Sequence[Tensor], needs_grad: Sequence[bool]) -> Tensor:
+        """Run the coupling on a feature and on the inputs of its function, which may need gradients."""
+        chain, self.chain = self.chain, None
+        level, alpha = self.coupling.level, self.coupling.alpha.detach()
+        self.alpha, self.needs_grad = Kept(alpha, 'an alpha'), needs_grad
+        # The chain's own, not views with other strides; what it starts from is kept here.
+        values = [None if source is None else chain.values[source] for source in self.coupling.reads]
+        self.sources = [value or _Value(source) for value, source in zip(values, sources)]
+        self.call = Call(self.coupling.function, feature.device, needs_grad[1:], self.compiled)
+        residual = self.call.first([source.get() for source in self.sources])
+        before = chain.values[level]
+        if before is None:
+            self.start, self.before, self.coupled = _Value(feature), None, None
+            start = feature.detach().expand(residual.shape)
+            state, chain.offsets[level] = exact_sums.start(residual, start, alpha, chain.offsets[level])
+            self.checksum = state.checksum  # of the state that backward can certify
+        else:
+            self.start, self.before, self.checksum = None, weakref.ref(before), before.checksum
+            state = State(before.get(), before.low, before.checksum)
+            plan = chain.plans[id(self.coupling.alpha)]
+            state, self.coupled = exact_sums.advance(residual, state, alpha, chain.offsets[level], plan)
+            chain.code_bytes += self.coupled.nbytes
+            before.consumer = self
+            before.release()
+        self.offset = chain.offsets[level]
+        self.result = chain.values[level] = _Value(*state)
+        return state.feature
+
+    def backward(self, grad: Tensor | None) -> list[Tensor | None]:
+        """Undo the coupling and, if there is a gradient of its result, differentiate it on the way.
 
         Returns:
-            The reconstructed feature, and the gradients of the sources and of the parameters.
+            Gradients of the feature, alpha, the function's inputs and its trainable parameters.
         """
-        self._go_to(index)
-        coupling = self.done[index].coupling
-        sources = [source.detach() for source in coupling.sources(x, self.features)]
-        for source, needs in zip(sources, needs_grad):
-            source.requires_grad_(needs)
-        with torch.enable_grad(), self.done[index].state.replay():
-            residual = coupling.function(*sources)
-        inputs = [*sources, *params]
-        _refuse_other_leaves(residual, inputs)
-        wanted = [tensor for tensor, needs in zip(inputs, needs_grad) if needs]
-        if wanted:
-            grads = iter(torch.autograd.grad(residual, wanted, grad.to(residual.dtype), allow_unused=True))
-        feature = self._undo(index, residual.detach())
-        return feature, [next(grads) if needs else None for needs in needs_grad]
-
-    def _go_to(self, index: int) -> None:
-        """Reconstruct the state after a coupling, unless it is the one at hand."""
-        if self.position < index:
-            if len(self.outputs) < self.num_levels:
-                raise RuntimeError(
-                    f'backward through a reversible chain of {self.num_links} links, of which no more than '
-                    f'{len(self.done) // self.num_levels} have run'
-                )
-            if any(output._version != version for output, version in zip(self.outputs, self.versions)):
-                raise RuntimeError('the result of a reversible chain was changed in place before backward')
-            self._refuse_growth(self.outputs)
-            self.position = len(self.done) - 1
-            self.features = list(self.outputs)
-            self.stream = [output.to(torch.float64, copy=True) for output in self.outputs]
-            for level, stream in enumerate(self.stream):
-                stream += self.offsets[level]
-                restore_words_(stream, self.done[level - self.num_levels].kept, self.offsets[level])
-                stream -= self.offsets[level]
-        while self.position > index:
-            self._undo(self.position)
-
-    def _undo(self, index: int, residual: Tensor | None = None) -> Tensor:
-        """Go back to the state before a coupling, and return the feature that it was given."""
-        done = self.done[index]
-        coupling, level = done.coupling, done.coupling.level
-        stream = self.stream[level]
-        if residual is None and (done.start is None or self.errors is not None):
-            with done.state.replay():
-                residual = coupling.residual(done.x, self.features)
-        if done.start is not None:
-            feature = done.start
-            if self.errors is not None:
-                expected = add_shortcut(residual, coupling.alpha, feature)
-                expected += self.offsets[level]
-                expected -= self.offsets[level]
-                self.errors.append((stream - expected).abs_().amax() / expected.abs().amax())
+        feature, alpha = self.result.get(), self.alpha.get()
+        residual, leaves = self.call.again([source.get() for source in self.sources])
+        leaf_grads = _gradients(residual, leaves, grad)
+        residual, feature_grad, alpha_grad = residual.detach(), None, None
+        if self.start:
+            start = self.start.get()
+            expanded = start.expand(residual.shape)
+            checksum = exact_sums.start(residual, expanded, alpha, self.offset)[0].checksum
+            if grad is not None:
+                alpha_grad = (grad * expanded).sum_to_size(alpha.shape)
+                feature_grad = (grad * alpha).sum_to_size(start.shape) if self.needs_grad[0] else None
         else:
-            stream.sub_(residual)
-            torch.addcdiv(self.offsets[level], stream, coupling.alpha.double(), out=stream)
-            self.done[index - self.num_levels].kept.restore_(stream, self.offsets[level])
-            stream -= self.offsets[level]
-            feature = stream.to(self.features[level].dtype, copy=True)
-        self.features[level] = feature
-        self.position = index - 1
-        if index == 0:
-            self.features, self.stream = [], []
-        return feature
-
-
-def _refuse_other_leaves(residual: Tensor, inputs: Sequence[Tensor]) -> None:
-    """Raise an error if ``residual`` depends on a leaf whose gradient would get lost."""
-    known = {id(tensor) for tensor in inputs}
-    nodes = [residual.grad_fn] if residual.grad_fn else []
-    seen = set(nodes)
-    while nodes:
-        node = nodes.pop()
-        children = node.next_functions
-        if not children and hasattr(node, 'variable') and id(node.variable) not in known:
-            raise RuntimeError(
-                f'a function in a reversible chain uses a tensor {tuple(node.variable.shape)} that needs a '
-                'gradient, but is neither among its inputs nor, when it is called, a parameter of its '
-                'module. DataParallel and FullyShardedDataParallel (FSDP1) hide parameters: use '
-                "DistributedDataParallel, or torch's fully_shard on whole columns or the whole model"
+            state = State(feature, self.result.low, self.checksum)
+            (*state, checksum), feature_grad, alpha_grad = exact_sums.retreat(
+                residual, state, self.coupled, alpha, self.offset, grad
             )
-        for child, _ in children:
-            if child is not None and child not in seen:
-                seen.add(child)
-                nodes.append(child)
+            if self.before():  # a coupling before will want it
+                self.before().put(*state)
+        failed = self._certify(checksum, feature, alpha_grad)
+        self.result.release()
+        grads = [feature_grad, alpha_grad, *leaf_grads]
+        if failed is not None:  # nan on the device, so that the host need not wait to know
+            poison = torch.where(failed, torch.nan, 0.0)
+            small = {1, *range(1 + len(self.needs_grad), len(grads))}  # alpha and parameters
+            grads = [
+                grad + poison.to(grad.dtype) if i in small and grad is not None else grad
+                for i, grad in enumerate(grads)
+            ]
+        return grads
+
+    def _certify(self, checksum: Tensor, feature: Tensor, alpha_grad: Tensor | None) -> Tensor | None:
+        """Raise an error if a checksum is not what it was; off the CPU, where nobody waits, return it."""
+        failed = checksum != self.checksum
+        if _is_read_at_once(failed):
+            if failed and feature.isfinite().all():  # others show it
+                raise RuntimeError(self._message())
+            return None
+        if alpha_grad is not None:
+            failed = failed & alpha_grad.isfinite().all()
+        _unread.append((failed, self._message()))
+        return failed
+
+    def _message(self) -> str:
+        message = (
+            'the reconstruction of a reversible chain is not exact in '
+            f'link {self.link}, level {self.coupling.level}: '
+        )
+        changed = self.call.changed_settings()
+        if changed:
+            return message + f'since it ran first, other settings were made, {", ".join(changed)}'
+        return message + (
+            f'either {type(self.call.function).__name__} has not computed the same bits again (it may draw '
+            "random numbers from torch's default generators only, and keep no state but in buffers), or the "
+            'level has grown to 2^12 times its largest value in the first link'
+        )
 
 
-@dataclass
-class _Done:
-    """What backward needs of one coupling that has run."""
+def _is_read_at_once(tensor: Tensor) -> bool:
+    return tensor.device.type == 'cpu'
 
-    coupling: Coupling
-    x: Tensor
-    start: Tensor | None  # in the first link: the feature that it was given
-    state: CallState
-    kept: Codes | Tensor  # the lowest bits of the result; once the next link has run, their codes
+
+def _gradients(residual: Tensor, leaves: Sequence[Tensor], grad: Tensor | None) -> list[Tensor | None]:
+    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    if grad is None or not residual.requires_grad:
+        return [None] * len(leaves)
+    grads = iter(torch.autograd.grad(residual, wanted, grad.to(residual.dtype), allow_unused=True))
+    return [next(grads) if leaf.requires_grad else None for leaf in leaves]
 
 
 class _Couple(torch.autograd.Function):
-    """A coupling in autograd's eyes: feature, alpha, sources and parameters in, feature out.
-
-    Autograd runs the last of these backward first, so the chain is walked once, from its end.
-    """
+    """A coupling in autograd's eyes: feature, alpha, its function's inputs and parameters in, feature out."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        chain: ReversibleChain,
-        coupling: Coupling,
-        x: Tensor,
-        feature: Tensor,
-        alpha: Tensor,
-        *tensors: Tensor,
-    ) -> Tensor:
-        ctx.chain, ctx.index = chain, len(chain.done)
-        num_sources = len(coupling.reads)
-        # Parameters must stay as they are until backward, or autograd says so.
-        ctx.save_for_backward(x, alpha, *tensors[num_sources:])
-        ctx.feature_shape = feature.shape
-        return chain.couple(coupling, x, feature)
+    def forward(ctx: Any, run: _Run, feature: Tensor, alpha: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.run, num_sources = run, len(run.coupling.reads)
+        _, needs_feature, _, *needs = ctx.needs_input_grad
+        return run.forward(feature, tensors[:num_sources], [needs_feature, *needs[:num_sources]])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # torch's once_differentiable lets losses pass that are linear in features
         if torch.is_grad_enabled():
             raise RuntimeError('a reversible chain cannot be differentiated twice (create_graph=True)')
-        x, alpha, *params = ctx.saved_tensors
-        needs_feature, needs_alpha, *needs_grad = ctx.needs_input_grad[3:]
-        feature, grads = ctx.chain.differentiate(ctx.index, grad, x, params, needs_grad)
-        grad_feature = (grad * alpha).sum_to_size(ctx.feature_shape) if needs_feature else None
-        grad_alpha = (grad * feature).sum_to_size(alpha.shape) if needs_alpha else None
-        return None, None, None, grad_feature, grad_alpha, *grads
+        return None, *ctx.run.backward(grad)

@@ -10,7 +10,7 @@ from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from revcol_mm.models import RevCol
+from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import LevelwiseDecoder, PixelShuffleDecoder
 
 from .errors import PreflightError
@@ -23,7 +23,7 @@ FOR_COLOURS |= {'Color', 'YOLOXHSVRandomAug'}
 
 def revcol_channels(model: nn.Module) -> int | None:
     """``in_channels`` of a model's RevCol; None: it has none, or several that differ."""
-    found = {module.in_channels for module in model.modules() if isinstance(module, RevCol)}
+    found = {module.in_channels for module in model.modules() if isinstance(module, ColumnBackbone)}
     return found.pop() if len(found) == 1 else None
 
 

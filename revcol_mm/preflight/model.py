@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
-from revcol_mm.models import RevCol
+from revcol_mm.models import ColumnBackbone
 
 from .errors import PreflightError
 
@@ -130,7 +130,7 @@ def check_channels(model: nn.Module, cfg: Config | dict[str, Any]) -> None:
     """
     model = _unwrapped(model)
     cfg = cfg.get('module', cfg) if isinstance(cfg, dict) else {}  # under test-time augmentation
-    backbones = [module for module in model.modules() if isinstance(module, RevCol)]
+    backbones = [module for module in model.modules() if isinstance(module, ColumnBackbone)]
     necks = list(_parts(cfg, 'neck'))
     if len(backbones) == 1:
         given = backbones[0].out_channels

@@ -29,7 +29,7 @@ from revcol_mm import RevCol
 from revcol_mm.analysis.machine import machine
 from revcol_mm.apis import pick_device
 from revcol_mm.models.backbones.revcol import ARCHS
-from revcol_mm.testing import Launches, count_launches, gradients, peak_bytes, worst_errors
+from revcol_mm.testing import Launches, StoringChain, count_launches, gradients, peak_bytes, worst_errors
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -53,6 +53,12 @@ class CheckpointedRevCol(RevCol):
             run = partial(checkpoint, column, use_reentrant=False) if self.checkpointing else column
             features = run(x, features)
             yield features
+
+
+class StoringRevCol(RevCol):
+    """Stores everything, but sums as the reversible model does: what its gradients are compared with."""
+
+    chain_type = staticmethod(lambda links: StoringChain())
 
 
 MODES = {
@@ -84,11 +90,17 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
 
     with torch.no_grad():
         weights = [torch.randn_like(feature) for feature in models['plain'](image)]
-    results, of_plain = {}, None
+    results = {}
     for mode, model in models.items():
         with autocast():
             grads = gradients(model, image, weights)
-        of_plain = expected = of_plain or grads
+        expected = grads
+        if mode == 'reversible':
+            storing = StoringRevCol(arch=arch, layer_scale_init_value=LAYER_SCALE, save_memory=True)
+            storing.to(args.device).load_state_dict(model.state_dict())
+            with autocast():
+                expected = gradients(storing, image, weights)
+            del storing
         if isinstance(model, CheckpointedRevCol):
             model.checkpointing = False
             with autocast():

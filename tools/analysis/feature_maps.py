@@ -24,9 +24,9 @@ from revcol_mm.analysis.command_line import make_parser, read_arguments, write_r
 from revcol_mm.analysis.feature_maps import (
     FITS,
     FeatureMaps,
+    column_backbone,
     draw_feature_maps,
     feature_maps,
-    revcol_backbone,
 )
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, find_sources, read_pictures
@@ -59,7 +59,7 @@ def main() -> None:
         if videos := [str(source.path) for source in sources if source.is_video]:
             raise ValueError(f'feature maps are of images, not of videos: {", ".join(videos)}')
         inferencer = init_inferencer(cfg, args.checkpoint, args.device)
-        backbone = revcol_backbone(inferencer.model)
+        backbone = column_backbone(inferencer.model)
         for source, image, *_ in read_pictures(sources, inferencer.read, problems.__setitem__):
             picture, inputs = inferencer.network_input(image)
             height, width = picture.shape[:2]

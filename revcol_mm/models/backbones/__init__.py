@@ -1,3 +1,4 @@
+from .column_backbone import ColumnBackbone
 from .revcol import RevCol
 
-__all__ = ['RevCol']
+__all__ = ['ColumnBackbone', 'RevCol']

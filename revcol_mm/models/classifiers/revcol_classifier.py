@@ -13,7 +13,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..backbones import RevCol
+from ..backbones import ColumnBackbone
 from ..layers import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 
 NUM_SUPERVISED = 4  # columns with a head, the last one included (RevCol official code)
@@ -54,7 +54,8 @@ class RevColClassifier(BaseModel):
     ones: ``cls.*`` without supervision, with it ``cls_blocks.{0..3}.*`` and ``decoder_blocks.{0..2}.*``.
 
     Args:
-        backbone: A RevCol, or its config. The last of its ``out_indices`` is the level that is classified.
+        backbone: A RevCol or other ColumnBackbone, or its config. The last of its ``out_indices`` is the
+            level that is classified.
         num_classes: Classes K. Up to 1000 the decoders are level-wise, above that a single layer.
         supervision: The weights ``reconstruction_weight`` w_rec and ``classification_weight`` w_cls
             (published: 3.0 and 0.7). None: no intermediate supervision.
@@ -76,7 +77,7 @@ class RevColClassifier(BaseModel):
 
     def __init__(
         self,
-        backbone: RevCol | dict,
+        backbone: ColumnBackbone | dict,
         num_classes: int,
         supervision: dict[str, float] | None = None,
         label_smoothing: float = 0.0,
@@ -90,8 +91,10 @@ class RevColClassifier(BaseModel):
         super().__init__(data_preprocessor, init_cfg)
         if isinstance(backbone, dict):
             backbone = MODELS.build(backbone)
-        if not isinstance(backbone, RevCol):
-            raise ValueError(f'RevColClassifier takes a RevCol as its backbone, got {type(backbone)}')
+        if not isinstance(backbone, ColumnBackbone):
+            raise ValueError(
+                f'RevColClassifier takes a backbone of columns, such as RevCol, got {type(backbone)}'
+            )
         if not isinstance(num_classes, int) or num_classes < 1:
             raise ValueError(f'num_classes takes a whole number from 1 on, got {num_classes}')
         if not 0 <= label_smoothing < 1:

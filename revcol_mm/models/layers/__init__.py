@@ -1,15 +1,20 @@
-from .column import Column
+from .column import Column, bound_alpha
 from .convnext_block import ConvNeXtBlock
 from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 from .layer_norm import LayerNorm2d
+from .level import Level
+from .level_fusion import LevelFusion
 from .pointwise_linear import PointwiseLinear
 
 __all__ = [
     'Column',
     'ConvNeXtBlock',
     'LayerNorm2d',
+    'Level',
+    'LevelFusion',
     'LevelwiseDecoder',
     'PixelShuffleDecoder',
     'PointwiseLinear',
+    'bound_alpha',
     'reconstruction_loss',
 ]

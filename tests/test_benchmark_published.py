@@ -1,0 +1,34 @@
+"""The benchmark against the published code, on a stand-in for it."""
+
+import re
+
+from .subprocesses import run
+
+TOOL = 'tools/analysis/benchmark_published.py'
+STAND_IN = """
+import imp
+from timm.models.layers import trunc_normal_
+from revcol_mm import RevCol
+
+class FullNet(RevCol):
+    def forward(self, x):
+        return [self.cls(super().forward(x)[0])], None
+
+def revcol_tiny(save_memory, inter_supv=True, drop_path=0.1):
+    return FullNet('tiny', drop_path_rate=drop_path, save_memory=save_memory, out_indices=(3,))
+"""
+
+
+def test_it_compares_what_both_compute_and_prints_ratios(tmp_path):
+    (tmp_path / 'models').mkdir()
+    code = tmp_path / 'models/revcol.py'
+    code.write_text(STAND_IN)
+    options = (tmp_path, 'tiny', '--size', 32, 64, '--batch-size', 1, '--repeats', 1, '--device', 'cpu')
+    *_, row = run(TOOL, *options).splitlines()
+    assert re.fullmatch(r'\| tiny (\| \d+\.\d\d ){5}\|', row)
+    code.write_text(STAND_IN.replace('(x)[0])]', '(x)[0] + 1)]'))
+    assert 'Tensor-likes are not close' in run(TOOL, *options, expect=1)
+
+
+def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+    assert 'is no checkout of megvii-research/RevCol' in run(TOOL, tmp_path, 'tiny', expect=2)
