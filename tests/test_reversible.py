@@ -37,16 +37,11 @@ def set_alphas(model, alphas):
         param.data.copy_(value)
 
 
-class StoringRevCol(RevCol):
-    """Sums like the reversible model, and stores what it computes."""
-
-    chain_type = staticmethod(lambda links: StoringChain())
-
-
 def pair(alphas=0.5, num_columns=4, device='cpu', **kwargs):
     """The same model, storing what it computes and reversible."""
     kwargs = {'arch': dict(WIDTHS, num_columns=num_columns), 'layer_scale_init_value': 0.3, **kwargs}
-    storing = StoringRevCol(**kwargs, save_memory=True)
+    storing = RevCol(**kwargs, save_memory=True)
+    storing.chain_type = lambda links: StoringChain()
     set_alphas(storing, alphas)
     reversible = RevCol(**kwargs, save_memory=True)
     reversible.load_state_dict(storing.state_dict())
@@ -82,16 +77,18 @@ def test_outputs_are_the_plain_model_s_to_the_last_bit(autocast, device):
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
-@pytest.mark.parametrize('num_columns', [32, 48])
-def test_training_s_sums_are_as_near_to_the_truth_as_evaluation_s(alphas, num_columns, device):
-    """The truth is float64. In float32, as evaluation sums, 48 columns are up to 1e-4 away from it."""
-    model, _ = pair(alphas, num_columns, device=device)
-    image = torch.randn(1, 3, 32, 64, device=device)
-    weights = output_weights(model, image)
-    truth = gradients(copy.deepcopy(model).double(), image.double(), [w.double() for w in weights])
-    (error_of_training, name), *_ = worst_errors(gradients(model, image, weights), truth)
-    (error_of_evaluation, _), *_ = worst_errors(gradients(model.eval(), image, weights), truth)
-    assert error_of_training <= max(2 * error_of_evaluation, 2e-5), name
+def test_gradients_are_as_near_to_the_truth_as_the_plain_model_s(alphas, device):
+    """The truth is float64. Of one image either may be twice as near, of several they are alike."""
+    _, model = pair(alphas, num_columns=48, device=device)
+    errors, errors_of_plain = [], []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        image = torch.randn(1, 3, 32, 64, device=device)
+        weights = output_weights(model, image)
+        truth = gradients(copy.deepcopy(model).double(), image.double(), [w.double() for w in weights])
+        for model.save_memory, found in ((True, errors), (False, errors_of_plain)):
+            found.append(worst_errors(gradients(model, image, weights), truth)[0][0])
+    assert sum(errors) <= 1.5 * sum(errors_of_plain)
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])

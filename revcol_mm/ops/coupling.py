@@ -25,7 +25,8 @@ class Coupling(NamedTuple):
         reads: Indices of the features passed to ``function``, in order; ``None`` stands for ``x``.
             ``level`` itself must not be among them, or the update could not be undone.
         function: ``F``; its result has the shape of ``c[level]``.
-        alpha: Non-zero scale of the shortcut, broadcastable to ``c[level]``.
+        alpha: Non-zero scale of the shortcut, broadcastable to ``c[level]``: one number, or one for each
+            channel, which any dimension may be.
     """
 
     level: int

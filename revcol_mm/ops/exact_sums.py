@@ -270,7 +270,17 @@ def start(residual: Tensor, before: Tensor, alpha: Tensor, offset: Tensor | None
 def advance(
     residual: Tensor, state: State, alpha: Tensor, offset: Tensor, plan: Plan
 ) -> tuple[State, Coupled]:
-    """Go from ``c`` to ``round(F + alpha * c)``; arguments as for :func:`start`."""
+    """Go from ``c`` to ``round(F + alpha * c)``; arguments as for :func:`start`.
+
+    Raises:
+        ValueError: If ``F`` has another shape than ``c``, or another type than it had at the start.
+    """
+    shapes = tuple(residual.shape), tuple(state.feature.shape)
+    if shapes[0] != shapes[1]:
+        raise ValueError(f'a function returns {shapes[0]} for a level of {shapes[1]}')
+    dtypes = torch.result_type(residual, alpha), state.feature.dtype
+    if dtypes[0] != dtypes[1]:
+        raise ValueError(f'a coupling makes {dtypes[0]} of a level that was {dtypes[1]}')
     dim = channel_dim(alpha)
     feature, vector = matrix(state.feature, dim), _vector(alpha, residual, dim)
     new, low, checksum, code = couple_op(

@@ -3,8 +3,6 @@
 In float32 they move 20 bytes an element forward and 28 backward, and the codes.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -27,10 +25,16 @@ def couple(
 
 
 def uncouple(
-    residual: Tensor, feature: Tensor, low: Tensor, code: Tensor, alpha: Tensor, offset: Tensor, *rest: Any
+    residual: Tensor,
+    feature: Tensor,
+    low: Tensor,
+    code: Tensor,
+    alpha: Tensor,
+    offset: Tensor,
+    width: int,
+    grad: Tensor,
 ) -> tuple[Tensor, ...]:
     """Do what :func:`.exact_sums.uncouple` does."""
-    width, grad = rest
     grid, sizes, constants = _layout(feature, width)
     new_feature, new_low, new_grad = torch.empty_like(feature), torch.empty_like(low), torch.empty_like(grad)
     checksums = offset.new_empty(grid, dtype=torch.int64)

@@ -4,8 +4,8 @@
 
 prints a table and writes it as JSON and as a plot. Activation memory is the peak of live bytes in one step,
 beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
-Gradient errors are those of storing less: the difference from storing everything with the same sums (columns
-that are checkpointed sum in float32), relative to the largest gradient of the same tensor, the worst of all
+Gradient errors are those of storing less: the difference from storing everything with the same sums (those
+of reversible columns are exact), relative to the largest gradient of the same tensor, the worst of all
 parameters and the input. On a GPU a step's kernels are counted, too, and how often the CPU waits for it; fp32
 is without TF32 there.
 """
@@ -55,12 +55,6 @@ class CheckpointedRevCol(RevCol):
             yield features
 
 
-class StoringRevCol(RevCol):
-    """Stores everything, but sums as the reversible model does: what its gradients are compared with."""
-
-    chain_type = staticmethod(lambda links: StoringChain())
-
-
 MODES = {
     'plain': RevCol,
     'checkpoint per column': CheckpointedRevCol,
@@ -96,11 +90,10 @@ def measure(arch: dict, args: argparse.Namespace) -> dict[str, dict[str, float]]
             grads = gradients(model, image, weights)
         expected = grads
         if mode == 'reversible':
-            storing = StoringRevCol(arch=arch, layer_scale_init_value=LAYER_SCALE, save_memory=True)
-            storing.to(args.device).load_state_dict(model.state_dict())
+            model.chain_type = lambda links: StoringChain()
             with autocast():
-                expected = gradients(storing, image, weights)
-            del storing
+                expected = gradients(model, image, weights)
+            del model.chain_type
         if isinstance(model, CheckpointedRevCol):
             model.checkpointing = False
             with autocast():

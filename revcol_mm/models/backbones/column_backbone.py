@@ -167,7 +167,9 @@ class ColumnBackbone(BaseModule):
 
         Subclasses may tell more.
         """
-        if name not in dict(self.named_parameters()):
+        try:
+            self.get_parameter(name)
+        except AttributeError:
             return None
         return 0 if name.startswith('stem.') else 1 + int(name.split('.')[0].removeprefix('subnet'))
 

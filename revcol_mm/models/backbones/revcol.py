@@ -186,8 +186,10 @@ class RevCol(ColumnBackbone):
         return sum(self.layers) + self.num_columns + 1
 
     def param_depth(self, name: str) -> int | None:
-        """The stem has depth 0 and a block 1 + its number in the column + the column's number, as in RevCol's
-        official optimizer constructors. A level's fusion counts with its first block, alphas as block 0.
+        """Depth of a parameter: 0 in the stem, in a block 1 + its number in the column + the column's number.
+
+        So it is in RevCol's official optimizer constructors. A level's fusion counts with its first block,
+        alphas as block 0. None: there is no such parameter.
         """
         if name.startswith('stem.'):
             return 0
