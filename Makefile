@@ -1,4 +1,4 @@
-# For Linux with Python 3.10 to 3.13 and its venv; see README.md.
+# For Linux with Python 3.10, 3.11 or 3.13 and its venv; see README.md.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .ONESHELL:
