@@ -42,7 +42,7 @@ def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights
         losses = stepper.step(Variant('training', 'fp32', False, 2))()
         assert np.isfinite(losses['loss'].item()) and stepper.model.training
         assert all(state['exp_avg'].isfinite().all() for state in stepper.optimizer.state.values())
-        moved = [state['exp_avg'].abs().max() > 0 for state in stepper.optimizer.state.values()]
+        moved = [bool(state['exp_avg'].any()) for state in stepper.optimizer.state.values()]
         assert np.mean(moved) > 0.8 and len(moved) > 100  # backward and the optimizer have run
         samples = stepper.step(Variant('inference', 'fp32', False, 1))()
         assert len(samples) == 1 and not stepper.model.training

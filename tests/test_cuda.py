@@ -38,14 +38,14 @@ def fast(device, monkeypatch):
     torch.set_float32_matmul_precision('highest')
 
 
-@pytest.mark.parametrize('benchmark', [False, True])
+@pytest.mark.parametrize('tries_kernels', [False, True])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', AUTOCAST)
 def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
-    dtype, layout, benchmark, fast, monkeypatch
+    dtype, layout, tries_kernels, fast, monkeypatch
 ):
     """Outputs are the plain model's to the last bit, unless cuDNN has tried out other kernels for it."""
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', benchmark)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', tries_kernels)
     plain, reversible = pair('spread', num_columns=16, drop_path_rate=0.3, device=fast)
     sizes = [(64, 96), (33, 47), (130, 70), (64, 96), (95, 127)]
     for size in sizes:
@@ -56,7 +56,7 @@ def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
             with torch.autocast(fast.type, dtype, enabled=dtype is not None):
                 outputs.append(model(image))
         for expected, actual in zip(*outputs, strict=True):
-            assert benchmark or torch.equal(actual, expected)
+            assert tries_kernels or torch.equal(actual, expected)
         sum(output.square().mean() for output in outputs[1]).backward()
         check_reconstruction()
 
@@ -79,8 +79,8 @@ def test_with_fast_kernels_gradients_are_as_near_to_the_truth_as_the_plain_model
 def test_a_compiled_model_trains_reversibly(device, monkeypatch):
     """Inductor compiles what levels compute, and what is around the columns."""
     plain, reversible = pair('spread', device=device)
-    compiled, num_calls = call._compiled_call(), []
-    monkeypatch.setattr(call, '_compiled_call', lambda: lambda *args: num_calls.append(1) or compiled(*args))
+    compiled, num_calls = call._compiled(), []
+    monkeypatch.setattr(call, '_compiled', lambda: lambda *args: num_calls.append(1) or compiled(*args))
     reversible.compile()
     compare(plain, reversible, torch.randn(2, 3, 64, 96, device=device), tolerance=2e-5)
     check_reconstruction()

@@ -9,7 +9,6 @@ from functools import partial
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
 import revcol_mm.ops.reversible as reversible_module
@@ -487,8 +486,8 @@ def test_compiled_reversible_training_compiles_what_levels_compute_and_gives_the
     weights = output_weights(plain, image)
     expected = gradients(plain, image, weights)
     counter = CompileCounterWithBackend('aot_eager')
-    compiled = torch.compile(functional_call, backend=counter)
-    monkeypatch.setattr(call, '_compiled_call', lambda: compiled)
+    compiled = torch.compile(call._apply, backend=counter)
+    monkeypatch.setattr(call, '_compiled', lambda: compiled)
     model.compile(backend='aot_eager')
     for _ in range(2):
         (error, name), *_ = worst_errors(gradients(model, image, weights), expected)

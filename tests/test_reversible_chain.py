@@ -439,9 +439,9 @@ def test_off_the_cpu_nothing_waits_gradients_are_nan_and_the_next_forward_pass_r
 
 
 def test_reading_what_backward_has_found_raises_its_errors_once(monkeypatch):
-    monkeypatch.setattr(
-        reversible, '_unread', [(torch.tensor(False), 'fine'), (torch.tensor(True), 'not exact')]
-    )
+    finite, nan = torch.tensor(0.0), torch.tensor(torch.nan)
+    reports = [(finite, finite, 'fine'), (nan, nan, 'an overflow'), (nan, finite, 'not exact')]
+    monkeypatch.setattr(reversible, '_unread', reports)
     links, x, start = chain_of([Conv() for _ in range(4)])
     with pytest.raises(RuntimeError, match='not exact'):
         run(ReversibleChain(links), links, x, start)

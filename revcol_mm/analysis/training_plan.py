@@ -133,7 +133,9 @@ def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
 def measure_activations(cfg: Config, height: int, width: int, device: str | torch.device = 'cpu') -> int:
     """Peak bytes of forward and backward of one random image, beyond weights and gradients."""
     torch.manual_seed(0)
-    model = _build(cfg).to(device).train()
+    model = _build(cfg)
+    model.init_weights()  # until then some are whatever was in memory, such as nan
+    model.to(device).train()
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
     batch = synthetic_batch(model, cfg.default_scope, 1, height, width)

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import fully_shard
 
 from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.checkpoint import CheckpointError
+from revcol_mm.models.layers import bound_alphas_
 from revcol_mm.models.sharded_checkpoint import REST, is_sharded, load_shards, shapes, write_shards
 from revcol_mm.preflight import PreflightError
 
@@ -32,9 +33,8 @@ class _Shards(Hook):
     priority = 'LOWEST'
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """A column bounds the alphas that it has gathered; backward gathers the shards again."""
-        for column in _columns(runner.model):
-            column.bound_alphas_()
+        """A backbone bounds the alphas that it has gathered; backward gathers the shards again."""
+        bound_alphas_(_columns(runner.model))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         del checkpoint['state_dict']

@@ -110,7 +110,7 @@ def uncouple(
     new_feature, new_low, new_grad = (torch.empty_like(tensor) for tensor in (feature, low, grad))
     grad_alpha = torch.zeros_like(alpha, dtype=torch.promote_types(alpha.dtype, torch.float32))
     checksum, inverse = offset.new_zeros((), dtype=torch.int64), alpha.double().reciprocal()
-    step, half = offset / (1.5 * 2.0**52), 2 ** (width - 1)
+    step, half = (offset.view(torch.int64) + 1).view(torch.float64) - offset, 2 ** (width - 1)
     for words, part, at in _chunks(feature, per_word):
         values = _values(feature[at], low[at]).sub_(residual[at]).mul_(inverse).add_(offset)
         wanted = code[words] >> part * width if width < 8 else code[words]

@@ -19,7 +19,7 @@ def couple(
     new_feature, new_low = torch.empty_like(feature), torch.empty_like(low)
     code = feature.new_empty(sizes[2], sizes[1], dtype=torch.uint8 if width <= 8 else torch.int16)
     checksums = offset.new_empty(grid, dtype=torch.int64)
-    inputs = residual, feature, low, alpha.double().contiguous(), offset
+    inputs = residual, feature, low, alpha.contiguous(), offset
     _couple_kernel[grid](*inputs, new_feature, new_low, code, checksums, *sizes, **constants)
     return new_feature, new_low, checksums.sum(), code
 
@@ -38,11 +38,12 @@ def uncouple(
     grid, sizes, constants = _layout(feature, width)
     new_feature, new_low, new_grad = torch.empty_like(feature), torch.empty_like(low), torch.empty_like(grad)
     checksums = offset.new_empty(grid, dtype=torch.int64)
-    alpha_grads = offset.new_zeros(grid[0], sizes[1], dtype=torch.float32)
-    step, inverse = offset / (1.5 * 2.0**52), alpha.double().reciprocal()  # consumers' GPUs divide slowly
-    inputs = residual, feature, low, code, inverse, alpha.contiguous(), offset, step, grad
+    has_grad = grad.numel() > 0
+    alpha_grads = torch.zeros(grid[0] if has_grad else 0, sizes[1], dtype=torch.float32, device=grad.device)
+    inverse = alpha.double().reciprocal()  # once, for consumers' GPUs divide slowly
+    inputs = residual, feature, low, code, inverse, alpha.contiguous(), offset, grad
     outputs = new_feature, new_low, new_grad, alpha_grads, checksums
-    _uncouple_kernel[grid](*inputs, *outputs, *sizes, HAS_GRAD=grad.numel() > 0, **constants)
+    _uncouple_kernel[grid](*inputs, *outputs, *sizes, HAS_GRAD=has_grad, **constants)
     return new_feature, new_low, checksums.sum(), new_grad, alpha_grads.sum(0).to(alpha.dtype)
 
 
@@ -67,7 +68,7 @@ def _couple_kernel(
 ):
     # fmt: on
     word, channel, has_word, has_channel = _block(num_words, num_channels, BLOCK_ROWS, BLOCK_CHANNELS)
-    alpha_ = tl.load(alpha + channel, has_channel, 0.0)
+    alpha_ = tl.load(alpha + channel, has_channel, 0.0).to(tl.float64)
     offset_ = tl.load(offset)
     codes = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.int32)
     checksum = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.int64)
@@ -89,8 +90,8 @@ def _couple_kernel(
 # fmt: off
 @triton.jit
 def _uncouple_kernel(
-    residual, feature, low, code, inverse, alpha, offset, step, grad, new_feature, new_low, new_grad,
-    alpha_grads, checksums, num_rows, num_channels, num_words, WIDTH: tl.constexpr, PER_WORD: tl.constexpr,
+    residual, feature, low, code, inverse, alpha, offset, grad, new_feature, new_low, new_grad, alpha_grads,
+    checksums, num_rows, num_channels, num_words, WIDTH: tl.constexpr, PER_WORD: tl.constexpr,
     HAS_GRAD: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
 ):
     # fmt: on
@@ -98,7 +99,7 @@ def _uncouple_kernel(
     inverse_ = tl.load(inverse + channel, has_channel, 0.0)
     alpha_ = tl.load(alpha + channel, has_channel, 0.0).to(tl.float32)
     offset_ = tl.load(offset)
-    step_ = tl.load(step)
+    step = (offset_.to(tl.int64, bitcast=True) + 1).to(tl.float64, bitcast=True) - offset_
     at, mask = word.to(tl.int64) * num_channels + channel, has_word & has_channel
     codes = tl.load(code + at, mask, 0).to(tl.int32)
     checksum = tl.zeros([BLOCK_ROWS, BLOCK_CHANNELS], tl.int64)
@@ -111,7 +112,7 @@ def _uncouple_kernel(
         bits = (values.to(tl.int64, bitcast=True) & ((1 << WIDTH) - 1)).to(tl.int32)
         num_steps = (codes >> (part * WIDTH)) - bits + (1 << (WIDTH - 1))
         num_steps = (num_steps & ((1 << WIDTH) - 1)) - (1 << (WIDTH - 1))
-        values += num_steps.to(tl.float64) * step_
+        values += num_steps.to(tl.float64) * step
         checksum += _squares(values, mask)
         before = _store(values - offset_, new_feature, new_low, at, mask)
         if HAS_GRAD:

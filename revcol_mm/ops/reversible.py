@@ -86,10 +86,9 @@ class ReversibleChain:
             if coupling.level in coupling.reads:
                 raise ValueError(f'the function of level {coupling.level} reads it, so it cannot be undone')
             sources = [x if source is None else features[source] for source in coupling.reads]
-            params = [p for p in getattr(coupling.function, 'parameters', list)() if p.requires_grad]
-            run = _Run(self, coupling, compiled)
+            run = _Run(self, coupling, Call(coupling.function, x.device, compiled))
             features[coupling.level] = _Couple.apply(
-                run, features[coupling.level], coupling.alpha, *sources, *params
+                run, features[coupling.level], coupling.alpha, *sources, *run.call.trainable.values()
             )
         self.num_links += 1
         return features
@@ -110,18 +109,20 @@ def check_reconstruction() -> None:
     _to_host([])
 
 
-# Of couplings that backward has undone on GPUs: whether it failed, and the error message.
-_unread: list[tuple[Tensor, str]] = []
+# Of couplings that backward has undone on GPUs: nan if it failed, the sum of alpha's gradients, the message.
+_unread: list[tuple[Tensor, Tensor, str]] = []
 
 
 def _to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the host, as float64, and in the same transfer what is unread."""
     reports = list(_unread)
     del _unread[: len(reports)]
-    parts = [tensor.detach().double().flatten() for tensor in (*tensors, *(failed for failed, _ in reports))]
-    values = torch.cat(parts).cpu().split([len(part) for part in parts]) if parts else []
-    for failed, (_, message) in zip(values[len(tensors) :], reports):
-        if failed:
+    parts = [*tensors, *(tensor for poison, total, _ in reports for tensor in (poison, total))]
+    parts = [part.detach().flatten() for part in parts]
+    values = torch.cat(parts).cpu().double().split([len(part) for part in parts]) if parts else []
+    checks = iter(values[len(tensors) :])
+    for poison, total, (_, _, message) in zip(checks, checks, reports):
+        if poison.isnan() and total.isfinite():  # a gradient that is not finite shows itself
             raise RuntimeError(message)
     return [value.view(tensor.shape) for value, tensor in zip(values, tensors)]
 
@@ -163,9 +164,9 @@ class _Value:
 class _Run:
     """One run of a coupling, and what its backward pass needs."""
 
-    def __init__(self, chain: ReversibleChain, coupling: Coupling, compiled: bool) -> None:
+    def __init__(self, chain: ReversibleChain, coupling: Coupling, call: Call) -> None:
         self.chain: ReversibleChain | None = chain  # until it has run
-        self.coupling, self.compiled, self.link = coupling, compiled, chain.num_links
+        self.coupling, self.call, self.link = coupling, call, chain.num_links
 
     def forward(self, feature: Tensor, sources: Sequence[Tensor], needs_grad: Sequence[bool]) -> Tensor:
         """Run the coupling on a feature and on the inputs of its function, which may need gradients."""
@@ -175,8 +176,7 @@ class _Run:
         # The chain's own, not views with other strides; what it starts from is kept here.
         values = [None if source is None else chain.values[source] for source in self.coupling.reads]
         self.sources = [value or _Value(source) for value, source in zip(values, sources)]
-        self.call = Call(self.coupling.function, feature.device, needs_grad[1:], self.compiled)
-        residual = self.call.first([source.get() for source in self.sources])
+        residual = self.call.first([source.get() for source in self.sources], needs_grad[1:])
         before = chain.values[level]
         if before is None:
             self.start, self.before, self.coupled = _Value(feature), None, None
@@ -219,29 +219,27 @@ class _Run:
             )
             if self.before():  # a coupling before will want it
                 self.before().put(*state)
-        failed = self._certify(checksum, feature, alpha_grad)
         self.result.release()
-        grads = [feature_grad, alpha_grad, *leaf_grads]
-        if failed is not None:  # nan on the device, so that the host need not wait to know
-            poison = torch.where(failed, torch.nan, 0.0)
-            small = {1, *range(1 + len(self.needs_grad), len(grads))}  # alpha and parameters
-            grads = [
-                grad + poison.to(grad.dtype) if i in small and grad is not None else grad
-                for i, grad in enumerate(grads)
-            ]
-        return grads
+        num_sources = len(self.sources)
+        sources_grads, params_grads = leaf_grads[:num_sources], leaf_grads[num_sources:]
+        alpha_grad, *params_grads = self._certified([alpha_grad, *params_grads], checksum, feature)
+        return [feature_grad, alpha_grad, *sources_grads, *params_grads]
 
-    def _certify(self, checksum: Tensor, feature: Tensor, alpha_grad: Tensor | None) -> Tensor | None:
-        """Raise an error if a checksum is not what it was; off the CPU, where nobody waits, return it."""
+    def _certified(
+        self, grads: Sequence[Tensor | None], checksum: Tensor, feature: Tensor
+    ) -> Sequence[Tensor | None]:
+        """Gradients of alpha and parameters; nan where a checksum is not what it was, an error on a CPU."""
         failed = checksum != self.checksum
         if _is_read_at_once(failed):
             if failed and feature.isfinite().all():  # others show it
                 raise RuntimeError(self._message())
-            return None
-        if alpha_grad is not None:
-            failed = failed & alpha_grad.isfinite().all()
-        _unread.append((failed, self._message()))
-        return failed
+            return grads
+        poison = torch.where(failed, torch.nan, 0.0)
+        total = torch.zeros_like(poison) if grads[0] is None else grads[0].sum(dtype=poison.dtype)
+        _unread.append((poison, total, self._message()))
+        present = [grad for grad in grads if grad is not None]
+        poisoned = iter(torch._foreach_add(present, poison)) if present else iter(())
+        return [None if grad is None else next(poisoned) for grad in grads]
 
     def _message(self) -> str:
         message = (

@@ -4,7 +4,7 @@ Letters: B batch, H and W image size, L levels, N columns, C_l channels of level
 """
 
 from collections import deque
-from typing import Iterator, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 from mmengine.model import BaseModule
@@ -12,7 +12,26 @@ from torch import Tensor, nn
 
 from revcol_mm.ops import ReversibleChain, uncouple
 
-from ..layers import Column
+from ..layers import Column, bound_alphas_
+
+
+class _Layout(torch.autograd.Function):
+    """Lay a feature out for the heads, and its gradient as the columns' features are, channels-last.
+
+    Otherwise every block of the last column, and of all columns behind it, would turn its gradient round.
+    """
+
+    @staticmethod
+    def forward(feature: Tensor, layout: torch.memory_format) -> Tensor:
+        return feature.contiguous(memory_format=layout)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.contiguous(memory_format=torch.channels_last), None
 
 
 class ColumnBackbone(BaseModule):
@@ -113,8 +132,7 @@ class ColumnBackbone(BaseModule):
         features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column
         columns, chain = self.columns, None
         if self.training:
-            for column in columns:
-                column.bound_alphas_()
+            bound_alphas_(columns)
         num_frozen = 0 if x.requires_grad else self.frozen_columns  # through these no gradient flows
         if self.save_memory and self.training and torch.is_grad_enabled():
             chain = self.chain_type([column.couplings() for column in columns[num_frozen:]])
@@ -155,7 +173,8 @@ class ColumnBackbone(BaseModule):
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         layout = torch.channels_last if channels_last else torch.contiguous_format
         (features,) = deque(self.forward_columns(x), maxlen=1)  # holds one column at a time
-        return tuple(features[i].contiguous(memory_format=layout) for i in self.out_indices)
+        lay_out = _Layout.apply if self.training else _Layout.forward  # which can be traced
+        return tuple(lay_out(features[i], layout) for i in self.out_indices)
 
     @property
     def num_depths(self) -> int:

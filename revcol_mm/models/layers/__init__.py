@@ -1,4 +1,4 @@
-from .column import Column, bound_alpha
+from .column import Column, bound_alpha, bound_alphas_
 from .convnext_block import ConvNeXtBlock
 from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
 from .layer_norm import LayerNorm2d
@@ -16,5 +16,6 @@ __all__ = [
     'PixelShuffleDecoder',
     'PointwiseLinear',
     'bound_alpha',
+    'bound_alphas_',
     'reconstruction_loss',
 ]

@@ -1,6 +1,6 @@
 """One column: a sub-network of levels, tied to the column before by reversible couplings."""
 
-from typing import Callable, Sequence
+from typing import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,22 @@ MIN_ABS_ALPHA = 1e-3  # RevCol official code, `SubNet.forward`: the inverse divi
 def bound_alpha(alpha: Tensor) -> Tensor:
     """Move ``alpha`` to the nearest value with ``|alpha| >= 1e-3``; zero becomes ``+1e-3``."""
     return torch.where(alpha < 0, alpha.clamp(max=-MIN_ABS_ALPHA), alpha.clamp(min=MIN_ABS_ALPHA))
+
+
+@torch.no_grad()
+def bound_alphas_(columns: Iterable['Column']) -> None:
+    """Move trainable alphas into their bounds, as an optimizer's step may have moved them out.
+
+    All at once: one by one, they would take a GPU's host as long as some blocks.
+    """
+    alphas = [alpha for column in columns for alpha in column.alphas if alpha.requires_grad]
+    if not alphas:
+        return
+    # A shard's own part, under FSDP2. `.data`: graphs that have saved it stay usable.
+    local = [getattr(alpha, 'to_local', lambda alpha=alpha: alpha)().data for alpha in alphas]
+    bounded = bound_alpha(torch.cat([alpha.flatten() for alpha in local]))
+    parts = bounded.split([alpha.numel() for alpha in local])
+    torch._foreach_copy_(local, [part.view_as(alpha) for part, alpha in zip(parts, local)])
 
 
 class Column(nn.Module):
@@ -40,16 +56,6 @@ class Column(nn.Module):
     def alphas(self) -> list[nn.Parameter]:
         """Those of each level, (1, C_l, 1, 1)."""
         return [getattr(self, f'alpha{level}') for level in range(len(self.reads))]
-
-    @torch.no_grad()
-    def bound_alphas_(self) -> None:
-        """Move trainable alphas into their bounds, as an optimizer's step may have moved them out."""
-        for alpha in self.alphas:
-            if alpha.requires_grad:
-                local = getattr(
-                    alpha, 'to_local', lambda alpha=alpha: alpha
-                )()  # a shard's own part, under FSDP2
-                local.data.copy_(bound_alpha(local))  # `.data`: graphs that have saved it stay usable
 
     def couplings(self) -> list[Coupling]:
         """The column as a link of a reversible chain."""
