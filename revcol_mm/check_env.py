@@ -36,7 +36,13 @@ COMPILED = 'mmcv'  # the distribution of mmcv-lite's modules with compiled ops, 
 TORCH = ('2.10.0', '2.14.1')
 PYTHON = ('3.10', '3.13')
 
-DISTRIBUTIONS = {'sklearn': 'scikit-learn'}  # of packages with another import name
+DISTRIBUTIONS = {  # of packages with another import name
+    'PIL': 'pillow',
+    'cv2': 'opencv-python-headless',
+    'modelindex': 'model-index',
+    'sklearn': 'scikit-learn',
+    'yaml': 'PyYAML',
+}
 
 CORE = ('torch', 'cv2', 'mmengine')
 TASKS = {
@@ -116,8 +122,10 @@ def examine(name: str) -> Part:
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name and error.name.split('.')[0] not in (package, 'mmcv'):
-            return Part(name, f'needs {error.name}', f'pip install {error.name}')
+        needed = (error.name or package).split('.')[0]
+        if needed not in (package, 'mmcv'):
+            fix = f'pip install {DISTRIBUTIONS.get(needed, needed)}'
+            return Part(name, f'without {needed}, which it imports', fix)
         return Part(name, 'missing' if error.name == name else f'broken: {error}', fix)
     except Exception as error:  # packages assert on each other's versions; compiled ops fail as OSError
         return Part(name, f'broken: {error}', fix)

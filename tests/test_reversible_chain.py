@@ -438,6 +438,29 @@ def test_off_the_cpu_nothing_waits_gradients_are_nan_and_the_next_forward_pass_r
     check_reconstruction()
 
 
+class ReadValues(TorchDispatchMode):
+    """Counts values of tensors that Python asks for, each of which is a wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_off_the_cpu_backward_reads_no_value(monkeypatch):
+    monkeypatch.setattr(reversible, '_is_read_at_once', lambda tensor: False)
+    links, x, start = chain_of([Conv() for _ in range(8)])
+    loss = loss_of(ReversibleChain(links), links, x, start)
+    with ReadValues() as values:
+        loss.backward()
+    assert values.count == 0
+    with values:
+        loss.item()
+    assert values.count == 1
+    check_reconstruction()
+
+
 def test_reading_what_backward_has_found_raises_its_errors_once(monkeypatch):
     finite, nan = torch.tensor(0.0), torch.tensor(torch.nan)
     reports = [(finite, finite, 'fine'), (nan, nan, 'an overflow'), (nan, finite, 'not exact')]

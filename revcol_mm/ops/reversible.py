@@ -234,11 +234,11 @@ class _Run:
             if failed and feature.isfinite().all():  # others show it
                 raise RuntimeError(self._message())
             return grads
-        poison = torch.where(failed, torch.nan, 0.0)
+        poison = torch.where(failed, torch.nan, 1.0)
         total = torch.zeros_like(poison) if grads[0] is None else grads[0].sum(dtype=poison.dtype)
         _unread.append((poison, total, self._message()))
         present = [grad for grad in grads if grad is not None]
-        poisoned = iter(torch._foreach_add(present, poison)) if present else iter(())
+        poisoned = iter(torch._foreach_mul(present, poison) if present else ())  # one launch
         return [None if grad is None else next(poisoned) for grad in grads]
 
     def _message(self) -> str:
