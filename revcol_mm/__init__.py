@@ -2,13 +2,15 @@
 
 Importing the package registers all of it with MMEngine's root registries, where every OpenMMLab package
 finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough. Of other packages it adds to
-these, and replaces nothing:
+these, and replaces nothing of theirs but one setting:
 
 - MMEngine's root registries, by names that they did not have: models, a data set, hooks, and more.
 - MMEngine's file backends, 'atomic': ResumableRunner writes its checkpoints by it.
 - What ``torch.load(weights_only=True)`` reads: what MMEngine's own checkpoints hold beside weights, so that
   they can be resumed from; see :mod:`revcol_mm.engine.safe_globals`.
 - PyTorch's operators, ``revcol::couple`` and ``revcol::uncouple``: the sums of reversible training.
+- Where transformers 5 is installed, that MMPretrain leaves out its multimodal models; see
+  :mod:`revcol_mm.transformers_5`.
 - Where Python looks for modules: ``mmcv._ext`` in :mod:`revcol_mm.mmcv_ops`, if MMCV has no compiled ops.
 
 How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
@@ -17,10 +19,12 @@ a run with a LoadFromHook begins, and then for the rest of the process: see
 """
 
 from .mmcv_ops import supply_ops
+from .transformers_5 import leave_out_multimodal_models
 
 __version__ = '0.1.0'
 
 supply_ops()
+leave_out_multimodal_models()
 try:
     from .engine import (
         ColumnStatisticsHook,

@@ -3,6 +3,7 @@
 import re
 from typing import Callable, NamedTuple
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 LAUNCH = re.compile(r'cu(?:da)?Launch\w*Kernel\w*')
@@ -15,15 +16,19 @@ class Launches(NamedTuple):
     Args:
         kernels: Kernels that were started.
         waits: Times that the CPU waited for the GPU, as it does to read a value.
+        busy_ms: Milliseconds that the GPU computed. The rest of a step it waited for the CPU.
     """
 
     kernels: int
     waits: int
+    busy_ms: float
 
 
 def count_launches(function: Callable[[], object]) -> Launches:
     """Call a function and count the calls of CUDA's driver; none on a machine without a GPU."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         function()
-    names = [event.name() for event in profiler.profiler.kineto_results.events()]
-    return Launches(*(sum(map(bool, map(call.fullmatch, names))) for call in (LAUNCH, WAIT)))
+    events = profiler.profiler.kineto_results.events()
+    kernels, waits = (sum(bool(call.fullmatch(event.name())) for event in events) for call in (LAUNCH, WAIT))
+    busy = sum(event.duration_ns() for event in events if event.device_type() == DeviceType.CUDA)
+    return Launches(kernels, waits, round(busy / 1e6, 2))
