@@ -51,6 +51,14 @@ def test_the_readme_quotes_the_recorded_figures():
     assert report['machine'] in ' '.join(readme.split())
 
 
+@pytest.mark.parametrize('name', ['h200_bf16', 'h200_fp32'])
+def test_the_docs_quote_the_figures_recorded_on_a_gpu(name):
+    report = json.loads(FIGURES.with_stem(f'{FIGURES.stem}_{name}').read_text())
+    docs = (REPO / 'docs/reversible.md').read_text()
+    assert runpy.run_path(str(REPO / TOOL))['table'](report) in docs
+    assert report['machine'].replace(',', ' (', 1).replace('( ', '(') in docs
+
+
 @pytest.mark.parametrize('num_columns', [8, 16, 32])
 def test_the_recorded_memory_hardly_grows_with_columns(num_columns):
     rows = {row['num_columns']: row['modes'] for row in json.loads(FIGURES.read_text())['rows']}

@@ -12,9 +12,15 @@ IMPORTS = 'import revcol_mm, mmpretrain.models, mmdet.models, mmpretrain.dataset
 @pytest.fixture
 def path(tmp_path):
     """Where Python finds a transformers 5, as far as MMPretrain looks at it."""
-    (tmp_path / 'transformers').mkdir()
-    code = 'def __getattr__(name):\n    return type(name, (), {})\n'
-    (tmp_path / 'transformers/__init__.py').write_text(code)
+    top = (
+        'class Stub:\n    from_pretrained = from_config = None\n'
+        'def __getattr__(name):\n    return type(name, (Stub,), {})\n'
+    )
+    below = 'from transformers import Stub\ndef __getattr__(name):\n    return Stub\n'
+    for package in ('', 'models', 'models/auto', 'models/auto/auto_factory'):  # no modeling_utils
+        folder = tmp_path / 'transformers' / package
+        folder.mkdir()
+        (folder / '__init__.py').write_text(below if package else top)
     info = tmp_path / 'transformers-5.24.0.dist-info'
     info.mkdir()
     (info / 'METADATA').write_text('Metadata-Version: 2.1\nName: transformers\nVersion: 5.24.0\n')
