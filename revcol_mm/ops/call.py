@@ -3,7 +3,7 @@
 import functools
 import inspect
 from contextlib import contextmanager
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -40,14 +40,14 @@ class Call:
     Args:
         function: A module; or anything callable, which has no parameters then.
         device: Device that it computes on.
-        compiled: Whether to compile the function.
+        compiled: Whether to compile the function, if it is a module.
 
     Attributes:
         trainable: Parameters that need a gradient.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device, compiled: bool = False) -> None:
-        self.function, self.device, self.compiled = function, device, compiled
+        self.function, self.device = function, device
         self.autocast = dict(
             device_type=device.type,
             enabled=torch.is_autocast_enabled(device.type),
@@ -55,6 +55,7 @@ class Call:
         )
         self.settings = _settings()
         self.modules = dict(function.named_modules()) if isinstance(function, nn.Module) else {}
+        self.compiled = compiled and bool(self.modules)
         self.modes = [module.training for module in self.modules.values()]
         self.param_slots = _slots(self.modules, '_parameters')
         self.buffer_slots = _slots(self.modules, '_buffers')
@@ -100,14 +101,14 @@ class Call:
         Raises:
             RuntimeError: If a parameter was changed in place since.
         """
-        buffers = [
-            (slot.tensor() if copy is None else copy).clone()
-            for slot, copy in zip(self.buffer_slots, self.buffers)
-        ]
+        now = [slot.tensor() for slot in self.buffer_slots]
+        copies = {
+            id(buffer): (buffer if copy is None else copy).clone() for buffer, copy in zip(now, self.buffers)
+        }
         with (
             _modes(self.modules.values(), self.modes),
             replayed(self.device, self.random_states),
-            _substituted(self.buffer_slots, buffers),
+            _substituted(self.buffer_slots, [copies[id(buffer)] for buffer in now]),
         ):
             return self._call(sources)
 
@@ -246,7 +247,7 @@ def replayed(device: torch.device, states: Sequence[Tensor] | None) -> Iterator[
 
 
 @contextmanager
-def _modes(modules: Sequence[nn.Module], modes: Sequence[bool]) -> Iterator[None]:
+def _modes(modules: Iterable[nn.Module], modes: Sequence[bool]) -> Iterator[None]:
     """Put modules into these modes, training or evaluation, for a while."""
     changed = [(module, mode) for module, mode in zip(modules, modes) if module.training != mode]
     try:
