@@ -1,5 +1,6 @@
 """MMPretrain, and MMDetection with it, beside transformers 5."""
 
+from contextlib import suppress
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -16,4 +17,5 @@ def leave_out_multimodal_models() -> None:
     except PackageNotFoundError:
         return
     if is_newer and find_spec('mmpretrain'):
-        import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False
+        with suppress(Exception):  # of a set-up that is broken; who needs MMPretrain will be told
+            import_module('mmpretrain.utils.dependency').WITH_MULTIMODAL = False

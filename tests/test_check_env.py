@@ -197,3 +197,12 @@ def test_a_tool_fails_with_the_line_that_mends_it():
     printed = run('-c', code, expect=1)
     assert 'Traceback' not in printed
     assert re.search(r'^Fix: pip install \S*mmsegmentation==', printed, re.M)
+
+
+def test_a_package_that_another_lacks_is_called_what_pip_calls_it(monkeypatch):
+    def lacking(name):
+        raise ModuleNotFoundError("No module named 'modelindex'", name='modelindex.load_model_index')
+
+    monkeypatch.setattr(check_env.importlib, 'import_module', lacking)
+    part = check_env.examine('mmpretrain')
+    assert (part.state, part.fix) == ('without modelindex, which it imports', 'pip install model-index')

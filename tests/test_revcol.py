@@ -321,3 +321,15 @@ def test_pointwise_linear_layers_are_convolutions_in_float32_on_a_cpu_but_not_in
     torch.jit.trace(layer, x, check_trace=False)
     torch.export.export(layer, (x,))
     assert len(widths) == 1
+
+
+@pytest.mark.parametrize('save_memory', [False, True])
+def test_gradients_reach_the_columns_channels_last_whatever_heads_return(save_memory, device):
+    model = RevCol('nano', save_memory=save_memory).to(device)
+    layouts = []
+    for level in model.columns[-1].children():
+        level.register_full_backward_hook(lambda _, __, grads: layouts.append(grads[0].stride()[1]))
+    features = model(torch.randn(2, 3, 64, 96, device=device))
+    assert all(feature.is_contiguous() for feature in features)
+    sum((feature * torch.randn(feature.shape, device=device)).sum() for feature in features).backward()
+    assert layouts == [1] * 4

@@ -420,6 +420,30 @@ def test_states_of_generators_are_kept_for_functions_that_draw_only():
     assert steps[0].call.random_states is None and steps[1].call.random_states is not None
 
 
+class Counts(nn.Module):
+    """Counts its calls in a buffer that two of its parts hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)])
+        calls = torch.zeros(())
+        for part in self.parts:
+            part.register_buffer('calls', calls)
+
+    def forward(self, *inputs):
+        self.parts[0].calls += 1
+        return self.parts[1].calls * self.parts[1](self.parts[0](sum(inputs)))
+
+
+def test_a_buffer_that_modules_share_moves_once_and_stays_shared():
+    links, x, start = chain_of([Counts() for _ in range(4)])
+    loss_of(ReversibleChain(links), links, x, start).backward()
+    for link in links:
+        for coupling in link:
+            first, second = coupling.function.parts
+            assert first.calls is second.calls and first.calls == 1
+
+
 def test_off_the_cpu_nothing_waits_gradients_are_nan_and_the_next_forward_pass_raises_the_error(monkeypatch):
     monkeypatch.setattr(reversible, '_is_read_at_once', lambda tensor: False)
     links, x, start = chain_of([Conv() for _ in range(8)])

@@ -1,6 +1,7 @@
 """MMPretrain and MMDetection where transformers 5 is installed."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,14 @@ def path(tmp_path):
 def test_it_is_there_and_everything_can_be_imported(path):
     said = run('-c', f'{IMPORTS}; import transformers; print(transformers.__file__)', PYTHONPATH=path)
     assert str(path.split(os.pathsep)[0]) in said
+
+
+def test_a_set_up_that_is_broken_is_still_examined(path):
+    broken = Path(path.split(os.pathsep)[0], 'mmpretrain')
+    broken.mkdir()
+    (broken / '__init__.py').write_text("raise AssertionError('MMCV==3 is used but incompatible')\n")
+    said = run('-m', 'revcol_mm.check_env', expect=1, PYTHONPATH=path)
+    assert 'broken: MMCV==3 is used but incompatible' in said
 
 
 def test_without_us_mmpretrain_cannot_be_imported(path):

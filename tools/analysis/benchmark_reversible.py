@@ -1,13 +1,13 @@
-"""Memory and time of a RevCol training step: plain, with activation checkpointing, and reversible.
+"""Memory and time of a RevCol training step: plain, checkpointing columns or blocks, and reversible.
 
     python tools/analysis/benchmark_reversible.py tiny --num-columns 4 8 16 32 --repeats 3 --out docs/figures
 
 prints a table and writes it as JSON and as a plot. Activation memory is the peak of live bytes in one step,
 beyond weights, their gradients and the input: the allocator's on a GPU, those of all live tensors on a CPU.
-Gradient errors are those of storing less: the difference from storing everything with the same sums (those
-of reversible columns are exact), relative to the largest gradient of the same tensor, the worst of all
-parameters and the input. On a GPU a step's kernels are counted, too, and how often the CPU waits for it; fp32
-is without TF32 there.
+Gradient errors are relative to storing all activations, with the same sums: the largest difference, relative
+to the largest gradient of the same tensor, the worst of all parameters and the input. On a GPU a step's
+kernels are counted, too, how often the CPU waits for it, and the milliseconds that the GPU computes, beside
+which it waits for the CPU to start kernels; fp32 is without TF32 there.
 """
 
 import argparse

@@ -20,11 +20,15 @@ def bound_alphas_(columns: Iterable['Column']) -> None:
     """Move trainable alphas into their bounds, as an optimizer's step may have moved them out.
 
     All at once: one by one, they would take a GPU's host as long as some blocks.
+
+    Args:
+        columns: Columns of one model. Their alphas are changed in place, unseen by autograd; of an alpha that
+            FSDP2 has sharded, this process's part.
     """
     alphas = [alpha for column in columns for alpha in column.alphas if alpha.requires_grad]
     if not alphas:
         return
-    # A shard's own part, under FSDP2. `.data`: graphs that have saved it stay usable.
+    # `.data`: graphs that have saved an alpha stay usable.
     local = [getattr(alpha, 'to_local', lambda alpha=alpha: alpha)().data for alpha in alphas]
     bounded = bound_alpha(torch.cat([alpha.flatten() for alpha in local]))
     parts = bounded.split([alpha.numel() for alpha in local])
