@@ -73,7 +73,7 @@ def check_segmentor(cfg, backbone):
     assert tuple(crop) == tuple(cfg.model.data_preprocessor.size)
     for loader in (cfg.train_dataloader, cfg.val_dataloader):
         dataset = DATASETS.build({**loader.dataset, 'lazy_init': True})
-        assert dataset.reduce_zero_label == ('stuff' not in cfg.data_root)
+        assert dataset.reduce_zero_label == ('ade' in cfg.data_root)
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     assert cfg.val_evaluator.type == 'IoUMetric'
@@ -84,15 +84,15 @@ def check_detector(cfg, backbone):
     assert cfg.model.neck.in_channels == list(backbone.out_channels)
     classes = dataset_classes(cfg)
     if cfg.model.type == 'DINO':
-        assert cfg.model.bbox_head.num_classes == len(classes)
         num_levels = cfg.model.num_feature_levels
         assert num_levels == cfg.model.neck.num_outs == len(backbone.out_channels) + 1
         assert cfg.model.encoder.layer_cfg.self_attn_cfg.num_levels == num_levels
         assert cfg.model.decoder.layer_cfg.cross_attn_cfg.num_levels == num_levels
-    else:
-        assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [len(classes)] * 3
-        assert cfg.model.roi_head.mask_head.num_classes == len(classes)
-    with_mask = cfg.model.type != 'DINO'
+    roi_head = cfg.model.get('roi_head', {})
+    mask_head = roi_head.get('mask_head')
+    heads = [*roi_head.bbox_head, *([mask_head] if mask_head else [])] if roi_head else [cfg.model.bbox_head]
+    assert [head.num_classes for head in heads] == [len(classes)] * len(heads)
+    with_mask = mask_head is not None
     loads = [t for t in (*cfg.train_pipeline, *cfg.test_pipeline) if t.type == 'LoadAnnotations']
     assert [load.get('with_mask', False) for load in loads] == [with_mask] * 2
     for loader, pipeline in (
@@ -101,9 +101,12 @@ def check_detector(cfg, backbone):
         (cfg.test_dataloader, cfg.test_pipeline),
     ):
         assert loader.dataset.pipeline == pipeline
-    assert cfg.val_evaluator == cfg.test_evaluator
-    assert cfg.val_evaluator.metric == (['bbox', 'segm'] if with_mask else 'bbox')
-    assert cfg.val_evaluator.ann_file == cfg.data_root + cfg.val_dataloader.dataset.ann_file
+    for evaluator, loader in (
+        (cfg.val_evaluator, cfg.val_dataloader),
+        (cfg.test_evaluator, cfg.test_dataloader),
+    ):
+        assert evaluator.metric == (['bbox', 'segm'] if with_mask else 'bbox')
+        assert evaluator.ann_file == cfg.data_root + loader.dataset.ann_file
     assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == cfg.data_root
     last = cfg.param_scheduler[-1]
     if last.type == 'LinearLR':  # RevCol-H's schedule is a warm-up and no more

@@ -15,7 +15,7 @@ from PIL import Image
 from revcol_mm import ConfusionMetric
 from revcol_mm.analysis.heat_map import heat_map
 from revcol_mm.apis import init_model
-from revcol_mm.evaluation.confusion import class_scores, count_confusion
+from revcol_mm.evaluation.confusion import class_scores, count_confusion, trimap
 
 from .subprocesses import REPO
 
@@ -76,6 +76,33 @@ def test_segmentation_counts_pixels_that_have_a_label():
     assert matrix == [[1, 1, 0], [0, 1, 0], [2, 0, 1]]
     assert metrics['confusion/iou'] == pytest.approx(100 * (1 / 4 + 1 / 2 + 1 / 3) / 3, abs=0.01)
     assert evaluate(*images, batch_size=2)[1] == matrix
+    assert evaluate(*images, per_class=['iou'])[0] == pytest.approx(
+        {**metrics, 'confusion/iou_cat': 25, 'confusion/iou_dog': 50, 'confusion/iou_emu': 100 / 3}, abs=0.01
+    )
+
+
+def test_a_trimap_is_the_pixels_near_another_label():
+    ndimage = pytest.importorskip('scipy.ndimage')
+    labels = torch.from_numpy(
+        np.random.default_rng(0).choice([0, 1, 7, 255], (2, 4, 5)).repeat(9, 1).repeat(7, 2)
+    )
+    for radius in (1, 3):
+        near = np.zeros(labels.shape, bool)
+        for image, expected in zip(labels.numpy(), near):
+            for label in np.unique(image):
+                of_label = np.pad(image == label, 20, mode='edge')  # an image's rim is no boundary
+                distance = ndimage.distance_transform_cdt(of_label, metric='chessboard')[20:-20, 20:-20]
+                expected |= (distance > 0) & (distance <= radius)
+        assert 0.1 < near.mean() < 0.9
+        np.testing.assert_array_equal(trimap(labels, radius), near)
+    assert not trimap(torch.full((1, 5, 5), 3), 2).any()
+
+
+def test_segmentation_can_count_pixels_near_a_boundary_alone():
+    labels = [[0, 0, 0, 0, 2, 2, 2, 255]]
+    sample = segmentation(labels, [[1, 1, 1, 0, 0, 0, 2, 2]])
+    assert evaluate(sample, trimap_radius=1)[1] == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
+    assert evaluate(sample, trimap_radius=2)[1] == [[1, 1, 0], [0, 0, 0], [2, 0, 1]]
 
 
 def instances(boxes, labels, scores=None):
@@ -164,6 +191,10 @@ def test_a_class_that_does_not_occur_is_left_blank_in_the_figure():
 def test_a_threshold_out_of_range_is_refused():
     with pytest.raises(ValueError, match=r'iou_threshold is from 0 to 1, got 50'):
         ConfusionMetric(iou_threshold=50)
+    with pytest.raises(ValueError, match=r'trimap_radius is a number of pixels from 1 on, got 0'):
+        ConfusionMetric(trimap_radius=0)
+    with pytest.raises(ValueError, match=r'per_class takes precision, recall and iou, got f1'):
+        ConfusionMetric(per_class=['iou', 'f1'])
 
 
 def on(data, layout):
@@ -193,6 +224,13 @@ def test_the_tool_counts_every_label_of_the_test_images(
     assert matrix.shape == (rows, rows) and len(report['names']) == rows
     cfg = Config.fromfile(REPO / config)
     if layout == 'ade20k':
+        call_tool(
+            *(TOOL, config, tmp_path / 'random.pth', '--device', device, '--trimap', 1),
+            *('--out', tmp_path / 'near', *on(sample_data, layout)),
+        )
+        near = json.loads((tmp_path / 'near/confusion.json').read_text())
+        assert report['trimap_radius'] is None and near['trimap_radius'] == 1
+        assert 0 < np.sum(near['matrix']) < matrix.sum() / 2
         pixels = sum(
             _count_pixels(path) for path in (sample_data / 'ade20k/annotations/validation').iterdir()
         )
@@ -219,6 +257,7 @@ def test_what_cannot_be_is_an_error_in_one_line(sample_data, call_tool):
     detector = TOOL, 'tests/configs/retinanet_revcol_nano_sample.py', 'nothing.pth', *on(sample_data, 'coco')
     for arguments, message in (
         ((*segmentor, '--score-threshold', 0.5), 'is no detector: it takes no score_threshold'),
+        ((*detector, '--trimap', 3), 'is no segmentor: it takes no trimap_radius'),
         ((*detector, '--score-threshold', 5), 'score_threshold is from 0 to 1, got 5'),
         (segmentor, 'nothing.pth'),
     ):

@@ -8,6 +8,8 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
+from revcol_mm.preflight.coco import CocoFile
+
 from .subprocesses import REPO, run
 from .test_documentation import blocks
 
@@ -110,6 +112,18 @@ def test_an_object_that_is_wrong_is_named_and_counted(objects, message, num_left
     printed, error = convert(call_tool, voc, '--classes', 'cat', 'dog')
     assert not error and re.search(message, printed)
     assert len([each for each in converted(voc)['annotations'] if each['image_id'] == 1]) == 1 + num_left
+
+
+def test_what_was_left_out_is_in_the_file_of_its_split_and_found_by_the_data_check(voc, call_tool):
+    write(voc, 'a', element('cat', (1, 1, 40, 30)), element('cat', (9, 9, 9, 9)))
+    convert(call_tool, voc)
+    (text,) = converted(voc)['info']['left_out']
+    assert re.fullmatch(r'empty box: .*a\.xml: cat \[9, 9, 9, 9\]', text)
+    assert converted(voc, 'val')['info'] == dict(left_out=[])
+    (finding,) = CocoFile('train.json', converted(voc)).findings
+    assert (finding.severity, finding.count, finding.examples) == ('warning', 1, [text])
+    for info in (None, [], dict(), dict(left_out=3), dict(left_out=[])):
+        assert not list(CocoFile('train.json', {**converted(voc), 'info': info}).findings)
 
 
 def test_a_box_beyond_the_image_is_clipped(voc, call_tool):

@@ -10,7 +10,8 @@ Boxes are as in MMDetection: VOC's pixels count from 1 and include the last, and
 subtracted; width and height are differences. What is difficult is a crowd ('iscrowd': 1), which is neither
 learnt nor counted. Boxes are clipped to the image, whose size is read from its file. What is left out is
 named: objects without a box, or of other classes than --classes; annotations that cannot be read, with their
-images.
+images. Objects without a box are also listed in the file, under 'left_out' of its 'info', where
+tools/check_data.py finds them.
 """
 
 import argparse
@@ -87,6 +88,7 @@ class Annotation:
     Attributes:
         size: Width and height of the image, as it is shown.
         objects: Name, box [x, y, width, height] and whether it is difficult, of each.
+        left_out: Objects that have no name or no box in the image, in words.
 
     Raises:
         OSError, ValueError: If it or its image cannot be read.
@@ -103,27 +105,32 @@ class Annotation:
         if root.find('size') is not None and stated != self.size:
             text = f'{path}: {stated[0]} x {stated[1]}, its image has {self.size[0]} x {self.size[1]} pixels'
             self._add('size', "sizes that are not the image's", 'the size is taken from the image', text)
+        self.left_out: list[str] = []
         self.objects = [each for node in root.findall('object') if (each := self._read(node))]
 
     def _add(self, kind: str, message: str, remedy: str, *examples: str) -> None:
         self.findings.add(kind, 'Annotations', message, remedy, examples, severity='warning')
+
+    def _leave_out(self, kind: str, message: str, text: str) -> None:
+        self._add(kind, message, LEFT_OUT, text)
+        self.left_out.append(f'{kind}: {text}')
 
     def _read(self, node: ET.Element) -> tuple[str, list[int], bool] | None:
         name = (node.findtext('name') or '').strip()
         corners = [_number(node, f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
         text = f'{self.path}: {name} {corners}'
         if not name:
-            return self._add('no name', 'objects without a name', LEFT_OUT, text)
+            return self._leave_out('no name', 'objects without a name', text)
         if None in corners:
-            return self._add('no box', 'objects without a box of four numbers', LEFT_OUT, text)
+            return self._leave_out('no box', 'objects without a box of four numbers', text)
         left, top, right, bottom = (number - 1 for number in corners)
         width, height = self.size
         clipped = [max(left, 0), max(top, 0), min(right, width), min(bottom, height)]
         box = [clipped[0], clipped[1], clipped[2] - clipped[0], clipped[3] - clipped[1]]
         if right <= left or bottom <= top:
-            return self._add('empty box', 'empty boxes', LEFT_OUT, text)
+            return self._leave_out('empty box', 'empty boxes', text)
         if min(box[2:]) <= 0:
-            return self._add('box outside', 'boxes outside of their image', LEFT_OUT, text)
+            return self._leave_out('box outside', 'boxes outside of their image', text)
         if clipped != [left, top, right, bottom]:
             beyond = "boxes that reach beyond their image, or count from 0 where VOC's count from 1"
             self._add('box beyond', beyond, 'they are clipped', f'{text} in {width} x {height} pixels')
@@ -164,13 +171,14 @@ def convert(root: Path, splits: dict[str, list[str]], findings: Findings) -> dic
     return read
 
 
-def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, list[dict[str, Any]]]:
+def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, Any]:
     """COCO's content of a split."""
-    images, annotations = [], []
+    images, annotations, left_out = [], [], []
     for name in dict.fromkeys(names):
         if name not in read:
             continue
         file_name, annotation = read[name]
+        left_out += annotation.left_out
         width, height = annotation.size
         images.append(dict(id=len(images) + 1, file_name=file_name, width=width, height=height))
         for class_name, box, difficult in annotation.objects:
@@ -186,7 +194,7 @@ def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, list[dic
                     )
                 )
     categories = [dict(id=index, name=name) for index, name in enumerate(classes, 1)]
-    return dict(images=images, annotations=annotations, categories=categories)
+    return dict(info=dict(left_out=left_out), images=images, annotations=annotations, categories=categories)
 
 
 def main() -> None:

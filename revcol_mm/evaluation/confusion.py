@@ -3,6 +3,7 @@
 from typing import Any, Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
@@ -34,6 +35,24 @@ def count_confusion(labels: Tensor, predictions: Tensor, num_classes: int) -> Te
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
+def trimap(labels: Tensor, radius: int) -> Tensor:
+    """Pixels near a boundary: those in whose window of (2 * radius + 1)^2 there is another label.
+
+    Scores of these pixels alone tell how well a model draws outlines (Kohli et al., "Robust higher order
+    potentials", IJCV 2009). Pixels without a class bound a class as others do.
+
+    Args:
+        labels: (..., H, W), whole numbers.
+        radius: In pixels, from 1 on.
+
+    Returns:
+        As ``labels``, bool.
+    """
+    maps = labels.reshape(-1, 1, *labels.shape[-2:]).float()  # exact up to 2^24
+    window = dict(kernel_size=2 * radius + 1, stride=1, padding=radius)
+    return (F.max_pool2d(maps, **window) != -F.max_pool2d(-maps, **window)).view(labels.shape)
+
+
 def class_scores(matrix: Tensor) -> dict[str, Tensor]:
     """Precision, recall and intersection over union of every class; nan where there is nothing to divide by.
 
@@ -63,13 +82,17 @@ class ConfusionMetric(BaseMetric):
         iou_threshold: Of detection: lowest IoU of a box and its object, and lowest share of a box in a region
             to be ignored.
         ignore_index: Of segmentation: label of pixels that do not count.
+        trimap_radius: Of segmentation: only pixels as near as this to a boundary count, see :func:`trimap`.
+            None: all.
+        per_class: Of 'precision', 'recall' and 'iou' those that are reported for each class beside the mean.
 
     Attributes:
         matrix: Counts after evaluation, (K, K), in detection (K + 1, K + 1); rows are the truth.
         classes: Names of its rows.
 
     Raises:
-        ValueError: If a threshold is not from 0 to 1, or, later, a class is none of the data set's.
+        ValueError: If a threshold is not from 0 to 1, the radius not from 1 on, a score is none of these, or,
+            later, a class is none of the data set's.
 
     Note:
         On several processes, images that samplers repeat to give all as many count twice.
@@ -82,15 +105,23 @@ class ConfusionMetric(BaseMetric):
         score_threshold: float = 0.3,
         iou_threshold: float = 0.5,
         ignore_index: int = 255,
+        trimap_radius: int | None = None,
+        per_class: Sequence[str] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         for name, value in dict(score_threshold=score_threshold, iou_threshold=iou_threshold).items():
             if not 0 <= value <= 1:
                 raise ValueError(f'{name} is from 0 to 1, got {value}')
+        if trimap_radius is not None and trimap_radius < 1:
+            raise ValueError(f'trimap_radius is a number of pixels from 1 on, got {trimap_radius}')
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.ignore_index = ignore_index
+        self.trimap_radius = trimap_radius
+        if unknown := set(per_class) - {'precision', 'recall', 'iou'}:
+            raise ValueError(f'per_class takes precision, recall and iou, got {", ".join(sorted(unknown))}')
+        self.per_class = tuple(per_class)
         self.matrix: Tensor | None = None
         self.classes: tuple[str, ...] = ()
 
@@ -110,6 +141,8 @@ class ConfusionMetric(BaseMetric):
         if 'pred_sem_seg' in sample:
             labels = sample['gt_sem_seg']['data'].cpu()
             counts = labels != self.ignore_index
+            if self.trimap_radius:
+                counts &= trimap(labels, self.trimap_radius)
             return labels[counts], sample['pred_sem_seg']['data'].cpu()[counts]
         return sample['gt_label'].cpu(), sample['pred_label'].cpu()
 
@@ -141,13 +174,14 @@ class ConfusionMetric(BaseMetric):
         return labels, predictions
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Keep the matrix; return the means of the classes' scores, in percent."""
+        """Keep the matrix; return the means of the classes' scores, and those of each class, in percent."""
         self.matrix = torch.stack(results).sum(0)
-        num_classes = len(self.dataset_meta['classes'])  # without the background
-        return {
-            name: round(100 * values[:num_classes].nanmean().item(), 2)
-            for name, values in class_scores(self.matrix).items()
-        }
+        classes = self.dataset_meta['classes']  # without the background
+        scores = {name: values[: len(classes)] for name, values in class_scores(self.matrix).items()}
+        metrics = {name: values.nanmean() for name, values in scores.items()}
+        for name in self.per_class:
+            metrics.update({f'{name}_{each}': value for each, value in zip(classes, scores[name])})
+        return {name: round(100 * value.item(), 2) for name, value in metrics.items()}
 
 
 def _plain_boxes(instances: dict | None) -> Tensor:

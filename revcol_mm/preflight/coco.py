@@ -58,6 +58,7 @@ class CocoFile:
                 for image in objects
                 for segment in image['segments_info']
             ]
+        self._check_left_out(content.get('info'))
         entries = dict(images=images, categories=categories, annotations=objects)
         if not self._has_keys(entries):
             return
@@ -103,6 +104,18 @@ class CocoFile:
                 complete = False
                 self._add_clause(f'no {kind}', f'it has no {kind}', f'write {kind!r}')
         return complete
+
+    def _check_left_out(self, info: Any) -> None:
+        """What tools/convert_voc.py found in the original, and nobody could find here."""
+        left_out = info.get('left_out') if isinstance(info, dict) else None
+        if isinstance(left_out, list) and left_out:
+            self._add(
+                'left out at conversion',
+                'objects that were left out when the file was made',
+                'mend the original and convert it again; without that they stay left out',
+                [str(each) for each in left_out],
+                severity=WARNING,
+            )
 
     def _check_ids(self, entries: dict[str, list[dict]], is_panoptic: bool) -> None:
         """Of two images (or categories) of one id pycocotools keeps the last, with the objects of both."""

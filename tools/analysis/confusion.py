@@ -5,7 +5,8 @@
 prints how many there are of every class, precision and recall, of segmentation also IoU, in percent, and
 writes them with the matrix of counts as confusion.json, and the matrix as confusion.png, each row as shares
 of that class. Segmentation counts pixels, classification images, detection objects: a row 'background' has
-boxes without an object, a column 'background' objects without a box.
+boxes without an object, a column 'background' objects without a box. With --trimap R segmentation counts only
+pixels that are within R pixels of a boundary.
 """
 
 import argparse
@@ -36,12 +37,17 @@ from revcol_mm.preflight import check_files, errors_in_one_line, ignore_index
 @torch.no_grad()
 def measure(args: argparse.Namespace, cfg: Config) -> dict:
     """Test the model; returns the report."""
-    thresholds = dict(score_threshold=args.score_threshold, iou_threshold=args.iou_threshold)
-    thresholds = {name: value for name, value in thresholds.items() if value is not None}
-    detection = cfg.default_scope == 'mmdet'
-    if thresholds and not detection:
-        raise ValueError(f'{args.config} is no detector: it takes no {" or ".join(thresholds)}')
-    metric = ConfusionMetric(**thresholds)
+    options = dict(
+        mmdet=dict(score_threshold=args.score_threshold, iou_threshold=args.iou_threshold),
+        mmseg=dict(trimap_radius=args.trimap),
+    )
+    for scope, values in options.items():
+        given = [name for name, value in values.items() if value is not None]
+        if given and scope != cfg.default_scope:
+            kind = dict(mmdet='detector', mmseg='segmentor')[scope]
+            raise ValueError(f'{args.config} is no {kind}: it takes no {" or ".join(given)}')
+    own = options.get(cfg.default_scope, {})
+    metric = ConfusionMetric(**{name: value for name, value in own.items() if value is not None})
     check_files(cfg, ('test_dataloader',), evaluators=False)
     model = init_model(cfg, args.checkpoint, args.device)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -66,11 +72,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     return dict(
         config=args.config,
         checkpoint=args.checkpoint,
-        **(
-            dict(score_threshold=metric.score_threshold, iou_threshold=metric.iou_threshold)
-            if detection
-            else {}
-        ),
+        **{name: getattr(metric, name) for name in own},
         classes=rows[: len(loader.dataset.metainfo['classes'])],
         names=metric.classes,
         matrix=metric.matrix.tolist(),
@@ -123,6 +125,12 @@ def main() -> None:
         type=float,
         metavar='IOU',
         help='of detection: lowest IoU of a box and its object [0.5]',
+    )
+    parser.add_argument(
+        '--trimap',
+        type=int,
+        metavar='R',
+        help='of segmentation: count only pixels within R pixels of a boundary [all]',
     )
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
     with errors_in_one_line():

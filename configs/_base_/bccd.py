@@ -1,0 +1,69 @@
+# BCCD, blood cells in 364 photographs of 640x480, converted by tools/convert_voc.py; see docs/real_data.md.
+# Beside _base_/coco.py, which this does not touch: a config takes what it wants. All numbers are ours.
+bccd_data_root = '{{$BCCD:data/bccd}}/'  # the folder, in place of data/bccd, if the environment has BCCD
+bccd_classes = ('Platelets', 'RBC', 'WBC')
+bccd_scale = (400, 300)
+
+annotations = dict(type='LoadAnnotations', with_bbox=True)
+meta_keys = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor', 'flip', 'flip_direction')
+pack = dict(type='PackDetInputs', meta_keys=meta_keys)
+dataset = dict(
+    type='CocoDataset',
+    data_root=bccd_data_root,
+    data_prefix=dict(img='JPEGImages/'),
+    metainfo=dict(classes=bccd_classes, palette=[(240, 200, 0), (220, 20, 60), (70, 60, 200)]),
+)
+bccd_train_dataloader = dict(
+    batch_size=4,
+    num_workers=2,
+    sampler=dict(type='InfiniteSampler'),
+    dataset=dict(
+        _delete_=True,
+        ann_file='train.json',
+        filter_cfg=dict(filter_empty_gt=False),
+        pipeline=[
+            dict(type='LoadImageFromFile'),
+            annotations,
+            # A smear has no upside.
+            dict(
+                type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
+            ),
+            dict(type='RandomResize', scale=bccd_scale, ratio_range=(0.8, 1.25), keep_ratio=True),
+            dict(type='RandomCrop', crop_size=(256, 320), allow_negative_crop=True),
+            dict(type='PhotoMetricDistortion'),
+            pack,
+        ],
+        **dataset,
+    ),
+)
+bccd_test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=bccd_scale, keep_ratio=True),
+    annotations,
+    pack,
+]
+bccd_val_dataloader = dict(
+    num_workers=2,
+    dataset=dict(_delete_=True, ann_file='val.json', test_mode=True, pipeline=bccd_test_pipeline, **dataset),
+)
+bccd_test_dataloader = dict(
+    num_workers=2,
+    dataset=dict(_delete_=True, ann_file='test.json', test_mode=True, pipeline=bccd_test_pipeline, **dataset),
+)
+bccd_tta_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(
+        type='TestTimeAug',
+        transforms=[
+            [dict(type='Resize', scale=(4 * side // 3, side), keep_ratio=True) for side in (240, 300, 360)],
+            [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+            [annotations],
+            [pack],
+        ],
+    ),
+]
+bccd_iters = 3000
+bccd_schedule = [
+    dict(type='LinearLR', start_factor=0.01, begin=0, end=100, by_epoch=False),
+    dict(type='PolyLR', eta_min=0, power=0.9, begin=100, end=bccd_iters, by_epoch=False),
+]

@@ -1,0 +1,26 @@
+# UPerNet with RevCol nano on CamVid, from scratch; see docs/real_data.md. All numbers are ours.
+_base_ = ['_base_/upernet.py', '_base_/camvid.py']
+
+channels = _base_.revcol_channels['nano']
+head = dict(
+    channels=64,
+    num_classes=len(_base_.classes),
+    ignore_index=_base_.void,
+    norm_cfg=dict(type='BN', requires_grad=True),
+)
+model = dict(
+    data_preprocessor=_base_.data_preprocessor,
+    backbone=dict(arch='nano', drop_path_rate=0.0, layer_scale_init_value=1.0),
+    decode_head=dict(in_channels=channels, **head),
+    auxiliary_head=dict(in_channels=channels[2], **head),
+    test_cfg=dict(mode='whole'),
+)
+max_iters = _base_.camvid_iters
+optim_wrapper = dict(
+    type='OptimWrapper',
+    optimizer=dict(lr=1e-3),
+    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+)
+param_scheduler = _base_.camvid_schedule
+train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 6)
+default_hooks = dict(checkpoint=dict(interval=max_iters // 6))

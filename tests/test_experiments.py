@@ -1,0 +1,114 @@
+"""tools/analysis/experiments.py runs what an experiment says, once, and tables it."""
+
+import json
+import re
+
+import pytest
+from mmengine.config import Config
+
+from .subprocesses import REPO
+
+TOOL = 'tools/analysis/experiments.py'
+EXPERIMENTS = sorted((REPO / 'configs/experiments').glob('*.py'))
+
+
+def write_experiment(folder, **changes):
+    """An experiment of two seeds and two iterations."""
+    experiment = dict(
+        config='configs/upernet_revcol_nano_sample.py',
+        iterations=2,
+        seeds=[0, 1],
+        metrics=['mIoU', 'aAcc'],
+        options={},
+        runs=dict(plain={}),
+    )
+    experiment.update(changes)
+    path = folder / 'small.py'
+    path.write_text(''.join(f'{key} = {value!r}\n' for key, value in experiment.items() if value is not None))
+    return path
+
+
+@pytest.mark.slow
+def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call_tool):
+    root = {
+        f'{split}_dataloader.dataset.data_root': str(sample_data / 'ade20k')
+        for split in ('train', 'val', 'test')
+    }
+    path = write_experiment(
+        tmp_path,
+        options={**root, 'train_dataloader.batch_size': 2},
+        runs={
+            'one column': {
+                'model.backbone.arch': dict(channels=(32, 64, 128, 256), layers=(1, 1, 1, 1), num_columns=1)
+            }
+        },
+    )
+    arguments = TOOL, path, '--work-dir', tmp_path / 'runs', '--out', tmp_path / 'out'
+    printed, error = call_tool(*arguments)
+    assert not error
+    report = json.loads((tmp_path / 'out/results.json').read_text())
+    values = [seed['mIoU'] for seed in report['results']['one column']]
+    assert len(values) == 2 and all(0 <= value <= 100 for value in values) and 'torch' in report['machine']
+    lines = (tmp_path / 'out/table.md').read_text().splitlines()
+    assert lines[0] == '| run | seeds | mIoU | aAcc | s / iteration | memory, MiB |'
+    assert lines[2].startswith(
+        f'| one column | 2 | {sum(values) / 2:.4g} ({min(values):.4g} to {max(values):.4g}) |'
+    )
+    assert lines[2] in printed and (tmp_path / 'out/loss.png').stat().st_size > 5000
+    trained = Config.fromfile(tmp_path / 'runs/small/one_column/seed1/config.py')
+    assert trained.model.backbone.arch.num_columns == 1
+
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
+    assert call_tool(*arguments)[0].endswith(lines[2] + '\n\n')  # no run again, the same table
+    assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
+
+
+def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_tool):
+    from runpy import run_path
+
+    tool = run_path(str(REPO / TOOL))
+    experiment = tool['read_experiment'](write_experiment(tmp_path, iterations=30))
+    cfg = tool['run_config'](experiment, {'optim_wrapper.optimizer.lr': 0.5})
+    assert [(each.begin, each.end) for each in cfg.param_scheduler] == [(0, 5), (5, 30)]
+    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval, cfg.default_hooks.checkpoint.interval) == (
+        30,
+        8,
+        30,
+    )
+    assert cfg.optim_wrapper.optimizer.lr == 0.5
+
+
+@pytest.mark.parametrize(
+    'changes, arguments, message',
+    [
+        pytest.param(
+            dict(seeds=None), [], 'small.py lacks seeds; it has config, iterations', id='a key is missing'
+        ),
+        pytest.param(dict(seed=0), [], 'small.py has unknown seed; it has', id='a key too many'),
+        pytest.param({}, ['--runs', 'other'], 'no run other; there are plain', id='no such run'),
+        pytest.param(dict(config='configs/nothing.py'), [], 'configs/nothing.py', id='no such config'),
+        pytest.param(
+            dict(config='configs/dino_revcol_t_coco.py'), [], 'is no schedule of iterations', id='epochs'
+        ),
+    ],
+)
+def test_a_wrong_experiment_is_an_error_in_one_line(changes, arguments, message, tmp_path, call_tool):
+    _, error = call_tool(
+        TOOL, write_experiment(tmp_path, **changes), '--work-dir', tmp_path / 'runs', *arguments
+    )
+    assert re.fullmatch(f'error: .*{re.escape(message)}.*', error) and not (tmp_path / 'runs').exists()
+
+
+def test_a_missing_experiment_is_an_error(tmp_path, call_tool):
+    _, error = call_tool(TOOL, tmp_path / 'nothing.py')
+    assert error == f'error: no experiment {tmp_path / "nothing.py"}'
+
+
+@pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_experiments_configs_are_there_and_take_their_options(path):
+    from runpy import run_path
+
+    tool = run_path(str(REPO / TOOL))
+    experiment = tool['read_experiment'](path)
+    for changes in experiment['runs'].values():
+        tool['run_config'](experiment, changes)

@@ -1,0 +1,161 @@
+"""Train, test and compare the runs of an experiment, each with several seeds.
+
+    python tools/analysis/experiments.py configs/experiments/camvid_columns.py --out docs/trainings/columns
+
+An experiment is a Python file of
+
+    config      the config of its runs
+    iterations  length of every training
+    seeds       [0, 1, 2]
+    metrics     of the test, in the order of the table's columns: ['mIoU', 'trimap/iou']
+    options     what all runs change in the config: {'optim_wrapper.optimizer.lr': 1e-3}
+    runs        what each run changes in addition, by its name; a run may have a 'config' of its own
+
+Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
+not run again, and one that was interrupted goes on. After each the table is printed; with --out it is also
+written, as table.md, with results.json and curves of training. Times and memory are of training: seconds an
+iteration (the median), and the most that was taken, of a GPU's memory or else of the process.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import torch
+from mmengine.config import Config
+
+from revcol_mm.analysis.learning_curves import plot, read_records, summarise
+from revcol_mm.analysis.machine import machine
+from revcol_mm.engine.launch import check_writable
+from revcol_mm.preflight import errors_in_one_line, merge_options
+
+matplotlib.use('Agg')  # figures are files
+TOOLS = Path(__file__).parents[1]
+KEYS = {'config', 'iterations', 'seeds', 'metrics', 'options', 'runs'}
+
+
+def read_experiment(path: Path) -> dict[str, Any]:
+    """The content of an experiment's file.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If a key is missing or unknown.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no experiment {path}')
+    experiment = Config.fromfile(path).to_dict()
+    for kind, keys in (('lacks', KEYS - set(experiment)), ('has unknown', set(experiment) - KEYS)):
+        if keys:
+            raise ValueError(f'{path} {kind} {", ".join(sorted(keys))}; it has {", ".join(sorted(KEYS))}')
+    return experiment
+
+
+def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
+    """The config of a run: schedule and validation are stretched to the experiment's iterations."""
+    changes = {**experiment['options'], **changes}
+    cfg = Config.fromfile(changes.pop('config', experiment['config']))
+    merge_options(cfg, changes)
+    iterations, ends = experiment['iterations'], [each.end for each in cfg.param_scheduler]
+    if cfg.train_cfg.get('max_iters') != max(ends):
+        raise ValueError(f'{cfg.filename} is no schedule of iterations that ends with its training')
+    scale = iterations / max(ends)
+    for schedule in cfg.param_scheduler:
+        schedule.begin, schedule.end = round(schedule.begin * scale), round(schedule.end * scale)
+    cfg.train_cfg.update(max_iters=iterations, val_interval=-(-iterations // 4))
+    cfg.default_hooks.checkpoint.update(interval=iterations, save_best=None)
+    cfg.default_hooks.visualization.draw = False
+    return cfg
+
+
+def call(tool: str, *arguments: object) -> int:
+    """Run a tool of this repository; returns the most memory that it took, in MiB."""
+    command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise ValueError(f'{tool} ended with exit status {process.returncode}: {" ".join(command)}')
+    return usage.ru_maxrss // 1024
+
+
+def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
+    """Metrics of the test, time and memory of training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = folder / 'config.py'
+    cfg.dump(config)
+    resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
+    memory = call('train.py', config, '--work-dir', folder, '--seed', seed, *resume)
+    checkpoint = (folder / 'last_checkpoint').read_text()
+    call('test.py', config, checkpoint, '--work-dir', folder / 'test')
+    (*_, log) = sorted(folder.glob('test/*/*.json'))
+    records = [record for record in read_records(folder) if 'loss' in record]
+    return dict(
+        json.loads(log.read_text()),
+        seconds_per_iteration=statistics.median(record['time'] for record in records),
+        memory=max((record['memory'] for record in records if 'memory' in record), default=memory),
+    )
+
+
+def table(results: dict[str, list[dict[str, float]]], metrics: list[str]) -> str:
+    """Of every run the mean of its seeds, and the least and the most, as a Markdown table."""
+    lines = [
+        f'| run | seeds | {" | ".join(metrics)} | s / iteration | memory, MiB |',
+        '|---' * (len(metrics) + 4) + '|',
+    ]
+    for run, seeds in results.items():
+        cells = [run, str(len(seeds))]
+        for metric in metrics:
+            values = [seed[metric] for seed in seeds]
+            spread = f' ({min(values):.4g} to {max(values):.4g})' if len(values) > 1 else ''
+            cells.append(f'{statistics.mean(values):.4g}{spread}')
+        cells.append(f'{statistics.median(seed["seconds_per_iteration"] for seed in seeds):.2f}')
+        cells.append(f'{max(seed["memory"] for seed in seeds):.0f}')
+        lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('experiment', type=Path, metavar='EXPERIMENT')
+    parser.add_argument('--runs', nargs='+', metavar='RUN', help='only these [all]')
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/experiments'), help='[%(default)s]')
+    parser.add_argument('--out', type=Path, help='folder for the table, results and curves')
+    args = parser.parse_args()
+    with errors_in_one_line():
+        experiment = read_experiment(args.experiment)
+        runs = experiment['runs']
+        if unknown := set(args.runs or ()) - set(runs):
+            raise ValueError(f'no run {", ".join(sorted(unknown))}; there are {", ".join(runs)}')
+        configs = {name: run_config(experiment, runs[name]) for name in args.runs or runs}
+        if args.out:
+            check_writable(args.out)
+        folder = args.work_dir / args.experiment.stem
+        results: dict[str, list[dict[str, float]]] = {}
+        for name, cfg in configs.items():
+            for seed in experiment['seeds']:
+                work_dir = folder / name.replace(' ', '_') / f'seed{seed}'
+                done = work_dir / 'result.json'
+                if not done.exists():
+                    result = train_and_test(cfg, work_dir, seed)
+                    done.write_text(json.dumps(result, indent=1) + '\n')
+                results.setdefault(name, []).append(json.loads(done.read_text()))
+                print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
+        if args.out:
+            device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+            report = dict(machine=machine(device), **experiment, results=results)
+            (args.out / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
+            (args.out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
+            curves = [row for name in results for row in summarise(folder / name.replace(' ', '_'), None)]
+            plot([row for row in curves if row['metric'] == 'loss']).savefig(args.out / 'loss.png', dpi=110)
+
+
+if __name__ == '__main__':
+    main()
