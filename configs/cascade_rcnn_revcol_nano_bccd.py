@@ -42,8 +42,8 @@ train_pipeline = train_dataloader.dataset.pipeline
 test_pipeline = test_dataloader.dataset.pipeline
 tta_pipeline = _base_.bccd_tta_pipeline
 data_root = _base_.bccd_data_root
-val_evaluator = dict(_delete_=True, type='CocoMetric', ann_file=data_root + 'val.json', metric='bbox')
-test_evaluator = dict(_delete_=True, type='CocoMetric', ann_file=data_root + 'test.json', metric='bbox')
+val_evaluator = dict(ann_file=data_root + 'val.json', metric='bbox')
+test_evaluator = dict(ann_file=data_root + 'test.json', metric='bbox')
 
 optim_wrapper = dict(
     type='OptimWrapper',

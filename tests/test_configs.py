@@ -1,5 +1,6 @@
 """Every config builds, and its numbers agree with the model's and the data's."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from revcol_mm import RevCol
+from revcol_mm.evaluation.complexity import count_complexity
 from revcol_mm.models.backbones.revcol import ARCHS
 
 from .subprocesses import REPO
@@ -123,6 +125,36 @@ def check_classifier(cfg, backbone):
     assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
     assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
     assert cfg.val_evaluator.type == 'Accuracy'
+
+
+BASELINES = sorted((REPO / 'configs/baselines').glob('*_camvid.py'))
+
+
+@pytest.mark.parametrize('path', BASELINES, ids=lambda path: path.stem)
+def test_baselines_are_as_large_as_revcol_and_differ_in_nothing_else(path):
+    """Within 15%, in FLOPs and in parameters."""
+    ours, theirs = (Config.fromfile(each) for each in (REPO / 'configs/upernet_revcol_nano_camvid.py', path))
+    counts = [count_complexity(cfg, (256, 256)) for cfg in (ours, theirs)]
+    for kind in ('parameters', 'flops'):
+        revcol, other = (getattr(count, kind)['backbone'] for count in counts)
+        assert other == pytest.approx(revcol, rel=0.15), kind
+    for cfg in (ours, theirs):
+        del cfg.model.backbone, cfg.model.decode_head.in_channels, cfg.model.auxiliary_head.in_channels
+        cfg.pop('channels'), cfg.pop('path', None)
+    assert ours.to_dict() == theirs.to_dict()
+
+
+@pytest.mark.parametrize('data, variable', [('camvid', 'CAMVID'), ('bccd', 'BCCD')])
+def test_an_environment_variable_says_where_real_data_are(data, variable, monkeypatch):
+    paths = [path for path in CONFIGS if path.stem.endswith(f'_{data}')]
+    assert paths
+    for root, path in itertools.product(('data/' + data, '/elsewhere'), paths):
+        if root == '/elsewhere':
+            monkeypatch.setenv(variable, root)
+        cfg = Config.fromfile(path)
+        for split in ('train', 'val', 'test'):
+            assert cfg[f'{split}_dataloader'].dataset.data_root.rstrip('/') == root
+        monkeypatch.delenv(variable, raising=False)
 
 
 USER_CONFIG = """

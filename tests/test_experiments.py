@@ -28,6 +28,10 @@ def write_experiment(folder, **changes):
     return path
 
 
+def test_there_are_experiments():
+    assert EXPERIMENTS
+
+
 @pytest.mark.slow
 def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call_tool):
     root = {
@@ -39,7 +43,9 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
         options={**root, 'train_dataloader.batch_size': 2},
         runs={
             'one column': {
-                'model.backbone.arch': dict(channels=(32, 64, 128, 256), layers=(1, 1, 1, 1), num_columns=1)
+                'model.backbone.arch': dict(
+                    _delete_=True, channels=(32, 64, 128, 256), layers=(1, 1, 1, 1), num_columns=1
+                )
             }
         },
     )

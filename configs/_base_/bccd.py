@@ -17,6 +17,7 @@ bccd_train_dataloader = dict(
     batch_size=4,
     num_workers=2,
     sampler=dict(type='InfiniteSampler'),
+    batch_sampler=None,
     dataset=dict(
         _delete_=True,
         ann_file='train.json',

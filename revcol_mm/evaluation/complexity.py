@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from revcol_mm.models.image_channels import image_channels
+from revcol_mm.models.without_weights import without_weights
 
 OTHER = 'other'  # what belongs to no part: of Mask2Former, the product of classes and masks
 
@@ -92,7 +93,7 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> Compl
     shape = tuple(shape or default_shape(cfg))
     if min(shape) < 1:
         raise ValueError(f'height and width of an input are positive, got {shape[0]} and {shape[1]}')
-    with torch.device('meta'), DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with without_weights(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model).eval()
     parameters = Counter()
     for name, parameter in model.named_parameters():

@@ -5,12 +5,13 @@ from collections.abc import Callable, Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.data import Dataset
+
+from revcol_mm.models.without_weights import without_weights
 
 from .coco import CocoFile, annotation_files
 from .data import Split, build_dataset, check_between, check_split, splits_of
@@ -100,7 +101,7 @@ def _build_model(cfg: Config, findings: Findings) -> nn.Module | None:
     """The model without weights, to compare data with."""
 
     def build() -> nn.Module:
-        with building('the model without weights, to compare it with the data'), torch.device('meta'):
+        with building('the model without weights, to compare it with the data'), without_weights():
             return MODELS.build(cfg.model)
 
     return _add_error(findings, 'model not compared', cfg.filename, build, severity=WARNING)

@@ -66,9 +66,11 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
         raise ValueError(f'{cfg.filename} is no schedule of iterations that ends with its training')
     scale = iterations / max(ends)
     for schedule in cfg.param_scheduler:
-        schedule.begin, schedule.end = round(schedule.begin * scale), round(schedule.end * scale)
+        schedule.begin = round(schedule.begin * scale)
+        schedule.end = max(round(schedule.end * scale), schedule.begin + 1)
     cfg.train_cfg.update(max_iters=iterations, val_interval=-(-iterations // 4))
     cfg.default_hooks.checkpoint.update(interval=iterations, save_best=None)
+    cfg.default_hooks.logger.interval = max(1, iterations // 40)  # points of the curves
     cfg.default_hooks.visualization.draw = False
     return cfg
 

