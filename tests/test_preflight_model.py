@@ -1,6 +1,7 @@
 """A model, its evaluators and its schedule that do not fit each other are an error before the run."""
 
 import copy
+import math
 import re
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ from revcol_mm.preflight.model import (
     check_channels,
     check_class_weights,
     check_num_classes,
+    check_weighted_pixels,
 )
 from revcol_mm.preflight.schedule import check_schedule
 
@@ -165,6 +167,31 @@ def test_weights_of_classes_of_a_classifier_are_checked(key):
     head = dict(type='LinearClsHead', num_classes=5, in_channels=8, loss={**loss, key: [1.0] * 4})
     with pytest.raises(PreflightError, match=rf'{key} of the model has 4 numbers; it takes 5'):
         check_class_weights(MODELS.build(head))
+
+
+@pytest.mark.parametrize('ignored', [255, 11])
+def test_weights_of_classes_that_fail_at_ignored_pixels_are_named(ignored, log_messages):
+    """And they do fail: where MMSegmentation is mended, this test is to go, with what it tests."""
+    cfg = Config.fromfile(REPO / 'configs' / SEGMENTOR)
+    cfg.model.decode_head.ignore_index = ignored
+    cfg.model.decode_head.loss_decode.class_weight = [1.0] * 11
+    runner = bare_runner(cfg)
+    del log_messages[:]
+    check_weighted_pixels(runner.model)
+    (message,) = log_messages
+    assert 'decode_head.loss_decode: ' in message and f'({ignored})' in message
+    head = runner.model.decode_head
+    scores, labels = torch.zeros(1, 11, 2, 2), torch.tensor([[[0, 1], [10, ignored]]])
+    with pytest.raises(IndexError):
+        head.loss_decode(scores, labels, ignore_index=ignored)
+
+    cfg.model.decode_head.loss_decode.update(reduction='sum', loss_weight=0.25)  # as the message says
+    runner = bare_runner(cfg)
+    del log_messages[:]
+    check_weighted_pixels(runner.model)
+    assert log_messages == []
+    loss = runner.model.decode_head.loss_decode(scores, labels, ignore_index=ignored)
+    assert loss.item() == pytest.approx(0.75 * math.log(11))
 
 
 def test_numbers_of_a_panoptic_model_are_of_things_and_of_stuff():

@@ -11,7 +11,13 @@ from .data import check_run, splits_of
 from .errors import PreflightError
 from .findings import report
 from .metrics import check_metrics
-from .model import check_batch_norm, check_channels, check_class_weights, check_num_classes
+from .model import (
+    check_batch_norm,
+    check_channels,
+    check_class_weights,
+    check_num_classes,
+    check_weighted_pixels,
+)
 from .schedule import check_length, check_schedule
 from .sliding_windows import check_sliding_windows
 
@@ -49,6 +55,7 @@ class PreflightHook(Hook):
         for split in splits:
             check_num_classes(runner.model, split.where, split.dataset)
         check_class_weights(runner.model)
+        check_weighted_pixels(runner.model)
         report(check_run(splits))
         for split in splits:
             split.files.clear()  # hundreds of thousands of names, which worker processes would get

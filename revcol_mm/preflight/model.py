@@ -4,12 +4,15 @@ MMDetection's NumClassCheckHook compares classes, too: each epoch, without the k
 false alarms for panoptic models and MMSegmentation's boundary heads.
 """
 
+import logging
 from typing import Any, Iterator
 
 import numpy as np
+import torch
 from mmengine.config import Config
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_world_size
+from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -91,6 +94,34 @@ def check_class_weights(model: nn.Module) -> None:
                 raise PreflightError(
                     f'{path}.{key} of the model has {len(weights)} numbers; it takes {num_outputs}, one for '
                     f'each {why}'
+                )
+
+
+def check_weighted_pixels(model: nn.Module) -> None:
+    """Warn of losses that fail at the first pixel without a label.
+
+    In MMSegmentation 1.2.2 this is CrossEntropyLoss with ``class_weight`` (its issue 3734), whose error says
+    no more than that an index is out of bounds, and on a GPU ends the process.
+    """
+    for path, head in _unwrapped(model).named_modules():
+        if not hasattr(head, 'loss_decode') or not hasattr(head, 'ignore_index'):
+            continue
+        losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
+        for loss in losses:
+            if getattr(loss, 'class_weight', None) is None:
+                continue
+            scores = torch.zeros(1, len(loss.class_weight), 1, 1, device='cpu')
+            labels = torch.full((1, 1, 1), head.ignore_index, device='cpu')
+            try:
+                loss(scores, labels, ignore_index=head.ignore_index)
+            except IndexError:
+                name = type(loss).__name__
+                print_log(
+                    f"{path}.loss_decode: MMSegmentation's {name} with class_weight fails at the first pixel "
+                    f'that is ignored ({head.ignore_index}), in padding or in the data: leave class_weight '
+                    "out, or set reduction='sum' and loss_weight to 1 / (pixels of a batch)",
+                    'current',
+                    level=logging.WARNING,
                 )
 
 

@@ -18,15 +18,16 @@ iteration (the median), and the most that was taken, of a GPU's memory or else o
 """
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import psutil
 import torch
 from mmengine.config import Config
 
@@ -78,12 +79,14 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
 def call(tool: str, *arguments: object) -> int:
     """Run a tool of this repository; returns the most memory that it took, in MiB."""
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    process, most = psutil.Popen(command), 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            most = max(most, process.memory_info().rss)
+        time.sleep(0.5)
     if process.returncode:
         raise ValueError(f'{tool} ended with exit status {process.returncode}: {" ".join(command)}')
-    return usage.ru_maxrss // 1024
+    return most // 2**20
 
 
 def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
