@@ -126,6 +126,38 @@ def test_interpreted_kernels_are_equal_to_the_bit(seed):
     assert_equal_to_the_bit(seed, exact_sums_triton, dtype=dtype)
 
 
+@pytest.mark.skipif(not INTERPRETED, reason='test_kernels_interpreted runs it')
+@pytest.mark.parametrize('dtype, forward, backward', [(torch.float32, 20, 28), (torch.float16, 14, 18)])
+def test_interpreted_kernels_move_no_more_bytes_than_their_module_says(dtype, forward, backward, monkeypatch):
+    """The elements' bytes, a quarter of one for the code, and what there is once a channel or a program."""
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    from revcol_mm.ops import exact_sums_triton
+
+    moved = []
+
+    def count(name, mask_index):
+        original = getattr(InterpreterBuilder, name)
+
+        def counted(builder, pointers, *arguments):
+            size = pointers.get_element_ty().primitive_bitwidth // 8
+            moved.append(size * int(arguments[mask_index].data.sum()))
+            return original(builder, pointers, *arguments)
+
+        monkeypatch.setattr(InterpreterBuilder, name, counted)
+
+    count('create_masked_load', 0)
+    count('create_masked_store', 1)
+    feature = torch.randn(1024, 64).to(dtype)
+    alpha = torch.full((64,), 0.5).to(dtype)
+    state, offset = exact_sums.start(feature, feature, torch.ones_like(alpha), None)
+    *after, _, code = exact_sums_triton.couple(feature, *state[:2], alpha, offset, 2)
+    assert forward < sum(moved) / feature.numel() < forward + 0.75
+    moved.clear()
+    exact_sums_triton.uncouple(feature, *after, code, alpha, offset, 2, torch.randn(1024, 64).to(dtype))
+    assert backward < sum(moved) / feature.numel() < backward + 1
+
+
 @pytest.mark.cuda
 @pytest.mark.parametrize('seed', range(24))
 def test_kernels_on_a_gpu_are_equal_to_the_bit(seed):

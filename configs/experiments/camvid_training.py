@@ -1,0 +1,12 @@
+# Supervision of the first columns, reversible training, learning rates that fall towards the image.
+config = 'configs/upernet_revcol_nano_camvid.py'
+iterations = 2000
+seeds = [0]
+metrics = ['mIoU', 'trimap/iou']
+options = {}
+runs = {
+    'as it is': {},
+    'supervised columns': dict(config='configs/upernet_revcol_nano_supervised_camvid.py'),
+    'reversible': {'model.backbone.save_memory': True},
+    'layer decay 0.9': {'optim_wrapper.paramwise_cfg.decay_rate': 0.9},
+}
