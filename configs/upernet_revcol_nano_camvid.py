@@ -8,11 +8,17 @@ head = dict(
     ignore_index=_base_.void,
     norm_cfg=dict(type='BN', requires_grad=True),
 )
+# A sum: MMSegmentation's mean with class_weight fails at pixels that are ignored.
+height, width = _base_.crop_size
+weight = 1 / (_base_.batch_size * height * width)
+weighted = dict(class_weight=_base_.class_weight, reduction='sum')
 model = dict(
     data_preprocessor=_base_.data_preprocessor,
     backbone=dict(arch='nano', drop_path_rate=0.0, layer_scale_init_value=1.0),
-    decode_head=dict(in_channels=channels, **head),
-    auxiliary_head=dict(in_channels=channels[2], **head),
+    decode_head=dict(in_channels=channels, loss_decode=dict(loss_weight=weight, **weighted), **head),
+    auxiliary_head=dict(
+        in_channels=channels[2], loss_decode=dict(loss_weight=0.4 * weight, **weighted), **head
+    ),
     test_cfg=dict(mode='whole'),
 )
 max_iters = _base_.camvid_iters

@@ -1,4 +1,4 @@
-# RevCol and backbones of MMPretrain of the same size, each with the best learning rate of camvid_learning_rates.
+# RevCol and backbones of MMPretrain of its size, each with its best rate of camvid_learning_rates.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 2000
 seeds = [0, 1, 2]

@@ -1,0 +1,19 @@
+# What the recipe of upernet_revcol_nano_camvid.py is worth, by one change each.
+config = 'configs/upernet_revcol_nano_camvid.py'
+iterations = 1200
+seeds = [0]
+metrics = ['mIoU', 'trimap/iou']
+options = {}
+runs = {
+    'the recipe': {},
+    'scales 0.5 to 2': {'train_dataloader.dataset.pipeline.2.ratio_range': (0.5, 2.0)},
+    'one scale': {'train_dataloader.dataset.pipeline.2.ratio_range': (1.0, 1.0)},
+    'equal weights of classes': {
+        'model.decode_head.loss_decode': dict(class_weight=None, reduction='mean', loss_weight=1.0),
+        'model.auxiliary_head.loss_decode': dict(class_weight=None, reduction='mean', loss_weight=0.4),
+    },
+    'kernels of 7': {'model.backbone.kernel_size': 7},
+    'layer scale from 1e-6': {'model.backbone.layer_scale_init_value': 1e-6},
+    'weight decay 0.05': {'optim_wrapper.optimizer.weight_decay': 0.05},
+    'supervised columns': dict(config='configs/upernet_revcol_nano_supervised_camvid.py'),
+}
