@@ -194,6 +194,26 @@ def test_weights_of_classes_that_fail_at_ignored_pixels_are_named(ignored, log_m
     assert loss.item() == pytest.approx(0.75 * math.log(11))
 
 
+@pytest.mark.parametrize(
+    'loss',
+    [
+        dict(type='OhemCrossEntropy', class_weight=[1.0] * 11),
+        dict(type='FocalLoss', class_weight=[1.0] * 11),
+        dict(type='LovaszLoss', class_weight=[1.0] * 11, reduction='none'),
+        dict(type='CrossEntropyLoss', class_weight=[1.0] * 11, use_sigmoid=True),
+        dict(type='DiceLoss'),
+    ],
+    ids=lambda loss: loss['type'],
+)
+def test_other_losses_with_weights_of_classes_are_left_alone(loss, log_messages):
+    head = nn.Module()
+    init_default_scope('mmseg')
+    head.loss_decode, head.ignore_index = MODELS.build(loss), 255
+    del log_messages[:]
+    check_weighted_pixels(nn.ModuleDict(dict(decode_head=head)))
+    assert log_messages == []
+
+
 def test_numbers_of_a_panoptic_model_are_of_things_and_of_stuff():
     classes = dict(thing_classes=('a', 'b'), stuff_classes=('c',), classes=('a', 'b', 'c'))
     model = nn.ModuleDict(dict(roi_head=nn.Identity(), semantic_head=nn.Identity()))

@@ -108,7 +108,9 @@ def check_weighted_pixels(model: nn.Module) -> None:
             continue
         losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]
         for loss in losses:
-            if getattr(loss, 'class_weight', None) is None:
+            # Other losses, such as OhemCrossEntropy, take other arguments, and have not this fault.
+            criterion = getattr(getattr(loss, 'cls_criterion', None), '__name__', '')
+            if criterion != 'cross_entropy' or loss.class_weight is None:
                 continue
             scores = torch.zeros(1, len(loss.class_weight), 1, 1, device='cpu')
             labels = torch.full((1, 1, 1), head.ignore_index, device='cpu')
