@@ -2,9 +2,12 @@
 
 import json
 import re
+from runpy import run_path
 
 import pytest
 from mmengine.config import Config
+
+from revcol_mm.evaluation.complexity import count_complexity
 
 from .subprocesses import REPO
 
@@ -61,7 +64,7 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
         f'| one column | 2 | {sum(values) / 2:.4g} ({min(values):.4g} to {max(values):.4g}) |'
     )
     assert lines[2] in printed and (tmp_path / 'out/loss.png').stat().st_size > 5000
-    trained = Config.fromfile(tmp_path / 'runs/small/one_column/seed1/config.py')
+    trained = Config.fromfile(tmp_path / 'runs/small/one_column/config.py')
     assert trained.model.backbone.arch.num_columns == 1
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
@@ -69,9 +72,38 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
 
 
-def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_tool):
-    from runpy import run_path
+def test_a_run_of_another_config_or_without_a_metric_is_an_error(tmp_path, call_tool):
+    tool = run_path(str(REPO / TOOL))
+    path, folder = write_experiment(tmp_path), tmp_path / 'runs/small/plain'
+    cfg = tool['run_config'](tool['read_experiment'](path), {})
+    for seed in (0, 1):
+        (folder / f'seed{seed}').mkdir(parents=True)
+        cfg.dump(folder / 'config.py')
+        result = dict(mIoU=1.0, seconds_per_iteration=1.0, memory=1)
+        (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
+    arguments = TOOL, path, '--work-dir', tmp_path / 'runs'
+    assert "plain has no metric 'aAcc'; it has mIoU, memory, seconds" in call_tool(*arguments)[1]
+    write_experiment(tmp_path, metrics=['mIoU'])
+    printed, error = call_tool(*arguments)
+    assert not error and '| plain | 2 | 1 (1 to 1) | 1.00 | 1 |' in printed
+    write_experiment(tmp_path, metrics=['mIoU'], options={'optim_wrapper.optimizer.lr': 0.5})
+    assert 'is of a run with another config: remove it' in call_tool(*arguments)[1]
 
+
+def test_columns_are_compared_at_equal_flops_and_parameters():
+    """Within 5%, as the experiment says."""
+    tool = run_path(str(REPO / TOOL))
+    experiment = tool['read_experiment'](REPO / 'configs/experiments/camvid_columns.py')
+    counts = [
+        count_complexity(tool['run_config'](experiment, changes), (256, 256))
+        for changes in experiment['runs'].values()
+    ]
+    for kind in ('parameters', 'flops'):
+        numbers = [getattr(count, kind)['backbone'] for count in counts]
+        assert len(numbers) == 4 and numbers == pytest.approx([numbers[2]] * 4, rel=0.05), kind
+
+
+def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_tool):
     tool = run_path(str(REPO / TOOL))
     experiment = tool['read_experiment'](write_experiment(tmp_path, iterations=30))
     cfg = tool['run_config'](experiment, {'optim_wrapper.optimizer.lr': 0.5})
@@ -112,8 +144,6 @@ def test_a_missing_experiment_is_an_error(tmp_path, call_tool):
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
 def test_the_experiments_configs_are_there_and_take_their_options(path):
-    from runpy import run_path
-
     tool = run_path(str(REPO / TOOL))
     experiment = tool['read_experiment'](path)
     for changes in experiment['runs'].values():

@@ -12,9 +12,10 @@ An experiment is a Python file of
     runs        what each run changes in addition, by its name; a run may have a 'config' of its own
 
 Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
-not run again, and one that was interrupted goes on. After each the table is printed; with --out it is also
-written, as table.md, with results.json and curves of training. Times and memory are of training: seconds an
-iteration (the median), and the most that was taken, of a GPU's memory or else of the process.
+not run again, and one that was interrupted goes on, unless its config has changed, which is an error. After
+each the table is printed; with --out it is also written, as table.md, with results.json and curves.
+Times and memory are of training: seconds an iteration (the median), and the most that was taken, of a GPU's
+memory or else of the process.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from revcol_mm.preflight import errors_in_one_line, merge_options
 
 matplotlib.use('Agg')  # figures are files
 TOOLS = Path(__file__).parents[1]
+CONFIG = 'config.py'  # of a run, in the folder of its seeds
 KEYS = {'config', 'iterations', 'seeds', 'metrics', 'options', 'runs'}
 
 
@@ -89,10 +91,17 @@ def call(tool: str, *arguments: object) -> int:
     return most // 2**20
 
 
+def check_unchanged(cfg: Config, folder: Path) -> None:
+    """Raise a ValueError if a run's folder is of another config: its result would pass for this one's."""
+    config = folder / CONFIG
+    if config.exists() and config.read_text() != cfg.pretty_text:
+        raise ValueError(f'{folder} is of a run with another config: remove it, or give another --work-dir')
+
+
 def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
     """Metrics of the test, time and memory of training."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = folder / 'config.py'
+    config = folder.parent / CONFIG
     cfg.dump(config)
     resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
     memory = call('train.py', config, '--work-dir', folder, '--seed', seed, *resume)
@@ -116,6 +125,8 @@ def table(results: dict[str, list[dict[str, float]]], metrics: list[str]) -> str
     for run, seeds in results.items():
         cells = [run, str(len(seeds))]
         for metric in metrics:
+            if metric not in seeds[0]:
+                raise ValueError(f'{run} has no metric {metric!r}; it has {", ".join(sorted(seeds[0]))}')
             values = [seed[metric] for seed in seeds]
             spread = f' ({min(values):.4g} to {max(values):.4g})' if len(values) > 1 else ''
             cells.append(f'{statistics.mean(values):.4g}{spread}')
@@ -142,23 +153,26 @@ def main() -> None:
         configs = {name: run_config(experiment, runs[name]) for name in args.runs or runs}
         if args.out:
             check_writable(args.out)
-        folder = args.work_dir / args.experiment.stem
+        folders = {name: args.work_dir / args.experiment.stem / name.replace(' ', '_') for name in configs}
+        jobs = [
+            (name, folders[name] / f'seed{seed}', seed) for name in configs for seed in experiment['seeds']
+        ]
+        for name, folder in folders.items():
+            check_unchanged(configs[name], folder)
         results: dict[str, list[dict[str, float]]] = {}
-        for name, cfg in configs.items():
-            for seed in experiment['seeds']:
-                work_dir = folder / name.replace(' ', '_') / f'seed{seed}'
-                done = work_dir / 'result.json'
-                if not done.exists():
-                    result = train_and_test(cfg, work_dir, seed)
-                    done.write_text(json.dumps(result, indent=1) + '\n')
-                results.setdefault(name, []).append(json.loads(done.read_text()))
-                print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
+        for name, folder, seed in jobs:
+            done = folder / 'result.json'
+            if not done.exists():
+                result = train_and_test(configs[name], folder, seed)
+                done.write_text(json.dumps(result, indent=1) + '\n')
+            results.setdefault(name, []).append(json.loads(done.read_text()))
+            print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
         if args.out:
             device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
             report = dict(machine=machine(device), **experiment, results=results)
             (args.out / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
             (args.out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
-            curves = [row for name in results for row in summarise(folder / name.replace(' ', '_'), None)]
+            curves = [row for folder in folders.values() for row in summarise(folder, None)]
             plot([row for row in curves if row['metric'] == 'loss']).savefig(args.out / 'loss.png', dpi=110)
 
 
