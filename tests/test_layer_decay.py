@@ -172,6 +172,16 @@ def test_a_bad_option_is_an_error_that_names_it(paramwise_cfg, message):
         build(meta_segmentor('nano'), **paramwise_cfg)
 
 
+def test_a_backbone_that_cannot_tell_its_depths_needs_a_rate_of_1():
+    """MMPretrain's ResNet of less than 50 layers has the method, which is not implemented."""
+    resnet = pytest.importorskip('mmpretrain.models').ResNet(18, base_channels=4, stem_channels=4)
+    groups = by_name(build(Segmentor(resnet), decay_rate=1.0))
+    assert groups['backbone.conv1.weight']['lr'] == groups['decode_head.conv_seg.weight']['lr']
+    assert len(groups) == len(list(Segmentor(resnet).parameters()))
+    with pytest.raises(ValueError, match=r"ResNet does not tell the depth of 'backbone.conv1.weight'"):
+        build(Segmentor(resnet), decay_rate=0.9)
+
+
 def test_a_model_without_depths_is_an_error():
     with pytest.raises(ValueError, match='get_layer_depth'):
         build(Segmentor(nn.Linear(2, 2)), decay_rate=0.9)

@@ -14,6 +14,12 @@ from .subprocesses import REPO, run
 from .test_convert_voc import element
 
 PAGE = REPO / 'docs/real_data.md'
+OTHERS = [  # than those that the page trains
+    path
+    for data in ('camvid', 'bccd')
+    for path in sorted((REPO / 'configs').rglob(f'*_*_{data}.py'))
+    if path.parent.name != 'experiments' and f'configs/{path.name}' not in PAGE.read_text()
+]
 SHORT = (
     *('train_cfg.max_iters=1', 'train_cfg.val_interval=1', 'default_hooks.checkpoint.interval=1'),
     *('train_dataloader.batch_size=2', 'train_dataloader.num_workers=0', 'val_dataloader.num_workers=0'),
@@ -54,22 +60,40 @@ def clone(tmp_path):
     return tmp_path
 
 
+def steps():
+    """The page's code and commands, in their order: Python code as a text, commands as words."""
+    for language, code in re.findall(r'^```(python|bash|sh)\n(.*?)^```', PAGE.read_text(), re.S | re.M):
+        yield from [code] if language == 'python' else map(shlex.split, code.splitlines())
+
+
+def take(step, clone):
+    """Do as the page says, but for downloads; returns what is printed."""
+    if isinstance(step, str):
+        return run('-c', step, cwd=clone)
+    program, *words = step
+    if program in ('mkdir', 'ln'):
+        subprocess.run(step, cwd=clone, check=True)
+    elif program == 'python':
+        words = [re.sub(r'iter_\d+\.pth', 'iter_1.pth', word) for word in words]
+        return run(*words, *(['--cfg-options', *SHORT] if words[0] == 'tools/train.py' else []), cwd=clone)
+    else:
+        assert program in ('git', 'export')
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
+def test_every_other_config_on_real_data_trains(path, clone):
+    for step in steps():
+        if isinstance(step, str) or step[0] != 'python' or step[1] == 'tools/convert_voc.py':
+            take(step, clone)
+    printed = run('tools/train.py', path.relative_to(REPO), '--cfg-options', *SHORT, cwd=clone)
+    assert 'Saving checkpoint at 1 iterations' in printed and 'Iter(val) [2/2]' in printed
+
+
 @pytest.mark.slow
 def test_the_page_leads_from_downloads_to_metrics(clone):
-    printed = []
-    for language, code in re.findall(r'^```(python|bash|sh)\n(.*?)^```', PAGE.read_text(), re.S | re.M):
-        if language == 'python':
-            printed.append(run('-c', code, cwd=clone))
-            continue
-        for program, *words in (shlex.split(line) for line in code.splitlines()):
-            if program in ('mkdir', 'ln'):
-                subprocess.run([program, *words], cwd=clone, check=True)
-            elif program == 'python':
-                words = [re.sub(r'iter_\d+\.pth', 'iter_1.pth', word) for word in words]
-                options = ['--cfg-options', *SHORT] if words[0] == 'tools/train.py' else []
-                printed.append(run(*words, *options, cwd=clone))
-            else:
-                assert program in ('git', 'export')
+    printed = [text for step in steps() if (text := take(step, clone)) is not None]
     _, camvid, _, camvid_test, converted, bccd, _, bccd_test = printed
     assert '0 kinds of errors, 0 of warnings' in camvid
     assert 'bicyclist' in camvid_test and re.search(r'trimap/iou_pole: \d', camvid_test)

@@ -29,8 +29,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             ``lr_mult`` comes on top of the layer's scale; ``decay_mult`` replaces the rule above.
 
     Raises:
-        ValueError: If an option is none of these, no part of the model answers ``get_layer_depth``, or a
-            custom key matches no parameter.
+        ValueError: If an option is none of these, no part of the model answers ``get_layer_depth``, one does
+            not for this architecture though the rate is below 1, or a custom key matches no parameter.
 
     Examples:
         >>> optim_wrapper = dict(
@@ -75,7 +75,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not param.requires_grad:
                 continue
             options = custom_keys.get(key, {})
-            depth, num_depths = _layer_depth(answering, name)
+            depth, num_depths = self._layer_depth(answering, name)
             is_flat = param.ndim <= 1 or name in no_decay
             scale = self.paramwise_cfg['decay_rate'] ** (num_depths - 1 - depth)
             decay_mult = options.get('decay_mult', 0.0 if is_flat else 1.0)
@@ -100,6 +100,19 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             rows.append(f'{depth:5} {lr:9.3g} {weight_decay:7.3g} {len(tensors):7} {size:12,}  {names[0]}')
         print_log(f'{len(groups)} parameter groups:\n' + '\n'.join(rows), logger='current')
 
+    def _layer_depth(self, answering: dict[str, nn.Module], name: str) -> tuple[int, int]:
+        """Ask the part that a parameter belongs to; any part knows the depth of what is outside of it."""
+        prefix = next((prefix for prefix in answering if name.startswith(prefix)), next(iter(answering)))
+        part = answering[prefix]
+        try:
+            return part.get_layer_depth(name, prefix)
+        except NotImplementedError as error:  # such as MMPretrain's ResNet of less than 50 layers
+            if self.paramwise_cfg['decay_rate'] == 1:
+                return 0, 1  # no depth changes anything
+            raise ValueError(
+                f'{type(part).__name__} does not tell the depth of {name!r}, which a decay_rate below 1 needs'
+            ) from error
+
 
 def _answering_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Innermost parts of a model that have ``get_layer_depth``, by the prefix of their parameters."""
@@ -118,9 +131,3 @@ def _answering_modules(model: nn.Module) -> dict[str, nn.Module]:
         for prefix, part in answering.items()
         if not any(other != prefix and other.startswith(prefix) for other in answering)
     }
-
-
-def _layer_depth(answering: dict[str, nn.Module], name: str) -> tuple[int, int]:
-    """Ask the part that a parameter belongs to; any part knows the depth of what is outside of it."""
-    prefix = next((prefix for prefix in answering if name.startswith(prefix)), next(iter(answering)))
-    return answering[prefix].get_layer_depth(name, prefix)
