@@ -2,7 +2,7 @@
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 600
 seeds = [0]
-metrics = ['mIoU']
+metrics = ['val/mIoU']  # the test is not to choose by
 options = {}
 runs = {
     f'{name}, {lr}': dict({'optim_wrapper.optimizer.lr': lr}, config=path)

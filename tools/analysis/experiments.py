@@ -7,7 +7,7 @@ An experiment is a Python file of
     config      the config of its runs
     iterations  length of every training
     seeds       [0, 1, 2]
-    metrics     of the test, in the order of the table's columns: ['mIoU', 'trimap/iou']
+    metrics     the table's columns, of the test or of the last validation, to choose by: ['mIoU', 'val/mIoU']
     options     what all runs change in the config: {'optim_wrapper.optimizer.lr': 1e-3}
     runs        what each run changes in addition, by its name; a run may have a 'config' of its own
 
@@ -32,7 +32,7 @@ import psutil
 import torch
 from mmengine.config import Config
 
-from revcol_mm.analysis.learning_curves import plot, read_records, summarise
+from revcol_mm.analysis.learning_curves import plot, read_records, read_run, summarise
 from revcol_mm.analysis.machine import machine
 from revcol_mm.engine.launch import check_writable
 from revcol_mm.preflight import errors_in_one_line, merge_options
@@ -99,7 +99,7 @@ def check_unchanged(cfg: Config, folder: Path) -> None:
 
 
 def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
-    """Metrics of the test, time and memory of training."""
+    """Metrics of the test and of the last validation, time and memory of training."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder.parent / CONFIG
     cfg.dump(config)
@@ -109,8 +109,10 @@ def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
     call('test.py', config, checkpoint, '--work-dir', folder / 'test')
     (*_, log) = sorted(folder.glob('test/*/*.json'))
     records = [record for record in read_records(folder) if 'loss' in record]
+    curves = read_run(folder)
     return dict(
         json.loads(log.read_text()),
+        **{f'val/{name}': curve[max(curve)] for name, curve in curves.items() if name != 'loss'},
         seconds_per_iteration=statistics.median(record['time'] for record in records),
         memory=max((record['memory'] for record in records if 'memory' in record), default=memory),
     )
