@@ -8,7 +8,7 @@ import torch
 from mmengine.config import Config
 
 from revcol_mm.analysis.cka import MinibatchCKA, gram, layer_grams, unbiased_hsic
-from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages, label_shares
+from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages, label_shares, testing_size
 from revcol_mm.apis import init_model
 
 from .subprocesses import REPO
@@ -141,6 +141,13 @@ def test_labels_of_detection_are_those_of_segmentation_but_for_the_shape_of_the_
     same = boxes.labels[digit] == masks.labels[digit] - 1
     assert digit.sum() > 100 and same.float().mean() > 0.9  # the rest lies under a smaller digit's box
     assert (masks.labels == UNLABELLED).any() and (boxes.labels == 10).float().mean() > 0.3
+
+
+@pytest.mark.parametrize('shorter, side', [(360, 352), (300, 288), (800, 800), (10, 32)])
+def test_the_default_size_is_a_multiple_of_32(shorter, side):
+    cfg = Config.fromfile(REPO / 'configs/upernet_revcol_nano_camvid.py')
+    cfg.test_dataloader.dataset.pipeline[1].scale = (480, shorter)
+    assert testing_size(cfg) == (side, side)
 
 
 def test_shares_are_those_of_the_pixels_with_a_label():

@@ -39,7 +39,7 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int) -> Non
         type=int,
         metavar=('H', 'W'),
         help='height and width to which images are scaled [classification: as in testing, else a square of '
-        'the shorter side that images have in testing]',
+        'the shorter side that images have in testing, to a multiple of 32]',
     )
     parser.add_argument('--batch-size', type=int, default=batch_size, metavar='B', help=f'[{batch_size}]')
     parser.add_argument('--num-images', type=int, metavar='N', help='use no more of a split [all]')

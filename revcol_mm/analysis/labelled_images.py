@@ -155,7 +155,9 @@ def label_shares(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def testing_size(cfg: Config) -> tuple[int, int]:
-    """A square with the shorter side to which a detector's or segmentor's config scales test images.
+    """A square as large as the shorter side to which a detector's or segmentor's config scales test images.
+
+    Its side is the nearest multiple of COARSEST_STRIDE.
 
     Raises:
         ValueError: If it does not scale them.
@@ -163,7 +165,7 @@ def testing_size(cfg: Config) -> tuple[int, int]:
     for transform in innermost_dataset(cfg.test_dataloader.dataset).pipeline:
         scale = transform.get('scale')
         if 'Resize' in transform_name(transform) and isinstance(scale, (tuple, list)):
-            return (min(scale),) * 2
+            return (max(round(min(scale) / COARSEST_STRIDE), 1) * COARSEST_STRIDE,) * 2
     raise ValueError(f'{Path(cfg.filename).name}: test images are not scaled to one size; give a size')
 
 
