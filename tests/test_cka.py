@@ -146,7 +146,7 @@ def test_labels_of_detection_are_those_of_segmentation_but_for_the_shape_of_the_
 @pytest.mark.parametrize('shorter, side', [(360, 352), (300, 288), (800, 800), (10, 32)])
 def test_the_default_size_is_a_multiple_of_32(shorter, side):
     cfg = Config.fromfile(REPO / 'configs/upernet_revcol_nano_camvid.py')
-    cfg.test_dataloader.dataset.pipeline[1].scale = (480, shorter)
+    cfg.test_dataloader.dataset.pipeline[1].scale = (1333, shorter)
     assert testing_size(cfg) == (side, side)
 
 
