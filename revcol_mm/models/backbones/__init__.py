@@ -1,4 +1,5 @@
 from .column_backbone import ColumnBackbone
 from .revcol import RevCol
+from .reversible_columns import ReversibleColumns
 
-__all__ = ['ColumnBackbone', 'RevCol']
+__all__ = ['ColumnBackbone', 'RevCol', 'ReversibleColumns']

@@ -174,7 +174,11 @@ class ColumnBackbone(BaseModule):
         layout = torch.channels_last if channels_last else torch.contiguous_format
         (features,) = deque(self.forward_columns(x), maxlen=1)  # holds one column at a time
         lay_out = _Layout.apply if self.training else _Layout.forward  # which can be traced
-        return tuple(lay_out(features[i], layout) for i in self.out_indices)
+        return tuple(lay_out(self.finish(i, features[i]), layout) for i in self.out_indices)
+
+    def finish(self, level: int, feature: Tensor) -> Tensor:
+        """What a feature of the last column, (B, C_l, H_l, W_l), becomes before it is returned: itself."""
+        return feature
 
     @property
     def num_depths(self) -> int:

@@ -43,7 +43,8 @@ class Column(nn.Module):
         reads: For each level what it reads, in order: indices of other levels, or None for the stem's output.
             Lower levels are read as this column has just computed them, higher ones as the last one left
             them.
-        channels: Channels C_l of each level. Each has an alpha, 0.5 at first (RevCol official code).
+        channels: Channels C_l of each level. Each has an alpha, 0.5 at first (RevCol official code). A level
+            that has a parameter ``alpha`` itself, (1, C_l, 1, 1), shares it.
     """
 
     def __init__(
@@ -53,13 +54,18 @@ class Column(nn.Module):
         self.reads = [tuple(level_reads) for level_reads in reads]
         for index, (level, width) in enumerate(zip(levels, channels, strict=True)):
             # the published names
-            self.register_parameter(f'alpha{index}', nn.Parameter(torch.full((1, width, 1, 1), 0.5)))
+            if not hasattr(level, 'alpha'):
+                self.register_parameter(f'alpha{index}', nn.Parameter(torch.full((1, width, 1, 1), 0.5)))
             self.add_module(f'level{index}', level)
 
     @property
     def alphas(self) -> list[nn.Parameter]:
         """Those of each level, (1, C_l, 1, 1)."""
-        return [getattr(self, f'alpha{level}') for level in range(len(self.reads))]
+        levels = [getattr(self, f'level{level}') for level in range(len(self.reads))]
+        return [
+            level.alpha if hasattr(level, 'alpha') else getattr(self, f'alpha{index}')
+            for index, level in enumerate(levels)
+        ]
 
     def couplings(self) -> list[Coupling]:
         """The column as a link of a reversible chain."""
