@@ -1,4 +1,4 @@
-from .backbones import ColumnBackbone, ReversibleColumns, RevCol
+from .backbones import ColumnBackbone, RevCol, ReversibleColumns
 from .classifiers import RevColClassifier
 from .layers import Column
 from .stages import Stages, split_stages

@@ -3,12 +3,15 @@
 Letters: B batch, H and W image size, L levels, C_l channels and s_l stride of level l.
 """
 
-from typing import Callable, NamedTuple, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Callable, Iterator, NamedTuple, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-PROBE_SIZE = 64  # height and width of the image by which channels and strides are found
+PROBE_SIZE = 256  # height and width of the image by which sizes are found: windows of published Swins fit
 
 
 class Stages(NamedTuple):
@@ -18,20 +21,20 @@ class Stages(NamedTuple):
         stem: From images, (B, 3, H, W), to the input of the first stage.
         stages: For each level l what maps the level below, or the stem's output, to (B, C_l, H / s_l, W /
             s_l).
-        norms: For each level what the network does to a feature that it returns, but not to what the next
-            stage gets; ``nn.Identity`` if that is nothing.
+        outputs: For each level what the network does to a feature that it returns, but not to what the next
+            stage gets, such as a norm; ``nn.Identity`` if that is nothing.
     """
 
     stem: nn.Module
     stages: Sequence[nn.Module]
-    norms: Sequence[nn.Module]
+    outputs: Sequence[nn.Module]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """What the network computes: its features, (B, C_l, H / s_l, W / s_l)."""
         x, features = self.stem(images), []
-        for stage, norm in zip(self.stages, self.norms):
+        for stage, output in zip(self.stages, self.outputs):
             x = stage(x)
-            features.append(norm(x))
+            features.append(output(x))
         return features
 
 
@@ -99,6 +102,82 @@ class TokenNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+def _to_map(tokens: Tensor, num_extra: int, size: Sequence[int]) -> Tensor:
+    """Tokens of which the first are no patches, (B, num_extra + H * W, C), as a map with one row more for those.
+
+    Returns:
+        (B, C, H + 1, W); what is left of the last row is zero.
+    """
+    extra, patches = tokens[:, :num_extra], tokens[:, num_extra:]
+    row = F.pad(extra, (0, 0, 0, size[1] - num_extra))
+    return torch.cat([patches, row], 1).transpose(1, 2).unflatten(2, (size[0] + 1, size[1]))
+
+
+def _to_tokens(x: Tensor, num_extra: int) -> Tensor:
+    """Undo :func:`_to_map`."""
+    tokens, width = x.flatten(2).transpose(1, 2), x.shape[-1]
+    return torch.cat([tokens[:, -width:][:, :num_extra], tokens[:, :-width]], 1)
+
+
+class VitStem(nn.Module):
+    """MMPretrain's VisionTransformer before its first layer."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.embed, self.cls_token, self.pos_embed = net.patch_embed, net.cls_token, net.pos_embed
+        self.dropout, self.norm, self.num_extra = net.drop_after_pos, net.pre_norm, net.num_extra_tokens
+        self.resize = partial(
+            net.resize_pos_embed,
+            src_shape=net.patch_resolution,
+            mode=net.interpolate_mode,
+            num_extra_tokens=net.num_extra_tokens,
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, H / s + 1, W / s), the last row of which has the class token."""
+        x, size = self.embed(images)
+        if self.cls_token is not None:
+            x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
+        x = self.dropout(x + self.resize(self.pos_embed, dst_shape=size))
+        return _to_map(self.norm(x), self.num_extra, size)
+
+
+class VitStage(nn.Module):
+    """Some of a VisionTransformer's layers, and the norm behind its last one."""
+
+    def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None, num_extra: int) -> None:
+        super().__init__()
+        self.layers, self.norm, self.num_extra = nn.Sequential(*layers), norm, num_extra
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H + 1, W) -> the same."""
+        tokens = self.layers(_to_tokens(x, self.num_extra))
+        if self.norm is not None:
+            tokens = self.norm(tokens)
+        return _to_map(tokens, self.num_extra, (x.shape[-2] - 1, x.shape[-1]))
+
+
+class WithoutLastRow(nn.Module):
+    """Leaves the row of class tokens out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H + 1, W) -> (B, C, H, W)."""
+        return x[:, :, :-1]
+
+
+def _split_vit(net: nn.Module) -> Stages:
+    """MMPretrain's VisionTransformer: layers in four parts, between maps of one stride."""
+    layers, num_levels = list(net.layers), 4
+    bounds = [round(len(layers) * part / num_levels) for part in range(num_levels + 1)]
+    stages = [
+        VitStage(
+            layers[begin:end], net.ln1 if end == len(layers) and net.final_norm else None, net.num_extra_tokens
+        )
+        for begin, end in zip(bounds, bounds[1:])
+    ]
+    return Stages(VitStem(net), stages, [WithoutLastRow() for _ in stages])
+
+
 def _named(net: nn.Module, pattern: str, number: int) -> list[nn.Module]:
     """Modules ``pattern`` with the number of their level in it; Identity where there is none."""
     return [getattr(net, pattern.format(level), None) or nn.Identity() for level in range(number)]
@@ -116,30 +195,24 @@ def _split_resnet(net: nn.Module) -> Stages:
     stem = [net.stem] if getattr(net, 'deep_stem', False) else [net.conv1, net.norm1, net.relu]
     if getattr(net, 'maxpool', None) is not None:
         stem.append(net.maxpool)
-    return Stages(nn.Sequential(*stem), *_without_norms([getattr(net, name) for name in net.res_layers]))
+    return Stages(nn.Sequential(*stem), *_as_they_are([getattr(net, name) for name in net.res_layers]))
 
 
 def _split_swin(net: nn.Module) -> Stages:
     """Swin of MMPretrain, MMDetection and MMSegmentation; V1 downsamples behind a stage, V2 before it."""
-    if getattr(net, 'use_abs_pos_embed', False):
-        raise ValueError(
-            f'{type(net).__name__} with use_abs_pos_embed cannot be split: its positions are of one size'
-        )
     downs = [stage.downsample for stage in net.stages]
     if downs[0] is not None:  # behind the stage
         downs = [None, *downs[:-1]]
     stages = [TokenStage(down, stage.blocks) for down, stage in zip(downs, net.stages)]
-    norms = [
-        norm if isinstance(norm, nn.Identity) else TokenNorm(norm)
-        for norm in _named(net, 'norm{}', len(stages))
-    ]
-    return Stages(TokenStem(net.patch_embed, net.drop_after_pos), stages, norms)
+    norms = _named(net, 'norm{}', len(stages))
+    outputs = [norm if isinstance(norm, nn.Identity) else TokenNorm(norm) for norm in norms]
+    return Stages(TokenStem(net.patch_embed, net.drop_after_pos), stages, outputs)
 
 
 def _split_pyramid(net: nn.Module) -> Stages:
     """PVT of MMDetection and MiT of MMSegmentation: layers of patch embedding, blocks and norm."""
     stages = [TokenStage(embed, blocks, norm, embeds_map=True) for embed, blocks, norm in net.layers]
-    return Stages(nn.Identity(), *_without_norms(stages))
+    return Stages(nn.Identity(), *_as_they_are(stages))
 
 
 def _split_twins(net: nn.Module) -> Stages:
@@ -153,15 +226,25 @@ def _split_twins(net: nn.Module) -> Stages:
             net.position_encodings,
         )
     ]
-    return Stages(nn.Identity(), *_without_norms(stages))
+    return Stages(nn.Identity(), *_as_they_are(stages))
 
 
 def _split_sequence(net: nn.Module) -> Stages:
-    """EfficientNet, MobileNet and so on: layers one after the other; a stage ends before the size is halved."""
+    """EfficientNet, MobileNet and so on: layers one after the other, of which some are returned."""
     layers = [getattr(net, each) if isinstance(each, str) else each for each in net.layers]
-    if hasattr(net, 'conv1'):
+    ends = [index + 1 for index in net.out_indices]
+    if hasattr(net, 'conv1'):  # before the layers that are counted
         layers.insert(0, net.conv1)
-    return _cut_where_halved(layers)
+        ends = [end + 1 for end in ends]
+    # What computes at a finer stride than the first level's is done once, in the stem.
+    strides, x = [], torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
+    with evaluating(net), torch.no_grad():
+        for layer in layers[: ends[0]]:
+            x = layer(x)
+            strides.append(PROBE_SIZE // x.shape[-1])
+    start = strides.index(strides[-1])
+    parts = [nn.Sequential(*layers[begin:end]) for begin, end in zip([0, start, *ends], [start, *ends])]
+    return Stages(parts[0], *_as_they_are(parts[1:]))
 
 
 def _split_timm(net: nn.Module) -> Stages:
@@ -172,22 +255,11 @@ def _split_timm(net: nn.Module) -> Stages:
         if name in net.return_layers:
             parts.append(nn.Sequential(*part))
             part = []
-    return Stages(nn.Identity(), *_without_norms(parts))
+    return Stages(nn.Identity(), *_as_they_are(parts))
 
 
-def _without_norms(stages: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], list[nn.Module]]:
+def _as_they_are(stages: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], list[nn.Module]]:
     return stages, [nn.Identity() for _ in stages]
-
-
-def _cut_where_halved(layers: Sequence[nn.Module]) -> Stages:
-    """Four levels of strides 4 to 32; what is before them, of stride 2, is the stem."""
-    x, ends = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE), {}
-    for index, layer in enumerate(layers):
-        x = layer(x)
-        ends[PROBE_SIZE // x.shape[-1]] = index + 1  # the last one of its stride
-    bounds = [ends[stride] for stride in sorted(ends) if stride >= 2]
-    parts = [nn.Sequential(*layers[start:end]) for start, end in zip([0, *bounds], bounds)]
-    return Stages(parts[0], *_without_norms(parts[1:]))
 
 
 # What a network has, and how it is split then; the first that fits counts.
@@ -197,6 +269,7 @@ SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
     (('res_layers',), _split_resnet),
     (('patch_embeds', 'position_encodings', 'stages'), _split_twins),
     (('patch_embed', 'drop_after_pos', 'stages'), _split_swin),
+    (('patch_embed', 'pos_embed', 'layers', 'num_extra_tokens'), _split_vit),
     (('layers', 'num_heads', 'sr_ratios'), _split_pyramid),
     (('layers',), _split_sequence),
 ]
@@ -214,45 +287,88 @@ def split_stages(net: nn.Module) -> Stages:
     Raises:
         ValueError: If it cannot be split, or the parts do not compute what it computes.
     """
-    if hasattr(net, 'split_stages'):
-        return net.split_stages()
-    net = getattr(net, 'timm_model', net)
+    own = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone holds it
+    if hasattr(own, 'split_stages'):
+        return own.split_stages()
     for attributes, split in SPLITTERS:
-        if all(hasattr(net, attribute) for attribute in attributes):
-            return split(net)
-    raise ValueError(
-        f'{type(net).__name__} cannot be split into stages: give it a method split_stages() that returns '
-        'revcol_mm.models.Stages(stem, stages, norms)'
+        if all(hasattr(own, attribute) for attribute in attributes):
+            stages = split(own)
+            break
+    else:
+        raise ValueError(
+            f'{type(own).__name__} cannot be split into stages: give it a method split_stages() that returns '
+            'revcol_mm.models.Stages(stem, stages, outputs)'
+        )
+    _compare(net, stages)
+    return stages
+
+
+@torch.no_grad()
+def _compare(net: nn.Module, stages: Stages) -> None:
+    """Raise a ValueError unless the parts compute the network's features, as many as it returns."""
+    images = torch.rand(
+        1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0), device='cpu'
     )
+    images = images.to(next(net.parameters()).device)
+    with evaluating(net):
+        expected, found = net(images), stages.forward(images)
+    expected = expected if isinstance(expected, (tuple, list)) else [expected]
+    found = {tuple(feature.shape): feature for feature in found}
+    for feature in expected:
+        mine = found.get(tuple(feature.shape))
+        same = mine is not None and (mine.is_meta or torch.allclose(mine, feature, rtol=1e-4, atol=1e-5))
+        if not same:
+            raise ValueError(
+                f'{type(net).__name__} cannot be split into stages: its parts do not compute its feature '
+                f'{tuple(feature.shape)} of an image of {PROBE_SIZE} x {PROBE_SIZE}; give it a method '
+                'split_stages()'
+            )
+
+
+@contextmanager
+def evaluating(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into evaluation mode for a while."""
+    modes = {part: part.training for module in modules for part in module.modules()}
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 class Shapes(NamedTuple):
-    """What :func:`probe` finds.
+    """What :func:`probe` finds, of each level.
 
     Args:
-        channels: C_l of each level.
-        strides: s_l of each level.
-        in_channels: Channels of each stage's input.
-        in_strides: Strides of each stage's input.
+        channels: C_l.
+        in_channels: Channels of the stage's input.
+        step: Stride of the stage.
+        out_channels: Channels of what is returned.
+        out_strides: Strides of what is returned, s_l.
     """
 
     channels: list[int]
-    strides: list[int]
     in_channels: list[int]
-    in_strides: list[int]
+    steps: list[int]
+    out_channels: list[int]
+    out_strides: list[int]
 
 
 @torch.no_grad()
 def probe(stages: Stages) -> Shapes:
     """Find channels and strides by a small image, in evaluation mode."""
-    parts = nn.ModuleList([stages.stem, *stages.stages])
-    modes = {module: module.training for module in parts.modules()}
-    parts.eval()
-    x, shapes = torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE), []
-    for part in parts:
-        x = part(x)
-        shapes.append((x.shape[1], PROBE_SIZE // x.shape[-1]))
-    for module, mode in modes.items():
-        module.training = mode
-    (in_channels, in_strides), (channels, strides) = zip(*shapes[:-1]), zip(*shapes[1:])
-    return Shapes(list(channels), list(strides), list(in_channels), list(in_strides))
+    shapes = Shapes([], [], [], [], [])
+    with evaluating(stages.stem, *stages.stages, *stages.outputs):
+        x = stages.stem(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+        for stage, output in zip(stages.stages, stages.outputs):
+            feature = stage(x)
+            returned = output(feature)
+            shapes.channels.append(feature.shape[1])
+            shapes.in_channels.append(x.shape[1])
+            shapes.steps.append(x.shape[-1] // feature.shape[-1])
+            shapes.out_channels.append(returned.shape[1])
+            shapes.out_strides.append(PROBE_SIZE // returned.shape[-1])
+            x = feature
+    return shapes

@@ -1,7 +1,7 @@
 """Any network with stages as a column: copies of it, each tied to the one before by reversible couplings.
 
-The paper claims that the unit "can be composed with any single-column network" (RevCol, section 3.1). Copies of
-one pretrained network in a row, of which each stage reads the copy before, are CBNet's (arXiv 2107.00420).
+The paper claims that the unit "can be composed with any single-column network" (RevCol, section 3.1). Copies
+of one pretrained network in a row, of which each stage reads the copy before, are CBNet's (arXiv 2107.00420).
 
 Letters: B batch, C_l channels of level l, H_l and W_l its size.
 """
@@ -48,8 +48,8 @@ class FromAbove(nn.Module):
 class StageLevel(nn.Module):
     """``(1 - alpha) * stage(below + from_above(above))``: F of a column behind the first.
 
-    The column adds ``alpha * c_before``. Where the column before has the stage's own feature, and nothing comes
-    from above, the sum is that feature, for any alpha.
+    The column adds ``alpha * c_before``. Where the column before has the stage's own feature, and nothing
+    comes from above, the sum is that feature, for any alpha.
 
     Args:
         stage: Of the network.
@@ -113,14 +113,15 @@ class ReversibleColumns(ColumnBackbone):
     levels above begins at zero.
 
     Args:
-        net: Config of a network, such as ``dict(type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1, 2,
-            3), gap_before_final_norm=False)``, or a module; see :func:`revcol_mm.models.split_stages` for which.
+        net: Config of a network, such as ``dict(type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1,
+            2, 3), gap_before_final_norm=False)``, or a module, which :func:`revcol_mm.models.split_stages` can
+            split.
         num_columns: N.
         mode: 'copies'; or 'light': columns behind the first are ``light_blocks`` blocks a level.
         light_blocks: Of light columns.
         save_memory, out_indices, frozen_columns: As in :class:`ColumnBackbone`; by default all levels.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes the checkpoint of the single network, as it
-            is published, or one of this.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes the checkpoint of the single network, as
+            it is published, or one of this.
 
     Raises:
         ValueError: If an argument is none of the above, or the network cannot be split.
@@ -154,7 +155,7 @@ class ReversibleColumns(ColumnBackbone):
             above = shapes.channels[level + 1] if level < last else None
             if mode == 'copies':
                 return StageLevel(copy.deepcopy(stages.stages[level]), *sizes, above)
-            return LightLevel(*sizes, shapes.strides[level] // shapes.in_strides[level], above, light_blocks)
+            return LightLevel(*sizes, shapes.steps[level], above, light_blocks)
 
         columns = [Column(stages.stages, lateral, shapes.channels)]
         columns += [
@@ -165,19 +166,21 @@ class ReversibleColumns(ColumnBackbone):
             stages.stem,
             columns,
             shapes.channels,
-            shapes.strides,
+            shapes.out_strides,
             tuple(range(last + 1) if out_indices is None else out_indices),
             frozen_columns,
             save_memory,
             init_cfg=init_cfg,
         )
         self.net, self.mode = net if isinstance(net, dict) else None, mode
-        self.norms = nn.ModuleDict({str(level): stages.norms[level] for level in sorted({*self.out_indices})})
+        self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
+        outputs = pyramid(stages.outputs, shapes) if all(step == 1 for step in shapes.steps) else stages.outputs
+        self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
 
     def finish(self, level: int, feature: Tensor) -> Tensor:
         """The network's norm of the features that it returns."""
-        return self.norms[str(level)](feature)
+        return self.outputs[str(level)](feature)
 
     def forward_columns(self, x: Tensor) -> Iterator[list[Tensor]]:
         """See :meth:`ColumnBackbone.forward_columns`; of light columns sizes are multiples of the stride."""
@@ -228,8 +231,8 @@ class ReversibleColumns(ColumnBackbone):
         stages = split_stages(network)
         if columns[0] is self.columns[0]:
             self.stem.load_state_dict(stages.stem.state_dict())
-            for level, norm in self.norms.items():
-                norm.load_state_dict(stages.norms[int(level)].state_dict())
+            for level, output in self.outputs.items():
+                output.load_state_dict(stages.outputs[int(level)].state_dict())
         for column in columns:
             for index, stage in enumerate(stages.stages):
                 level = getattr(column, f'level{index}')
@@ -250,7 +253,7 @@ class ReversibleColumns(ColumnBackbone):
             return None
         if name.startswith('stem.'):
             return self._depths['stem'][name.removeprefix('stem.')]
-        if name.startswith('norms.'):
+        if name.startswith('outputs.'):
             return self._num_depths - 2
         level, _, rest = re.sub(r'^subnet\d+\.(alpha|level)', '', name).partition('.')
         depths = self._depths[int(level)]
