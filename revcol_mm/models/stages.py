@@ -171,7 +171,9 @@ def _split_vit(net: nn.Module) -> Stages:
     bounds = [round(len(layers) * part / num_levels) for part in range(num_levels + 1)]
     stages = [
         VitStage(
-            layers[begin:end], net.ln1 if end == len(layers) and net.final_norm else None, net.num_extra_tokens
+            layers[begin:end],
+            net.ln1 if end == len(layers) and net.final_norm else None,
+            net.num_extra_tokens,
         )
         for begin, end in zip(bounds, bounds[1:])
     ]

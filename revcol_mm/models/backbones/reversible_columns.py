@@ -104,6 +104,30 @@ class LightLevel(nn.Module):
         return self.gain * self.blocks(x)
 
 
+def simple_pyramid(
+    outputs: Sequence[nn.Module], channels: int, stride: int
+) -> tuple[list[nn.Module], list[int]]:
+    """Scale four features of one stride to four strides (ViTDet, arXiv 2203.16527, section 3).
+
+    Args:
+        outputs: What is done to each feature first.
+        channels: Of each feature.
+        stride: s.
+
+    Returns:
+        Modules that scale as well, and the strides s / 4, s / 2, s and 2 s.
+    """
+    up = [nn.ConvTranspose2d(channels, channels, 2, 2) for _ in range(3)]
+    scalings = (
+        nn.Sequential(up[0], LayerNorm2d(channels, eps=1e-6), nn.GELU(), up[1]),
+        up[2],
+        nn.Identity(),
+        nn.MaxPool2d(2),
+    )
+    modules = [nn.Sequential(output, scaling) for output, scaling in zip(outputs, scalings, strict=True)]
+    return modules, [stride // 4, stride // 2, stride, 2 * stride]
+
+
 @MODELS.register_module()
 class ReversibleColumns(ColumnBackbone):
     """N columns of L levels made of one network that has L stages.
@@ -113,8 +137,8 @@ class ReversibleColumns(ColumnBackbone):
     levels above begins at zero.
 
     Args:
-        net: Config of a network, such as ``dict(type='mmpretrain.ConvNeXt', arch='tiny', out_indices=(0, 1,
-            2, 3), gap_before_final_norm=False)``, or a module, which :func:`revcol_mm.models.split_stages` can
+        net: Config of a network, such as ``dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0,
+            1, 2, 3))``, or a module, which :func:`revcol_mm.models.split_stages` can
             split.
         num_columns: N.
         mode: 'copies'; or 'light': columns behind the first are ``light_blocks`` blocks a level.
@@ -162,11 +186,14 @@ class ReversibleColumns(ColumnBackbone):
             Column([build_level(level) for level in range(last + 1)], fused, shapes.channels)
             for _ in range(num_columns - 1)
         ]
+        outputs, strides = stages.outputs, shapes.out_strides
+        if len(set(strides)) == 1:
+            outputs, strides = simple_pyramid(outputs, shapes.channels[0], strides[0])
         super().__init__(
             stages.stem,
             columns,
             shapes.channels,
-            shapes.out_strides,
+            strides,
             tuple(range(last + 1) if out_indices is None else out_indices),
             frozen_columns,
             save_memory,
@@ -174,7 +201,6 @@ class ReversibleColumns(ColumnBackbone):
         )
         self.net, self.mode = net if isinstance(net, dict) else None, mode
         self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
-        outputs = pyramid(stages.outputs, shapes) if all(step == 1 for step in shapes.steps) else stages.outputs
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
 
