@@ -3,6 +3,7 @@
 Letters: B batch, H and W image size, L levels, C_l channels and s_l stride of level l.
 """
 
+import itertools
 from contextlib import contextmanager
 from functools import partial
 from typing import Callable, Iterator, NamedTuple, Sequence
@@ -103,7 +104,7 @@ class TokenNorm(nn.Module):
 
 
 def _to_map(tokens: Tensor, num_extra: int, size: Sequence[int]) -> Tensor:
-    """Tokens of which the first are no patches, (B, num_extra + H * W, C), as a map with one row more for those.
+    """Tokens, (B, num_extra + H * W, C), of which the first are no patches, as a map with one row more.
 
     Returns:
         (B, C, H + 1, W); what is left of the last row is zero.
@@ -175,7 +176,7 @@ def _split_vit(net: nn.Module) -> Stages:
             net.ln1 if end == len(layers) and net.final_norm else None,
             net.num_extra_tokens,
         )
-        for begin, end in zip(bounds, bounds[1:])
+        for begin, end in itertools.pairwise(bounds)
     ]
     return Stages(VitStem(net), stages, [WithoutLastRow() for _ in stages])
 

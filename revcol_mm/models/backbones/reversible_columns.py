@@ -137,9 +137,8 @@ class ReversibleColumns(ColumnBackbone):
     levels above begins at zero.
 
     Args:
-        net: Config of a network, such as ``dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0,
-            1, 2, 3))``, or a module, which :func:`revcol_mm.models.split_stages` can
-            split.
+        net: Config of a network that :func:`revcol_mm.models.split_stages` can split, such as
+            ``dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0, 1, 2, 3))``; or the network.
         num_columns: N.
         mode: 'copies'; or 'light': columns behind the first are ``light_blocks`` blocks a level.
         light_blocks: Of light columns.
@@ -187,7 +186,8 @@ class ReversibleColumns(ColumnBackbone):
             for _ in range(num_columns - 1)
         ]
         outputs, strides = stages.outputs, shapes.out_strides
-        if len(set(strides)) == 1:
+        has_pyramid = len(set(strides)) == 1
+        if has_pyramid:
             outputs, strides = simple_pyramid(outputs, shapes.channels[0], strides[0])
         super().__init__(
             stages.stem,
@@ -199,7 +199,7 @@ class ReversibleColumns(ColumnBackbone):
             save_memory,
             init_cfg=init_cfg,
         )
-        self.net, self.mode = net if isinstance(net, dict) else None, mode
+        self.net, self.mode, self.has_pyramid = net if isinstance(net, dict) else None, mode, has_pyramid
         self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
@@ -258,7 +258,8 @@ class ReversibleColumns(ColumnBackbone):
         if columns[0] is self.columns[0]:
             self.stem.load_state_dict(stages.stem.state_dict())
             for level, output in self.outputs.items():
-                output.load_state_dict(stages.outputs[int(level)].state_dict())
+                network_s = stages.outputs[int(level)].state_dict()
+                (output[0] if self.has_pyramid else output).load_state_dict(network_s)
         for column in columns:
             for index, stage in enumerate(stages.stages):
                 level = getattr(column, f'level{index}')
@@ -266,6 +267,11 @@ class ReversibleColumns(ColumnBackbone):
                     continue
                 target = level.stage if isinstance(level, StageLevel) else level
                 target.load_state_dict(stage.state_dict())
+
+    def no_weight_decay(self) -> set[str]:
+        """See :meth:`ColumnBackbone.no_weight_decay`: alphas, gains, and positions and class tokens."""
+        undecayed = ('alpha', 'gain', 'pos_embed', 'cls_token', 'relative_position_bias_table')
+        return {name for name, _ in self.named_parameters() if name.rpartition('.')[2].startswith(undecayed)}
 
     @property
     def num_depths(self) -> int:
