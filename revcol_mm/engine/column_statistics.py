@@ -110,7 +110,7 @@ class ColumnStatisticsHook(Hook):
             return
         alphas = {}
         for name, column in self.columns.items():
-            alpha = torch.cat([_whole(a.detach()).flatten() for a in column.parameters(recurse=False)])
+            alpha = torch.cat([_whole(a.detach()).flatten() for a in column.alphas])
             alphas[name] = bound_alpha(alpha).abs()
         for variance in self.variances.values():
             all_reduce(variance, 'mean')

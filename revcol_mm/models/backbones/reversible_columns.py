@@ -138,7 +138,7 @@ class ReversibleColumns(ColumnBackbone):
 
     Args:
         net: Config of a network that :func:`revcol_mm.models.split_stages` can split, such as
-            ``dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0, 1, 2, 3))``; or the network.
+            ``dict(type='mmpretrain.SwinTransformer', arch='tiny', out_indices=(0, 1, 2, 3))``; or a network.
         num_columns: N.
         mode: 'copies'; or 'light': columns behind the first are ``light_blocks`` blocks a level.
         light_blocks: Of light columns.
