@@ -76,7 +76,8 @@ def build(name):
     network = MODELS.build(copy.deepcopy(NETWORKS[name]))
     for param in network.parameters():
         nn.init.normal_(param, std=0.1) if param.ndim > 1 else param.data.add_(0.1 * torch.randn_like(param))
-    return network.eval()
+    network.eval()  # which returns nothing in MMPretrain
+    return network
 
 
 def relative_error(actual, expected):

@@ -295,14 +295,15 @@ class ReversibleColumns(ColumnBackbone):
 def _depths(network: nn.Module, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
     """Depths of each part's parameters, the network's own or else those of levels, and their number."""
     names = {id(param): name for name, param in network.named_parameters()}
-    parts = {'stem': stages.stem, **dict(enumerate(stages.stages))}
+
+    def depth(param: nn.Parameter, part: int | str) -> int:
+        try:
+            return network.get_layer_depth(names[id(param)])[0]
+        except (AttributeError, NotImplementedError):  # MMPretrain's ResNet-18 has it, but for no use
+            return 0 if part == 'stem' else part + 1
+
     depths = {
-        part: {
-            name: network.get_layer_depth(names[id(param)])[0]
-            if hasattr(network, 'get_layer_depth')
-            else (0 if part == 'stem' else part + 1)
-            for name, param in module.named_parameters()
-        }
-        for part, module in parts.items()
+        part: {name: depth(param, part) for name, param in module.named_parameters()}
+        for part, module in (('stem', stages.stem), *enumerate(stages.stages))
     }
     return depths, max(depth for each in depths.values() for depth in each.values()) + 2
