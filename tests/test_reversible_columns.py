@@ -8,6 +8,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from revcol_mm.models import ReversibleColumns, Stages, split_stages
+from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.testing import check_reversible
 
 LEVELS = (0, 1, 2, 3)
@@ -71,9 +72,13 @@ NETWORKS = {
 
 
 def build(name):
+    return build_config(NETWORKS[name])
+
+
+def build_config(net):
     """A network with random weights everywhere, also where they begin at zero."""
     torch.manual_seed(0)
-    network = MODELS.build(copy.deepcopy(NETWORKS[name]))
+    network = MODELS.build(copy.deepcopy(net))
     for param in network.parameters():
         nn.init.normal_(param, std=0.1) if param.ndim > 1 else param.data.add_(0.1 * torch.randn_like(param))
     network.eval()  # which returns nothing in MMPretrain
@@ -136,3 +141,161 @@ def test_a_network_that_cannot_be_split_is_refused():
         ReversibleColumns(dict(NETWORKS['ConvNeXt']), mode='heavy')
     with pytest.raises(ValueError, match='num_columns takes a whole number from 1 on, got 0'):
         ReversibleColumns(dict(NETWORKS['ConvNeXt']), num_columns=0)
+
+
+def saved(weights, path):
+    torch.save(weights, path)
+    return dict(type='Pretrained', checkpoint=str(path))
+
+
+def classifier(name):
+    """A checkpoint as MMPretrain publishes it: only the last level is returned, and has a norm."""
+    net = {**NETWORKS[name], 'out_indices': -1 if 'ConvNeXt' in name else (3,)}
+    network = build_config(net)
+    weights = {f'backbone.{name}': weight for name, weight in network.state_dict().items()}
+    return network, dict(state_dict={**weights, 'head.fc.weight': torch.rand(10, 64)}, meta={})
+
+
+@pytest.mark.parametrize('name', ['ConvNeXt', 'ResNet', 'Swin'])
+def test_every_column_gets_the_weights_of_a_published_network(name, tmp_path):
+    network, checkpoint = classifier(name)
+    init_cfg = saved(checkpoint, tmp_path / 'network.pth')
+    backbone = ReversibleColumns(NETWORKS[name], num_columns=3, init_cfg=init_cfg)
+    backbone.init_weights()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert relative_error(backbone.eval()(images)[-1], network(images)[-1]) < 1e-5
+    # and one's own checkpoint goes on from where it was
+    for param in backbone.parameters():
+        param.data.add_(0.01)
+    again = ReversibleColumns(
+        NETWORKS[name], num_columns=3, init_cfg=saved(backbone.state_dict(), tmp_path / 'columns.pth')
+    )
+    again.init_weights()
+    for key, weight in again.state_dict().items():
+        assert torch.equal(weight, backbone.state_dict()[key]), key
+
+
+def test_torchvision_s_weights_are_a_resnet_s(tmp_path):
+    torchvision = pytest.importorskip('torchvision')
+    published = torchvision.models.resnet18().eval()
+    net = dict(type='mmpretrain.ResNet', depth=18, out_indices=(3,))
+    init_cfg = saved(published.state_dict(), tmp_path / 'resnet18.pth')
+    backbone = ReversibleColumns(net, init_cfg=init_cfg)
+    backbone.init_weights()
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = torch.nn.Sequential(*list(published.children())[:-2])(images)
+        assert relative_error(backbone.eval()(images)[-1], expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    'model_name',
+    [
+        'convnext_atto',
+        'swin_tiny_patch4_window7_224',
+        'resnet10t',
+        'efficientnet_lite0',
+        'mobilenetv3_small_050',
+    ],
+)
+def test_networks_of_timm(model_name, tmp_path):
+    timm = pytest.importorskip('timm')
+    sizes = dict(img_size=256) if 'swin' in model_name else {}
+    published = timm.create_model(model_name, **sizes).eval()
+    net = dict(
+        type='mmpretrain.TIMMBackbone',
+        model_name=model_name,
+        features_only=True,
+        out_indices=(-4, -3, -2, -1),
+        **sizes,
+    )
+    init_cfg = saved(published.state_dict(), tmp_path / 'timm.pth')
+    backbone = ReversibleColumns(net, num_columns=2, init_cfg=init_cfg)
+    backbone.init_weights()
+    images = torch.rand(1, 3, 256, 256)
+    with torch.no_grad():
+        expected = published.forward_intermediates(images, intermediates_only=True)[-4:]
+        for feature, each in zip(backbone.eval()(images), expected, strict=True):
+            assert relative_error(feature, each) < 1e-5
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    _, checkpoint = classifier('ResNet')
+    init_cfg = saved(checkpoint, tmp_path / 'network.pth')
+    deeper = dict(NETWORKS['ResNet'], depth=34)
+    for net, problem in (
+        (deeper, "missing .'layer1.2.conv1.weight'"),
+        (dict(NETWORKS['ResNet'], base_channels=8), 'size mismatch'),
+        (NETWORKS['Swin'], "missing .'patch_embed"),
+    ):
+        with pytest.raises(CheckpointError, match=problem):
+            ReversibleColumns(net, init_cfg=init_cfg).init_weights()
+    checkpoint = {f'backbone.{key}': value for key, value in build_config(deeper).state_dict().items()}
+    init_cfg = saved(dict(state_dict=checkpoint), tmp_path / 'deeper.pth')
+    with pytest.raises(CheckpointError, match="unexpected .'layer1.2.conv1.weight'"):
+        ReversibleColumns(NETWORKS['ResNet'], init_cfg=init_cfg).init_weights()
+
+
+def test_what_a_network_keeps_in_evaluation_mode_stays_so():
+    net = dict(NETWORKS['ResNet'], norm_eval=True, frozen_stages=1)
+    backbone = ReversibleColumns(net, num_columns=2, save_memory=True).train()
+    norms = [module for module in backbone.modules() if isinstance(module, nn.BatchNorm2d)]
+    before = copy.deepcopy(backbone.state_dict())
+    sum(feature.sum() for feature in backbone(torch.rand(2, 3, 64, 64))).backward()
+    assert norms and not any(norm.training for norm in norms)
+    assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
+    frozen = [name for name, param in backbone.named_parameters() if not param.requires_grad]
+    assert {name.split('.')[1] for name in frozen if name.startswith('subnet1')} == {'level0'}
+
+
+def test_batch_norms_move_once_and_dropout_is_replayed():
+    """Reversible training moves statistics and draws random numbers as a plain one does."""
+    with_dropout = dict(NETWORKS['Swin'], drop_path_rate=0.5, drop_rate=0.1)
+    for net, tolerance in ((NETWORKS['ResNet'], 1e-6), (with_dropout, 1e-5)):
+        features = []
+        for save_memory in (False, True):
+            torch.manual_seed(0)
+            backbone = ReversibleColumns(net, num_columns=3, save_memory=save_memory).train()
+            output = backbone(torch.rand(2, 3, 65, 97))
+            sum(feature.square().mean() for feature in output).backward()
+            features.append([*output, *backbone.buffers(), *(param.grad for param in backbone.parameters())])
+        for mine, expected in zip(*features, strict=True):
+            if mine is not None:
+                torch.testing.assert_close(mine, expected, rtol=1e-3, atol=tolerance)
+
+
+def test_depths_are_the_network_s_own():
+    network = build('ConvNeXt')
+    backbone = ReversibleColumns(network, num_columns=2)
+    assert backbone.num_depths == network.get_layer_depth('stages.3.0.gamma')[1]
+    for own, single in (
+        ('stem.0.weight', 'downsample_layers.0.0.weight'),
+        ('subnet0.level2.1.0.gamma', 'stages.2.0.gamma'),
+        ('subnet1.level2.stage.1.0.gamma', 'stages.2.0.gamma'),
+    ):
+        assert (
+            backbone.get_layer_depth(f'backbone.{own}', 'backbone.')[0] == network.get_layer_depth(single)[0]
+        )
+    # what is new is as deep as the first of its level
+    assert backbone.param_depth('subnet1.level1.alpha') == backbone.param_depth(
+        'subnet1.level1.stage.0.0.weight'
+    )
+    assert ReversibleColumns(build('ResNet')).param_depth('subnet1.level3.stage.0.conv1.weight') == 4
+
+
+def test_light_columns_begin_as_the_network_and_train_alone():
+    network = build('Swin')
+    backbone = ReversibleColumns(network, num_columns=3, mode='light', frozen_columns=1, save_memory=True)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for feature, expected in zip(backbone.eval()(images), network.eval() or network(images)):
+            assert relative_error(feature, expected) < 1e-5
+    backbone.train()
+    sum(feature.square().mean() for feature in backbone(images)).backward()
+    assert all(param.grad is None for param in backbone.subnet0.parameters())
+    assert all(
+        level.gain.grad.abs().max() > 0 for level in map(backbone.subnet2.get_submodule, ['level0', 'level3'])
+    )
+    with pytest.raises(ValueError, match=r'multiples of 32, got \(65, 64\)'):
+        backbone(torch.rand(1, 3, 65, 64))

@@ -25,10 +25,10 @@ class _Scaled(nn.Module):
 class ReversibleBlocks(nn.Module):
     """``x_i = (1 - beta) * B_i(x_{i-1}) + beta * x_{i-2}``, where x_{-1} = x_0 is the input.
 
-    A chain of two levels of one shape, of which every block updates one from the other, so that training stores
-    neither. Where blocks change little, as those of pretrained networks do, it is the network
-    ``x_i = B_i(x_{i-1})`` but for beta times what changes over two blocks; Dr2Net (CVPR 2024) trains pretrained
-    networks so.
+    A chain of two levels of one shape, of which every block updates one from the other, so that training
+    stores neither. Where blocks change little, as those of pretrained networks do, it is the network
+    ``x_i = B_i(x_{i-1})`` but for beta times what changes over two blocks; Dr2Net (CVPR 2024) trains
+    pretrained networks so.
 
     Args:
         blocks: Modules, each from a tensor to one of its shape: layers of a ViT, blocks of a stage.

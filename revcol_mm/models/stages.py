@@ -103,6 +103,23 @@ class TokenNorm(nn.Module):
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
+class ChannelsLast(nn.Module):
+    """A layer of (B, H, W, C), on feature maps.
+
+    Args:
+        layer: It.
+        takes_images: Whether its input is (B, 3, H, W) all the same.
+    """
+
+    def __init__(self, layer: nn.Module, takes_images: bool) -> None:
+        super().__init__()
+        self.layer, self.takes_images = layer, takes_images
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        return self.layer(x if self.takes_images else x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
 def _to_map(tokens: Tensor, num_extra: int, size: Sequence[int]) -> Tensor:
     """Tokens, (B, num_extra + H * W, C), of which the first are no patches, as a map with one row more.
 
@@ -234,33 +251,41 @@ def _split_twins(net: nn.Module) -> Stages:
     return Stages(nn.Identity(), *_as_they_are(stages))
 
 
-def _split_sequence(net: nn.Module) -> Stages:
-    """EfficientNet, MobileNet and so on: layers one after the other, of which some are returned."""
-    layers = [getattr(net, each) if isinstance(each, str) else each for each in net.layers]
-    ends = [index + 1 for index in net.out_indices]
-    if hasattr(net, 'conv1'):  # before the layers that are counted
-        layers.insert(0, net.conv1)
-        ends = [end + 1 for end in ends]
-    # What computes at a finer stride than the first level's is done once, in the stem.
+def _split_layers(layers: Sequence[nn.Module], ends: Sequence[int]) -> Stages:
+    """Layers one after the other, of which those in front of ``ends`` are returned."""
+    # The stem comes down to the first level's stride, once for all columns, if that leaves the stage a layer.
     strides, x = [], torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
-    with evaluating(net), torch.no_grad():
+    with evaluating(*layers), torch.no_grad():
         for layer in layers[: ends[0]]:
             x = layer(x)
             strides.append(PROBE_SIZE // x.shape[-1])
-    start = strides.index(strides[-1])
-    parts = [nn.Sequential(*layers[begin:end]) for begin, end in zip([0, start, *ends], [start, *ends])]
-    return Stages(parts[0], *_as_they_are(parts[1:]))
+    start = min(strides.index(strides[-1]) + 1, len(strides) - 1)
+    stem, *stages = (
+        nn.Sequential(*layers[begin:end]) for begin, end in itertools.pairwise([0, start, *ends])
+    )
+    return Stages(stem, *_as_they_are(stages))
 
 
-def _split_timm(net: nn.Module) -> Stages:
-    """timm's FeatureListNet, of ``features_only=True``: modules by name, some of which are returned."""
-    parts, part = [], []
-    for name, module in net.items():
-        part.append(module)
-        if name in net.return_layers:
-            parts.append(nn.Sequential(*part))
-            part = []
-    return Stages(nn.Identity(), *_as_they_are(parts))
+def _split_sequence(net: nn.Module) -> Stages:
+    """EfficientNet, MobileNet and so on of MMPretrain."""
+    layers = [getattr(net, each) if isinstance(each, str) else each for each in net.layers]
+    before = [net.conv1] if hasattr(net, 'conv1') else []  # the layers that are counted
+    return _split_layers([*before, *layers], [len(before) + index + 1 for index in net.out_indices])
+
+
+def _split_timm_list(net: nn.Module) -> Stages:
+    """timm's FeatureListNet: modules by name, some of which are returned."""
+    ends = [index + 1 for index, name in enumerate(net) if name in net.return_layers]
+    layers = list(net.values())
+    if net.output_fmt == 'NHWC':
+        layers = [ChannelsLast(layer, takes_images=index == 0) for index, layer in enumerate(layers)]
+    return _split_layers(layers, ends)
+
+
+def _split_timm_blocks(net: nn.Module) -> Stages:
+    """timm's EfficientNet and MobileNet V3 with ``features_only``: stems, then numbered blocks."""
+    stem = [child for name, child in net.named_children() if name != 'blocks']
+    return _split_layers([*stem, *net.blocks], [len(stem) + index for index in net._stage_out_idx])
 
 
 def _as_they_are(stages: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], list[nn.Module]]:
@@ -269,7 +294,8 @@ def _as_they_are(stages: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], list
 
 # What a network has, and how it is split then; the first that fits counts.
 SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
-    (('return_layers',), _split_timm),
+    (('return_layers', 'output_fmt'), _split_timm_list),
+    (('conv_stem', 'blocks', '_stage_out_idx'), _split_timm_blocks),
     (('downsample_layers', 'stages'), _split_convnext),
     (('res_layers',), _split_resnet),
     (('patch_embeds', 'position_encodings', 'stages'), _split_twins),
@@ -317,9 +343,16 @@ def _compare(net: nn.Module, stages: Stages) -> None:
     images = images.to(next(net.parameters()).device)
     with evaluating(net):
         expected, found = net(images), stages.forward(images)
-    expected = expected if isinstance(expected, (tuple, list)) else [expected]
-    for feature in expected:
-        same = [mine for mine in found if mine.shape == feature.shape]
+    for feature in expected if isinstance(expected, (tuple, list)) else [expected]:
+        if feature.ndim != 4:
+            raise ValueError(
+                f'{type(net).__name__} returns {tuple(feature.shape)}, no feature map: see its options, '
+                "such as out_indices, features_only=True, gap_before_final_norm=False, out_type='featmap'"
+            )
+        # Some of timm's are channels-last.
+        same = [
+            each for mine in found for each in (mine, mine.permute(0, 2, 3, 1)) if each.shape == feature.shape
+        ]
         if not any(mine.is_meta or torch.allclose(mine, feature, rtol=1e-4, atol=1e-5) for mine in same):
             raise ValueError(
                 f'{type(net).__name__} cannot be split into stages: its parts do not compute its feature '

@@ -35,9 +35,9 @@ def worst_errors(
     """Relative errors of gradients, the largest first.
 
     Returns:
-        For every gradient ``max |actual - expected| / max |expected|`` and its name. Infinite where one of the
-        two is missing. A gradient below a millionth of the largest one counts as a millionth of it: it may be
-        zero in truth, as that of a bias in front of a BatchNorm, and its value rounding.
+        For every gradient ``max |actual - expected| / max |expected|`` and its name. Infinite where one of
+        the two is missing. A gradient below a millionth of the largest one counts as a millionth of it: it
+        may be zero in truth, as that of a bias in front of a BatchNorm, and its value rounding.
     """
     errors = []
     largest = max((grad.abs().max().item() for grad in expected.values() if grad is not None), default=0.0)

@@ -8,6 +8,7 @@ Letters: B batch, C_l channels of level l, H_l and W_l its size.
 
 import copy
 import re
+from collections import OrderedDict
 from typing import Iterator, Sequence
 
 import torch
@@ -15,13 +16,12 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, model_weights, read_checkpoint
+from ..checkpoint import BACKBONE, CheckpointError, load_backbone, model_weights, read_checkpoint
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, PointwiseLinear
 from ..stages import Stages, probe, split_stages
 from .column_backbone import ColumnBackbone
 
 MODES = ('copies', 'light')
-HEADS = ('head.', 'neck.', 'fc.', 'classifier.')  # of checkpoints of classifiers
 
 
 class FromAbove(nn.Module):
@@ -166,7 +166,13 @@ class ReversibleColumns(ColumnBackbone):
         for name, number in dict(num_columns=num_columns, light_blocks=light_blocks).items():
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f'{name} takes a whole number from 1 on, got {number}')
-        network = MODELS.build(copy.deepcopy(net)) if isinstance(net, dict) else net
+        is_config = isinstance(net, dict)
+        if init_cfg and not is_config:
+            raise ValueError('init_cfg is for a net that is a config; a module keeps the weights that it has')
+        network = MODELS.build(copy.deepcopy(net)) if is_config else net
+        if save_memory and any(getattr(module, 'with_cp', False) for module in network.modules()):
+            raise ValueError('net has with_cp=True, which stores what save_memory=True need not: choose one')
+        network.train()  # but for what it keeps in evaluation mode, by norm_eval or frozen_stages
         stages = split_stages(network)
         shapes = probe(stages)
         last = len(shapes.channels) - 1
@@ -199,10 +205,18 @@ class ReversibleColumns(ColumnBackbone):
             save_memory,
             init_cfg=init_cfg,
         )
-        self.net, self.mode, self.has_pyramid = net if isinstance(net, dict) else None, mode, has_pyramid
+        self.net, self.mode, self.has_pyramid = net if is_config else None, mode, has_pyramid
         self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
+        self._evaluated = [module for module in self.modules() if not module.training]
+
+    def train(self, mode: bool = True) -> 'ReversibleColumns':
+        """Set training mode; what the network keeps in evaluation mode, such as batch norms, stays so."""
+        super().train(mode)
+        for module in self._evaluated:
+            module.training = False
+        return self
 
     def finish(self, level: int, feature: Tensor) -> Tensor:
         """The network's norm of the features that it returns."""
@@ -218,33 +232,29 @@ class ReversibleColumns(ColumnBackbone):
         return super().forward_columns(x)
 
     def init_weights(self) -> None:
-        """Load ``init_cfg``'s checkpoint into every column, or begin every column with weights of its own."""
+        """Load ``init_cfg``'s checkpoint into every column, or begin every column with weights of its own.
+
+        A network that was given as a module keeps the weights that it has.
+
+        Raises:
+            FileNotFoundError, CheckpointError: As :func:`revcol_mm.models.checkpoint.read_checkpoint`; or if
+                a weight of the network is missing or has another shape, or the checkpoint has more of its.
+        """
+        self._is_init = True
         if self.net is None:
-            return  # the module that was given is as it is
-        if not (isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained'):
+            return
+        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+            source = self.init_cfg['checkpoint']
+            weights = model_weights(read_checkpoint(source))
+            if f'{BACKBONE}subnet0.alpha0' in weights:
+                load_backbone(self, source)
+            else:
+                network = self._network()
+                _load_network(network, weights, source)
+                self._fill(self.columns, network)
+        else:
             for column in self.columns:
                 self._fill([column], self._network())
-            return
-        source = self.init_cfg['checkpoint']
-        weights = {
-            name.removeprefix('backbone.'): weight
-            for name, weight in model_weights(read_checkpoint(source)).items()
-        }
-        if any(name.startswith('subnet0.') for name in weights):
-            self.load_state_dict(weights)
-            return
-        network = self._network()
-        missing, unexpected = network.load_state_dict(weights, strict=False)
-        missing = [
-            name for name in missing if not name.startswith('norm')
-        ]  # of levels that it did not return
-        unexpected = [name for name in unexpected if not name.startswith(HEADS)]
-        if missing or unexpected:
-            raise CheckpointError(
-                f'{source} is no checkpoint of {type(network).__name__}: missing {missing[:3]}, '
-                f'unexpected {unexpected[:3]}'
-            )
-        self._fill(self.columns, network)
 
     def _network(self) -> nn.Module:
         """Another of the single network, with the weights that it begins with."""
@@ -253,20 +263,18 @@ class ReversibleColumns(ColumnBackbone):
         return network
 
     def _fill(self, columns: Sequence[Column], network: nn.Module) -> None:
-        """Give columns the weights of a network."""
+        """Give columns the weights of a network, and with the first one the stem and the outputs."""
         stages = split_stages(network)
         if columns[0] is self.columns[0]:
             self.stem.load_state_dict(stages.stem.state_dict())
             for level, output in self.outputs.items():
-                network_s = stages.outputs[int(level)].state_dict()
-                (output[0] if self.has_pyramid else output).load_state_dict(network_s)
+                own = output[0] if self.has_pyramid else output
+                own.load_state_dict(stages.outputs[int(level)].state_dict())
         for column in columns:
             for index, stage in enumerate(stages.stages):
                 level = getattr(column, f'level{index}')
-                if isinstance(level, LightLevel):
-                    continue
-                target = level.stage if isinstance(level, StageLevel) else level
-                target.load_state_dict(stage.state_dict())
+                if not isinstance(level, LightLevel):
+                    getattr(level, 'stage', level).load_state_dict(stage.state_dict())
 
     def no_weight_decay(self) -> set[str]:
         """See :meth:`ColumnBackbone.no_weight_decay`: alphas, gains, and positions and class tokens."""
@@ -290,6 +298,42 @@ class ReversibleColumns(ColumnBackbone):
         level, _, rest = re.sub(r'^subnet\d+\.(alpha|level)', '', name).partition('.')
         depths = self._depths[int(level)]
         return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
+
+
+def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Load a published checkpoint into the network that it is of.
+
+    Args:
+        network: It. Norms of levels that the published one does not return keep their weights.
+        weights: By names in MMPretrain's classifier, in the network, or in timm's whole one. Those of modules
+            that the network does not have, such as a head, are left out.
+        source: Where they are from, for messages.
+
+    Raises:
+        CheckpointError: If a weight is missing, is too many or has another shape.
+    """
+    optional = {id(own) for output in split_stages(network).outputs for own in output.parameters()}
+    network = getattr(network, 'timm_model', network)
+    children = dict(network.named_children())
+    # timm calls the parts of a sequence 'stages' stages_0, stages_1 where it returns features.
+    renamed = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
+    named = OrderedDict()
+    for name, weight in weights.items():
+        name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
+        prefix = next((prefix for prefix in renamed if name.startswith(prefix)), '')
+        name = renamed.get(prefix, '') + name.removeprefix(prefix)
+        if name.partition('.')[0] in children or '.' not in name:
+            named[name] = weight
+    named._metadata = getattr(weights, '_metadata', OrderedDict())
+    required = {name for name, own in network.state_dict(keep_vars=True).items() if id(own) not in optional}
+    try:
+        missing, unexpected = network.load_state_dict(named, strict=False)
+        missing = [name for name in missing if name in required and not name.endswith('num_batches_tracked')]
+        problem = f'missing {missing[:3]}, unexpected {unexpected[:3]}' if missing or unexpected else ''
+    except RuntimeError as error:  # shapes
+        problem = str(error)
+    if problem:
+        raise CheckpointError(f'{source} is no checkpoint of this {type(network).__name__}: {problem}')
 
 
 def _depths(network: nn.Module, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
