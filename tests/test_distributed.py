@@ -1,5 +1,6 @@
 """Training and testing on two processes."""
 
+import copy
 import json
 import os
 import pickle
@@ -12,7 +13,6 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from revcol_mm import RevCol
 from revcol_mm.engine.checkpoint_files import is_whole
 from revcol_mm.models.checkpoint import model_weights, read_checkpoint
 from revcol_mm.models.sharded_checkpoint import REST, has_all_shards, read_weights
@@ -27,13 +27,14 @@ import os
 import sys
 import torch
 import torch.distributed as dist
-from revcol_mm import RevCol
+from mmengine.registry import MODELS
+import revcol_mm
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-rank, kind, rendezvous, arch, weights, out = int(sys.argv[1]), *sys.argv[2:]
+rank, kind, rendezvous, backbone, weights, out = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
-model = RevCol(arch=eval(arch), save_memory=True)
+model = MODELS.build(dict(eval(backbone), save_memory=True))
 model.load_state_dict(torch.load(weights))
 if kind == 'ddp':
     model = DistributedDataParallel(model)
@@ -70,12 +71,25 @@ os._exit(0)
 """
 
 
-def work(kind, folder, expect=0):
+REVCOL = dict(type='RevCol', arch=ARCH, layer_scale_init_value=0.3)
+CONVNEXT = dict(
+    type='ReversibleColumns',
+    net=dict(
+        type='mmpretrain.ConvNeXt',
+        arch=dict(depths=[1, 1, 1], channels=[8, 16, 24]),
+        out_indices=(0, 1, 2),
+        gap_before_final_norm=False,
+    ),
+    num_columns=3,
+)
+
+
+def work(kind, folder, expect=0, backbone=REVCOL):
     """Run two processes on two images each; return the gradients, those of one process, and what was said."""
     torch.manual_seed(0)
-    plain = RevCol(arch=ARCH, layer_scale_init_value=0.3)
+    plain = MODELS.build(copy.deepcopy(backbone))
     torch.save(plain.state_dict(), folder / 'weights.pth')
-    args = [kind, folder / 'rendezvous', ARCH, folder / 'weights.pth', folder / 'out.pth']
+    args = [kind, folder / 'rendezvous', backbone, folder / 'weights.pth', folder / 'out.pth']
     with ThreadPoolExecutor(2) as pool:
         said = list(pool.map(lambda rank: run('-c', WORKER, rank, *args, expect=expect), range(2)))
     if expect:
@@ -85,13 +99,14 @@ def work(kind, folder, expect=0):
     return torch.load(folder / 'out.pth'), {n: p.grad for n, p in plain.named_parameters()}
 
 
-def test_ddp_gives_the_gradients_of_one_process_without_find_unused_parameters(tmp_path):
-    assert worst_errors(*work('ddp', tmp_path))[0][0] <= 2e-5
+@pytest.mark.parametrize('backbone', [REVCOL, CONVNEXT], ids=['RevCol', 'ConvNeXt'])
+def test_ddp_gives_the_gradients_of_one_process_without_find_unused_parameters(tmp_path, backbone):
+    assert worst_errors(*work('ddp', tmp_path, backbone=backbone))[0][0] <= 2e-5
 
 
-@pytest.mark.parametrize('unit', ['model', 'columns'])
-def test_fully_sharding_the_model_or_columns_gives_the_gradients_of_one_process(unit, tmp_path):
-    assert worst_errors(*work(unit, tmp_path))[0][0] <= 2e-5
+@pytest.mark.parametrize('unit, backbone', [('model', REVCOL), ('columns', REVCOL), ('columns', CONVNEXT)])
+def test_fully_sharding_the_model_or_columns_gives_the_gradients_of_one_process(unit, backbone, tmp_path):
+    assert worst_errors(*work(unit, tmp_path, backbone=backbone))[0][0] <= 2e-5
 
 
 @pytest.mark.parametrize('kind', ['fsdp1', 'levels'])

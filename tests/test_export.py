@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from revcol_mm import RevCol
 from revcol_mm.apis import init_model
 from revcol_mm.apis.image_graph import MatrixPool2d, image_graph, matrix_pools
 
@@ -22,10 +22,27 @@ TOOL = 'tools/export.py'
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
 
 
-@pytest.fixture
-def evaluating():
+BACKBONES = {
+    'RevCol': dict(type='RevCol', arch=dict(WIDTHS, num_columns=3)),
+    'ResNet': dict(
+        type='ReversibleColumns', net=dict(type='mmpretrain.ResNet', depth=18, out_indices=(0, 1, 2, 3))
+    ),
+    'ConvNeXt': dict(
+        type='ReversibleColumns',
+        net=dict(
+            type='mmpretrain.ConvNeXt',
+            arch=dict(depths=[1, 1, 1, 1], channels=[8, 16, 24, 32]),
+            out_indices=(0, 1, 2, 3),
+            gap_before_final_norm=False,
+        ),
+    ),
+}
+
+
+@pytest.fixture(params=BACKBONES.values(), ids=BACKBONES)
+def evaluating(request):
     """A model, an image of a size that no power of two divides, and the features."""
-    model = RevCol(arch=dict(WIDTHS, num_columns=3), save_memory=True).eval()
+    model = MODELS.build(dict(copy.deepcopy(request.param), save_memory=True)).eval()
     before = copy.deepcopy(model.state_dict())
     image = torch.randn(1, 3, 70, 98)
     with torch.no_grad():
