@@ -189,6 +189,22 @@ def test_torchvision_s_weights_are_a_resnet_s(tmp_path):
         assert relative_error(backbone.eval()(images)[-1], expected) < 1e-5
 
 
+@pytest.mark.parametrize('name', ['ConvNeXt', 'ConvNeXt V2'])
+def test_the_authors_convnext_has_other_names(name, tmp_path):
+    network = build(name)
+    published = {}
+    for key, weight in network.state_dict().items():
+        if key.startswith('norm') and not key.startswith('norm3.'):
+            continue
+        key = key.replace('depthwise_conv', 'dwconv').replace('pointwise_conv', 'pwconv')
+        published[key.replace('norm3.', 'norm.')] = weight[None, None, None] if '.grn.' in key else weight
+    backbone = ReversibleColumns(NETWORKS[name], init_cfg=saved(dict(model=published), tmp_path / 'a.pth'))
+    backbone.init_weights()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert relative_error(backbone.eval()(images)[-1], network(images)[-1]) < 1e-5
+
+
 @pytest.mark.parametrize(
     'model_name',
     [

@@ -90,7 +90,7 @@ def summary_table(metafiles: dict[Path, dict]) -> str:
         models, name = metafile['Models'], metafile['Collections'][0]['Name']
         results = [metric for model in models for metric in metrics(model)]
         published = {name: span([v for n, v in results if n == name]) for name, _ in results}
-        sizes = [re.search(r'revcol_([a-z]+)', model['Name'])[1].upper() for model in models]
+        sizes = [size(model) for model in models]
         anchor = re.sub(r'[^\w-]', '', name.lower().replace(' ', '-'))
         rows.append(
             {
@@ -103,6 +103,12 @@ def summary_table(metafiles: dict[Path, dict]) -> str:
             }
         )
     return markdown(rows)
+
+
+def size(model: dict) -> str:
+    """Of a RevCol its size, of another network its name."""
+    revcol = re.search(r'revcol_([a-z]+)', model['Name'])
+    return revcol[1].upper() if revcol else model['Metadata']['Architecture'][0]
 
 
 def metrics(model: dict) -> Iterator[tuple[str, float]]:

@@ -300,21 +300,35 @@ class ReversibleColumns(ColumnBackbone):
         return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
 
 
+def _convnext_names(weights: dict[str, Tensor], last_norm: str) -> dict[str, Tensor]:
+    """MMPretrain's names, and shapes, of the weights of the authors' ConvNeXt, V1, V2 or DINOv3's."""
+    renamed = {}
+    for name, weight in weights.items():
+        name = name.replace('.dwconv.', '.depthwise_conv.').replace('.pwconv', '.pointwise_conv')
+        name = re.sub(r'^norm\.', last_norm, name)
+        renamed[name] = weight.flatten() if '.grn.' in name else weight  # (1, 1, 1, C) of V2
+    return renamed
+
+
 def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a published checkpoint into the network that it is of.
 
     Args:
         network: It. Norms of levels that the published one does not return keep their weights.
-        weights: By names in MMPretrain's classifier, in the network, or in timm's whole one. Those of modules
-            that the network does not have, such as a head, are left out.
+        weights: By names in MMPretrain's classifier, in the network, in timm's whole one, or in the authors'
+            ConvNeXt, V1, V2 or DINOv3's. Those of modules that the network does not have, such as a head, are
+            left out.
         source: Where they are from, for messages.
 
     Raises:
         CheckpointError: If a weight is missing, is too many or has another shape.
     """
-    optional = {id(own) for output in split_stages(network).outputs for own in output.parameters()}
+    stages = split_stages(network)
+    optional = {id(weight) for output in stages.outputs for weight in output.parameters()}
     network = getattr(network, 'timm_model', network)
-    children = dict(network.named_children())
+    children, own = dict(network.named_children()), network.state_dict(keep_vars=True)
+    if any('.depthwise_conv.' in name for name in own) and any('.dwconv.' in name for name in weights):
+        weights = _convnext_names(weights, f'norm{len(stages.stages) - 1}.')
     # timm calls the parts of a sequence 'stages' stages_0, stages_1 where it returns features.
     renamed = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
     named = OrderedDict()
@@ -325,7 +339,7 @@ def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -
         if name.partition('.')[0] in children or '.' not in name:
             named[name] = weight
     named._metadata = getattr(weights, '_metadata', OrderedDict())
-    required = {name for name, own in network.state_dict(keep_vars=True).items() if id(own) not in optional}
+    required = {name for name, weight in own.items() if id(weight) not in optional}
     try:
         missing, unexpected = network.load_state_dict(named, strict=False)
         missing = [name for name in missing if name in required and not name.endswith('num_batches_tracked')]

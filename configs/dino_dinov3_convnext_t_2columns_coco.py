@@ -1,0 +1,7 @@
+# DINO on 2 reversible columns of DINOv3's ConvNeXt-T; the rest is of dino_revcol_t_coco.py.
+_base_ = ['dino_revcol_t_coco.py', '_base_/columns_dinov3_convnext_t.py']
+
+model = dict(
+    backbone=dict(out_indices=(1, 2, 3), **_base_.columns),
+    neck=dict(in_channels=_base_.columns_channels[1:]),
+)

@@ -1,0 +1,9 @@
+# UPerNet on 2 reversible columns of ConvNeXt-T; the rest is of upernet_revcol_t_ade20k.py.
+_base_ = ['upernet_revcol_t_ade20k.py', '_base_/columns_convnext_t.py']
+
+channels = _base_.columns_channels
+model = dict(
+    backbone=_base_.columns,
+    decode_head=dict(in_channels=channels),
+    auxiliary_head=dict(in_channels=channels[2]),
+)
