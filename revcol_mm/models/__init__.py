@@ -1,6 +1,7 @@
 from .backbones import ColumnBackbone, RevCol, ReversibleColumns
 from .classifiers import RevColClassifier
 from .layers import Column
+from .reversible_blocks import ReversibleBlocks
 from .stages import Stages, split_stages
 from .supervision import ColumnSupervision
 
@@ -10,6 +11,7 @@ __all__ = [
     'ColumnSupervision',
     'RevCol',
     'RevColClassifier',
+    'ReversibleBlocks',
     'ReversibleColumns',
     'Stages',
     'split_stages',
