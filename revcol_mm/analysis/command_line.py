@@ -25,14 +25,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int) -> None:
-    """Add CHECKPOINT, which images are analysed, and on what device."""
+    """Add CHECKPOINT, how images are batched, and on what device."""
     parser.add_argument('checkpoint', help='weights, file or URL')
-    parser.add_argument(
-        '--plain',
-        nargs=2,
-        metavar=('CONFIG', 'CHECKPOINT'),
-        help='a network without columns to compare with, on the same images',
-    )
     parser.add_argument(
         '--size',
         nargs=2,
@@ -42,9 +36,19 @@ def add_image_arguments(parser: argparse.ArgumentParser, batch_size: int) -> Non
         'the shorter side that images have in testing, to a multiple of 32]',
     )
     parser.add_argument('--batch-size', type=int, default=batch_size, metavar='B', help=f'[{batch_size}]')
-    parser.add_argument('--num-images', type=int, metavar='N', help='use no more of a split [all]')
     parser.add_argument('--seed', type=int, default=0, help='of the order of images [0]')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
+
+
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a network to compare with, and of how many images."""
+    parser.add_argument(
+        '--plain',
+        nargs=2,
+        metavar=('CONFIG', 'CHECKPOINT'),
+        help='a network without columns to compare with, on the same images',
+    )
+    parser.add_argument('--num-images', type=int, metavar='N', help='use no more of a split [all]')
 
 
 def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace, Config]:

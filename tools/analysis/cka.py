@@ -32,6 +32,7 @@ from rich.progress import track
 
 from revcol_mm.analysis.cka import MIN_IMAGES, MinibatchCKA, gram, layer_grams
 from revcol_mm.analysis.command_line import (
+    add_comparison_arguments,
     add_image_arguments,
     make_parser,
     read_arguments,
@@ -179,6 +180,7 @@ def plot_pairs(report: dict, path: Path) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     add_image_arguments(parser, batch_size=32)
+    add_comparison_arguments(parser)
     parser.add_argument('--passes', type=int, default=1, help='times that all images are taken [1]')
     parser.add_argument(
         '--layers', metavar='REGEX', default=LAYERS, help="layers of --plain, by their names [its blocks']"

@@ -28,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.analysis.command_line import (
+    add_comparison_arguments,
     add_image_arguments,
     make_parser,
     read_arguments,
@@ -157,6 +158,7 @@ def draw(axis: Axes, rows: list[dict], measure_name: str) -> None:
 def main() -> None:
     parser = make_parser(__doc__)
     add_image_arguments(parser, batch_size=8)
+    add_comparison_arguments(parser)
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
