@@ -1,6 +1,6 @@
 """How near to a trained network are its reversible blocks, and what do they save?
 
-    python tools/analysis/benchmark_blocks.py CONFIG CHECKPOINT --blocks backbone.stages.2 --out work_dirs/blocks
+    python tools/analysis/benchmark_blocks.py CONFIG CHECKPOINT --blocks backbone.stages.2 --out work_dirs/b
 
 takes the equal blocks of a module, as a ViT's 'backbone.layers' or a ResNet's 'backbone.layer3' (blocks that
 change the shape, which come first, are left out), and what reaches them of test images. For every beta it
@@ -58,7 +58,7 @@ def reach(model: nn.Module, name: str, batch: dict[str, Any]) -> tuple[list[nn.M
     kept = list(itertools.takewhile(_keeps_shape, reversed(calls)))[::-1]
     if len(kept) < 2:
         raise ValueError(
-            f'--blocks {name} has {len(kept)} blocks at its end that keep the shape, but two are needed; there '
+            f'--blocks {name} has {len(kept)} blocks at its end that keep the shape, and needs two; there '
             f'are {", ".join(_holders(model))}'
         )
     return [block for block, *_ in kept], kept[0][1]
@@ -72,7 +72,9 @@ def _keeps_shape(call: tuple[nn.Module, tuple, Any]) -> bool:
 def _holders(model: nn.Module) -> list[str]:
     holders = (nn.Sequential, nn.ModuleList)
     return [
-        name for name, module in model.backbone.named_modules('', 'backbone') if isinstance(module, holders)
+        name
+        for name, module in model.backbone.named_modules(prefix='backbone')
+        if isinstance(module, holders)
     ]
 
 
