@@ -176,6 +176,17 @@ def test_the_column_of_one_s_own_trains_reversibly():
     assert 'output_error=0.0' in run('-c', f'{code}\n{training}')
 
 
+def test_the_network_of_one_s_own_becomes_columns(tmp_path):
+    in_config, *code = blocks(REPO / 'docs/tutorials/network.md', 'python')
+    (tmp_path / 'config.py').write_text(in_config)
+    model = Config.fromfile(tmp_path / 'config.py').model
+    backbone = MODELS.build({key: value for key, value in model.backbone.items() if key != '_delete_'})
+    assert backbone.num_columns == 2 and list(backbone.out_channels) == model.neck.in_channels
+    training = 'stage.train()(torch.rand(1, 8, 16, 16, requires_grad=True)).mean().backward()'
+    said = run('-c', '\n'.join([*code, training]))
+    assert '(16, 32, 64) (4, 8, 16)' in said and 'output_error=0.0' in said
+
+
 def test_the_tests_that_the_table_of_faults_names_are_there():
     named = re.findall(r'`(test_\w+|tests/test_\w+\.py)`', (REPO / 'docs/reliability.md').read_text())
     code = '\n'.join(path.read_text() for path in (REPO / 'tests').glob('*.py'))
