@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from mmengine.model import BaseModel
 from mmengine.registry import MODELS
+from mmengine.runner import Runner
 from torch import nn
 
+from revcol_mm import LoadFromHook
 from revcol_mm.models import ReversibleColumns, Stages, split_stages
 from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.testing import check_reversible
@@ -315,3 +318,25 @@ def test_light_columns_begin_as_the_network_and_train_alone():
     )
     with pytest.raises(ValueError, match=r'multiples of 32, got \(65, 64\)'):
         backbone(torch.rand(1, 3, 65, 64))
+
+
+def test_load_from_takes_a_whole_model_with_a_single_network(tmp_path):
+    """Its columns compute what that model's network does, behind the same head."""
+
+    class Model(BaseModel):
+        def __init__(self, backbone):
+            super().__init__()
+            self.backbone, self.head = backbone, nn.Conv2d(64, 5, 1)
+
+        def forward(self, inputs, data_samples=None, mode='tensor'):
+            return self.head(self.backbone(inputs)[-1])
+
+    trained = Model(build('ConvNeXt'))
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    grown = Model(ReversibleColumns(NETWORKS['ConvNeXt'], num_columns=3))
+    runner = Runner(grown, str(tmp_path), load_from=str(tmp_path / 'trained.pth'), experiment_name='grown')
+    runner.register_hook(LoadFromHook(strict=True))
+    runner.load_or_resume()
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        assert relative_error(grown.eval()(images), trained(images)) < 1e-5

@@ -3,7 +3,7 @@ _base_ = ['../upernet_revcol_nano_camvid.py', '_base_/convnext_nano.py']
 
 channels = _base_.convnext_channels
 model = dict(
-    backbone=_base_.convnext,
+    backbone=dict(_delete_=True, **_base_.convnext),
     decode_head=dict(in_channels=channels),
     auxiliary_head=dict(in_channels=channels[2]),
 )

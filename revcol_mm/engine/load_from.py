@@ -8,6 +8,8 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 
+from revcol_mm.models import ReversibleColumns
+from revcol_mm.models.backbones.reversible_columns import is_of_columns
 from revcol_mm.models.checkpoint import (
     BACKBONE,
     CheckpointError,
@@ -57,8 +59,9 @@ def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
 class LoadFromHook(Hook):
     """Let ``load_from`` take published checkpoints, and say what became of their keys.
 
-    Weights get their names in the model. Resuming is left to MMEngine. When a run begins, whoever's runner it
-    is, :func:`restrict_loading` is called.
+    Weights get their names in the model; those of a model with a single network become those of every
+    column of :class:`revcol_mm.models.ReversibleColumns`. Resuming is left to MMEngine. When a run begins,
+    whoever's runner it is, :func:`restrict_loading` is called.
 
     Args:
         strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
@@ -93,6 +96,12 @@ class LoadFromHook(Hook):
             model = model.module
         weights = model_weights(checkpoint)
         source = str(runner._load_from or 'a checkpoint')
+        backbone = getattr(model, 'backbone', None)
+        if isinstance(backbone, ReversibleColumns) and not is_of_columns(weights):
+            backbone.load_network(weights, source)
+            others = {name: weight for name, weight in weights.items() if not name.startswith(BACKBONE)}
+            own = {f'{BACKBONE}{name}': weight for name, weight in backbone.state_dict().items()}
+            weights = {**others, **own}
         required = '' if self.strict else BACKBONE
         fit_weights(weights, model, source, required, adapt=not self.strict)
         checkpoint['state_dict'] = weights

@@ -246,18 +246,33 @@ class ReversibleColumns(ColumnBackbone):
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             source = self.init_cfg['checkpoint']
             weights = model_weights(read_checkpoint(source))
-            if f'{BACKBONE}subnet0.alpha0' in weights:
+            if is_of_columns(weights):
                 load_backbone(self, source)
             else:
-                network = self._network()
-                _load_network(network, weights, source)
-                self._fill(self.columns, network)
+                self.load_network(weights, source)
         else:
             for column in self.columns:
                 self._fill([column], self._network())
 
+    def load_network(self, weights: dict[str, Tensor], source: str) -> None:
+        """Give every column the weights of the single network; what is new stays as it is.
+
+        Args:
+            weights: By names in the network, in a model that has it as backbone, in timm's whole one, or in
+                the authors' ConvNeXt, V1, V2 or DINOv3's. Those of anything else are left out.
+            source: Where they are from, for messages.
+
+        Raises:
+            CheckpointError: If a weight is missing, is too many or has another shape.
+        """
+        network = self._network()
+        _load_network(network, weights, source)
+        self._fill(self.columns, network)
+
     def _network(self) -> nn.Module:
         """Another of the single network, with the weights that it begins with."""
+        if self.net is None:
+            raise ValueError('net is a module, and only the config of one tells how to build another')
         network = MODELS.build(copy.deepcopy(self.net))
         network.init_weights()
         return network
@@ -300,6 +315,11 @@ class ReversibleColumns(ColumnBackbone):
         return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
 
 
+def is_of_columns(weights: dict[str, Tensor]) -> bool:
+    """Whether weights, by their names in a whole model, are of a backbone made of columns."""
+    return any(name.startswith(f'{BACKBONE}subnet0.') for name in weights)
+
+
 def _convnext_names(weights: dict[str, Tensor], last_norm: str) -> dict[str, Tensor]:
     """MMPretrain's names, and shapes, of the weights of the authors' ConvNeXt, V1, V2 or DINOv3's."""
     renamed = {}
@@ -315,9 +335,7 @@ def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -
 
     Args:
         network: It. Norms of levels that the published one does not return keep their weights.
-        weights: By names in MMPretrain's classifier, in the network, in timm's whole one, or in the authors'
-            ConvNeXt, V1, V2 or DINOv3's. Those of modules that the network does not have, such as a head, are
-            left out.
+        weights: See :meth:`ReversibleColumns.load_network`.
         source: Where they are from, for messages.
 
     Raises:
@@ -330,14 +348,17 @@ def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -
     if any('.depthwise_conv.' in name for name in own) and any('.dwconv.' in name for name in weights):
         weights = _convnext_names(weights, f'norm{len(stages.stages) - 1}.')
     # timm calls the parts of a sequence 'stages' stages_0, stages_1 where it returns features.
-    renamed = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
+    parts = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
     named = OrderedDict()
+    # model_weights gives 'stem.' the prefix in any case, for it is RevCol's, but also timm's.
+    in_model = any(re.match(rf'{BACKBONE}(?!stem\.)', name) for name in weights)
     for name, weight in weights.items():
-        name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
-        prefix = next((prefix for prefix in renamed if name.startswith(prefix)), '')
-        name = renamed.get(prefix, '') + name.removeprefix(prefix)
-        if name.partition('.')[0] in children or '.' not in name:
-            named[name] = weight
+        if name.startswith(BACKBONE) or not in_model:
+            name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
+            part = next((part for part in parts if name.startswith(part)), '')
+            name = parts.get(part, '') + name.removeprefix(part)
+            if name in own or name.partition('.')[0] in children:
+                named[name] = weight
     named._metadata = getattr(weights, '_metadata', OrderedDict())
     required = {name for name, weight in own.items() if id(weight) not in optional}
     try:

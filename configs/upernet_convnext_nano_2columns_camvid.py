@@ -1,0 +1,8 @@
+# baselines/upernet_convnext_camvid.py with 2 reversible columns of its network. All numbers are ours.
+_base_ = ['baselines/upernet_convnext_camvid.py']
+
+model = dict(
+    backbone=dict(
+        _delete_=True, type='ReversibleColumns', net=_base_.convnext, num_columns=2, save_memory=True
+    )
+)
