@@ -5,14 +5,17 @@ import copy
 import pytest
 import torch
 from mmengine.model import BaseModel
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from revcol_mm import LoadFromHook
 from revcol_mm.models import ReversibleColumns, Stages, split_stages
 from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.testing import check_reversible
+from revcol_mm.ops import call
+from revcol_mm.testing import StoringChain, check_reversible, worst_errors
 
 LEVELS = (0, 1, 2, 3)
 SMALL = dict(depths=[1, 1, 2, 1], channels=[16, 32, 48, 64])
@@ -340,3 +343,52 @@ def test_load_from_takes_a_whole_model_with_a_single_network(tmp_path):
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         assert relative_error(grown.eval()(images), trained(images)) < 1e-5
+
+
+def train_step(model, images):
+    """Gradients of a step."""
+    model.zero_grad()
+    sum(feature.float().square().mean() for feature in model(images)).backward()
+    return {name: param.grad.clone() for name, param in model.named_parameters() if param.grad is not None}
+
+
+@pytest.mark.parametrize('name', ['ConvNeXt', 'Swin', 'ResNet'])
+def test_autocast(name):
+    """Reversible training gives the gradients that a chain which stores all gives under autocast."""
+    backbone = ReversibleColumns(build(name), num_columns=3, save_memory=True).train()
+    images = torch.rand(2, 3, 64, 64)
+    with torch.autocast('cpu', torch.bfloat16):
+        grads = train_step(backbone, images)
+        backbone.chain_type = lambda links: StoringChain()
+        expected = train_step(backbone, images)
+    errors = [relative_error(grads[key], grad) for key, grad in expected.items() if grad.norm() > 1e-3]
+    assert len(errors) > 50 and sorted(errors)[len(errors) // 2] < 1e-3 and max(errors) < 0.05
+
+
+def test_compiled_columns_give_the_same_gradients(monkeypatch):
+    compiled = torch.compile(call._apply, backend='eager')
+    monkeypatch.setattr(call, '_compiled', lambda: compiled)
+    backbone = ReversibleColumns(build('ConvNeXt'), num_columns=2, save_memory=True).train()
+    images = torch.rand(2, 3, 64, 64)
+    expected = train_step(backbone, images)
+    backbone.compile(backend='eager')
+    assert worst_errors(train_step(backbone, images), expected)[0][0] < 2e-5
+
+
+def test_supervised_columns_train_every_parameter():
+    head = dict(type='FCNHead', in_channels=64, in_index=3, channels=8, num_convs=1, num_classes=3)
+    cfg = dict(
+        type='SupervisedColumns',
+        model_type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', mean=[0.0] * 3, std=[1.0] * 3, size=(64, 64)),
+        backbone=dict(type='ReversibleColumns', net=NETWORKS['ConvNeXt'], num_columns=3, out_indices=(3,)),
+        decode_head={**head, 'in_index': 0},
+        supervision=dict(columns=[0, 1], reconstruction_weight=0.3, head={**head, 'in_index': 0}),
+    )
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg).train()
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(3, (1, 64, 64))))
+    losses = model(torch.rand(2, 3, 64, 64), [sample] * 2, mode='loss')
+    assert {'supervision.0.loss_rec', 'supervision.1.loss_ce'} <= set(losses)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    assert [name for name, param in model.named_parameters() if param.grad is None] == []

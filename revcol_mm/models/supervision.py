@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .backbones import ColumnBackbone
-from .layers import LevelwiseDecoder, reconstruction_loss
+from .layers import LevelwiseDecoder, init_layer, reconstruction_loss
 
 
 class ColumnSupervision(BaseModule):
@@ -92,7 +92,7 @@ class ColumnSupervision(BaseModule):
             part = ModuleDict()
             if reconstruction_weight:
                 decoder = LevelwiseDecoder(backbone.channels, backbone.in_channels)
-                part['decoder'] = decoder.apply(backbone.init_layer)
+                part['decoder'] = decoder.apply(init_layer)
             for name, cfg in dict(neck=neck, head=head).items():
                 if cfg is not None:
                     part[name] = MODELS.build(copy.deepcopy(cfg))
@@ -148,7 +148,9 @@ class ColumnSupervision(BaseModule):
             if 'head' in part:
                 head = part['head']
                 weight = (i + 1) / (num_supervised + 1) * self.task_weight
-                levels = tuple(levels[level].contiguous() for level in backbone.out_indices)
+                levels = tuple(
+                    backbone.finish(level, levels[level]).contiguous() for level in backbone.out_indices
+                )
                 if 'neck' in part:
                     levels = part['neck'](levels)
                 # MMSegmentation's heads are handed the segmentor's train_cfg, which they do not use.

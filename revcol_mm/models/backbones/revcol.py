@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import nn
 
 from ..checkpoint import load_backbone
-from ..layers import Column, ConvNeXtBlock, LayerNorm2d, Level, LevelFusion
+from ..layers import Column, ConvNeXtBlock, LayerNorm2d, Level, LevelFusion, init_layer
 from .column_backbone import ColumnBackbone
 
 # RevCol paper, table 1, and the official code. `nano` is ours: for tests and demos.
@@ -164,14 +164,7 @@ class RevCol(ColumnBackbone):
             init_cfg,
         )
         self.layers = layers
-        self.apply(self.init_layer)
-
-    @staticmethod
-    def init_layer(module: nn.Module) -> None:
-        """RevCol official code, `FullNet._init_weights`."""
-        if isinstance(module, (nn.Conv2d, nn.Linear)):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
+        self.apply(init_layer)
 
     def init_weights(self) -> None:
         """Load ``init_cfg``'s checkpoint, if it has one; the constructor has set the weights otherwise."""

@@ -14,7 +14,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbones import ColumnBackbone
-from ..layers import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
+from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer, reconstruction_loss
 
 NUM_SUPERVISED = 4  # columns with a head, the last one included (RevCol official code)
 MAX_LEVELWISE_CLASSES = 1000  # with more, the decoders are single layers (RevCol official code)
@@ -123,7 +123,7 @@ class RevColClassifier(BaseModel):
                     decoders.append(PixelShuffleDecoder(in_channels, stride, backbone.in_channels))
         self.decoder_blocks = nn.ModuleList(decoders)
         for module in (*self.heads, *decoders):
-            module.apply(backbone.init_layer)
+            module.apply(init_layer)
         for head in self.heads:
             for param in head.classifier[1].parameters():
                 param.data.mul_(head_init_scale)

@@ -1,6 +1,7 @@
 from .column import Column, bound_alpha, bound_alphas_
 from .convnext_block import ConvNeXtBlock
 from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder, reconstruction_loss
+from .init_layer import init_layer
 from .layer_norm import LayerNorm2d
 from .level import Level
 from .level_fusion import LevelFusion
@@ -17,5 +18,6 @@ __all__ = [
     'PointwiseLinear',
     'bound_alpha',
     'bound_alphas_',
+    'init_layer',
     'reconstruction_loss',
 ]
