@@ -9,7 +9,7 @@ An experiment is a Python file of
     seeds       [0, 1, 2]
     metrics     the table's columns, of the test or of the last validation, to choose by: ['mIoU', 'val/mIoU']
     options     what all runs change in the config: {'optim_wrapper.optimizer.lr': 1e-3}
-    runs        what each run changes in addition, by its name; a run may have a 'config' of its own
+    runs        what each run changes in addition, by its name; it may have 'config' or 'iterations' of its own
 
 Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
 not run again, and one that was interrupted goes on, unless its config has changed, which is an error. After
@@ -63,8 +63,9 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
     """The config of a run: schedule and validation are stretched to the experiment's iterations."""
     changes = {**experiment['options'], **changes}
     cfg = Config.fromfile(changes.pop('config', experiment['config']))
+    iterations = changes.pop('iterations', experiment['iterations'])
     merge_options(cfg, changes)
-    iterations, ends = experiment['iterations'], [each.end for each in cfg.param_scheduler]
+    ends = [each.end for each in cfg.param_scheduler]
     if cfg.train_cfg.get('max_iters') != max(ends):
         raise ValueError(f'{cfg.filename} is no schedule of iterations that ends with its training')
     scale = iterations / max(ends)
