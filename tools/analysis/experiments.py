@@ -9,7 +9,7 @@ An experiment is a Python file of
     seeds       [0, 1, 2]
     metrics     the table's columns, of the test or of the last validation, to choose by: ['mIoU', 'val/mIoU']
     options     what all runs change in the config: {'optim_wrapper.optimizer.lr': 1e-3}
-    runs        what each run changes in addition, by its name; it may have 'config' or 'iterations' of its own
+    runs        what each run changes in addition, by its name; also 'config' and 'iterations' of its own
 
 Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
 not run again, and one that was interrupted goes on, unless its config has changed, which is an error. After
