@@ -131,13 +131,25 @@ def test_a_network_of_one_s_own_joins_by_a_method():
     class Own(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.second = nn.Conv2d(3, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+            self.first, self.second = nn.Conv2d(5, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+
+        def forward(self, x):
+            return self.second(self.first(x))
 
         def split_stages(self):
             return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), nn.Identity()])
 
+    class Wrong(Own):
+        def split_stages(self):
+            stem, stages, _ = super().split_stages()
+            return Stages(stem, stages, [nn.ReLU(), nn.ReLU()])
+
     backbone = ReversibleColumns(Own(), num_columns=2)
-    assert backbone.channels == (8, 16) and backbone.out_strides == (4, 8)
+    assert backbone.channels == (8, 16) and backbone.out_strides == (4, 8) and backbone.in_channels == 5
+    with pytest.raises(
+        ValueError, match=r'Wrong cannot be split .* not compute its feature \(1, 16, 32, 32\)'
+    ):
+        ReversibleColumns(Wrong())
 
 
 def test_a_network_that_cannot_be_split_is_refused():

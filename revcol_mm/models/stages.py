@@ -19,7 +19,7 @@ class Stages(NamedTuple):
     """A network in parts; together they compute what it computes.
 
     Args:
-        stem: From images, (B, 3, H, W), to the input of the first stage.
+        stem: From images, (B, C, H, W), to the input of the first stage.
         stages: For each level l what maps the level below, or the stem's output, to (B, C_l, H / s_l, W /
             s_l).
         outputs: For each level what the network does to a feature that it returns, but not to what the next
@@ -86,7 +86,7 @@ class TokenStem(nn.Module):
         self.embed, self.dropout = embed, dropout
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C_0, H / s_0, W / s_0)."""
+        """(B, C, H, W) -> (B, C_0, H / s_0, W / s_0)."""
         x, size = self.embed(images)
         return self.dropout(x).transpose(1, 2).unflatten(2, tuple(size))
 
@@ -108,7 +108,7 @@ class ChannelsLast(nn.Module):
 
     Args:
         layer: It.
-        takes_images: Whether its input is (B, 3, H, W) all the same.
+        takes_images: Whether its input is (B, C, H, W) all the same.
     """
 
     def __init__(self, layer: nn.Module, takes_images: bool) -> None:
@@ -254,7 +254,7 @@ def _split_twins(net: nn.Module) -> Stages:
 def _split_layers(layers: Sequence[nn.Module], ends: Sequence[int]) -> Stages:
     """Layers one after the other, of which those in front of ``ends`` are returned."""
     # The stem comes down to the first level's stride, once for all columns, if that leaves the stage a layer.
-    strides, x = [], torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE)
+    strides, x = [], _image(layers[0])
     with evaluating(*layers), torch.no_grad():
         for layer in layers[: ends[0]]:
             x = layer(x)
@@ -313,18 +313,18 @@ def split_stages(net: nn.Module) -> Stages:
     known; another joins by a method ``split_stages()`` of its own that returns :class:`Stages`.
 
     Args:
-        net: A network that takes (B, 3, H, W) and returns features. Its parts are used, not copied.
+        net: A network that takes images, (B, C, H, W), and returns features. Its parts are used, not copied.
 
     Raises:
         ValueError: If it cannot be split, or the parts do not compute what it computes.
     """
     own = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone holds it
+    fitting = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
+    split = next(fitting, None)
     if hasattr(own, 'split_stages'):
-        return own.split_stages()
-    for attributes, split in SPLITTERS:
-        if all(hasattr(own, attribute) for attribute in attributes):
-            stages = split(own)
-            break
+        stages = own.split_stages()
+    elif split is not None:
+        stages = split(own)
     else:
         raise ValueError(
             f'{type(own).__name__} cannot be split into stages: give it a method split_stages() that returns '
@@ -334,15 +334,32 @@ def split_stages(net: nn.Module) -> Stages:
     return stages
 
 
+def image_channels(net: nn.Module) -> int:
+    """Channels of the images that a network takes: those of its first convolution; 3 if it has none."""
+    convolutions = (module for module in net.modules() if isinstance(module, nn.Conv2d))
+    return next((convolution.in_channels for convolution in convolutions), 3)
+
+
+def _image(net: nn.Module) -> Tensor:
+    """An image for it, (1, C, H, W), the same every time."""
+    image = torch.rand(
+        1,
+        image_channels(net),
+        PROBE_SIZE,
+        PROBE_SIZE,
+        generator=torch.Generator().manual_seed(0),
+        device='cpu',
+    )
+    param = next(net.parameters(), image)
+    return image.to(param.device, param.dtype)
+
+
 @torch.no_grad()
 def _compare(net: nn.Module, stages: Stages) -> None:
-    """Raise a ValueError unless the parts compute the network's features, as many as it returns."""
-    images = torch.rand(
-        1, 3, PROBE_SIZE, PROBE_SIZE, generator=torch.Generator().manual_seed(0), device='cpu'
-    )
-    images = images.to(next(net.parameters()).device)
+    """Raise a ValueError unless the parts compute every feature that the network returns."""
+    image = _image(net)
     with evaluating(net):
-        expected, found = net(images), stages.forward(images)
+        expected, found = net(image), stages.forward(image)
     for feature in expected if isinstance(expected, (tuple, list)) else [expected]:
         if feature.ndim != 4:
             raise ValueError(
@@ -356,8 +373,7 @@ def _compare(net: nn.Module, stages: Stages) -> None:
         if not any(mine.is_meta or torch.allclose(mine, feature, rtol=1e-4, atol=1e-5) for mine in same):
             raise ValueError(
                 f'{type(net).__name__} cannot be split into stages: its parts do not compute its feature '
-                f'{tuple(feature.shape)} of an image of {PROBE_SIZE} x {PROBE_SIZE}; give it a method '
-                'split_stages()'
+                f'{tuple(feature.shape)} of an image of {PROBE_SIZE} x {PROBE_SIZE}'
             )
 
 
@@ -397,7 +413,7 @@ def probe(stages: Stages) -> Shapes:
     """Find channels and strides by a small image, in evaluation mode."""
     shapes = Shapes([], [], [], [], [])
     with evaluating(stages.stem, *stages.stages, *stages.outputs):
-        x = stages.stem(torch.zeros(1, 3, PROBE_SIZE, PROBE_SIZE))
+        x = stages.stem(_image(nn.ModuleList([stages.stem, *stages.stages])))
         for stage, output in zip(stages.stages, stages.outputs):
             feature = stage(x)
             returned = output(feature)

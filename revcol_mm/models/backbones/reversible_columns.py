@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import BACKBONE, CheckpointError, load_backbone, model_weights, read_checkpoint
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, PointwiseLinear
-from ..stages import Stages, probe, split_stages
+from ..stages import Stages, image_channels, probe, split_stages
 from .column_backbone import ColumnBackbone
 
 MODES = ('copies', 'light')
@@ -203,7 +203,8 @@ class ReversibleColumns(ColumnBackbone):
             tuple(range(last + 1) if out_indices is None else out_indices),
             frozen_columns,
             save_memory,
-            init_cfg=init_cfg,
+            image_channels(network),
+            init_cfg,
         )
         self.net, self.mode, self.has_pyramid = net if is_config else None, mode, has_pyramid
         self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
