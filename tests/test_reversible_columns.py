@@ -155,6 +155,12 @@ def test_a_network_of_one_s_own_joins_by_a_method():
 def test_a_network_that_cannot_be_split_is_refused():
     with pytest.raises(ValueError, match='HRNet cannot be split into stages: give it a method split_stages'):
         ReversibleColumns(dict(type='mmpretrain.HRNet', arch='w18'))
+    with pytest.raises(ValueError, match='of one stride are scaled to four, but the network has 3'):
+        ReversibleColumns(dict(NETWORKS['ViT'], out_indices=(1, 3, 5)))
+    with pytest.raises(ValueError, match='ConvNeXt returns .1, 64., no feature map: see its options'):
+        ReversibleColumns(dict(type='mmpretrain.ConvNeXt', arch=SMALL))
+    with pytest.raises(ValueError, match='with_cp=True, which stores what save_memory=True need not'):
+        ReversibleColumns(dict(NETWORKS['ResNet'], with_cp=True), save_memory=True)
     with pytest.raises(ValueError, match="mode 'heavy' is none of copies, light"):
         ReversibleColumns(dict(NETWORKS['ConvNeXt']), mode='heavy')
     with pytest.raises(ValueError, match='num_columns takes a whole number from 1 on, got 0'):

@@ -116,7 +116,12 @@ def simple_pyramid(
 
     Returns:
         Modules that scale as well, and the strides s / 4, s / 2, s and 2 s.
+
+    Raises:
+        ValueError: If there are not four.
     """
+    if len(outputs) != 4:
+        raise ValueError(f'features of one stride are scaled to four, but the network has {len(outputs)}')
     up = [nn.ConvTranspose2d(channels, channels, 2, 2) for _ in range(3)]
     scalings = (
         nn.Sequential(up[0], LayerNorm2d(channels, eps=1e-6), nn.GELU(), up[1]),
@@ -124,7 +129,7 @@ def simple_pyramid(
         nn.Identity(),
         nn.MaxPool2d(2),
     )
-    modules = [nn.Sequential(output, scaling) for output, scaling in zip(outputs, scalings, strict=True)]
+    modules = [nn.Sequential(output, scaling) for output, scaling in zip(outputs, scalings)]
     return modules, [stride // 4, stride // 2, stride, 2 * stride]
 
 
@@ -192,7 +197,7 @@ class ReversibleColumns(ColumnBackbone):
             for _ in range(num_columns - 1)
         ]
         outputs, strides = stages.outputs, shapes.out_strides
-        has_pyramid = len(set(strides)) == 1
+        has_pyramid = last > 0 and len(set(strides)) == 1
         if has_pyramid:
             outputs, strides = simple_pyramid(outputs, shapes.channels[0], strides[0])
         super().__init__(
