@@ -12,7 +12,7 @@ SAMPLE := data/sample
 DEMO := configs/mask2former_revcol_nano_sample.py
 WORK := work_dirs/demo
 
-.PHONY: install demo trainings test test-slow test-onedl test-oldest test-compiled lint docs lock audit
+.PHONY: install demo trainings experiments test test-slow test-onedl test-oldest test-compiled lint docs lock audit
 install: $(VENV)/installed
 
 $(VENV)/installed: $(REQUIREMENTS) pyproject.toml
@@ -61,6 +61,15 @@ trainings: install $(SAMPLE)
 	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --metrics $$metrics --out docs/trainings
 	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --metrics $$metrics \
 	    --out docs/trainings/untrained
+
+# The other tables and figures of docs/trainings.md: some ten hours on 2 cores, and the data of docs/real_data.md,
+# which CAMVID and BCCD say where they are. What has run is not run again.
+EXPERIMENTS ?= camvid_recipe camvid_learning_rates camvid_backbones camvid_columns camvid_training \
+    camvid_growth bccd_detectors bccd_transfer
+experiments: install
+	@for name in $(EXPERIMENTS); do
+	    $(BIN)/python tools/analysis/experiments.py "configs/experiments/$$name.py" --out "docs/trainings/$$name"
+	done
 
 test: install
 	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal

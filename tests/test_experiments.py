@@ -31,8 +31,9 @@ def write_experiment(folder, **changes):
     return path
 
 
-def test_there_are_experiments():
-    assert EXPERIMENTS
+def test_make_runs_every_experiment():
+    (names,) = re.findall(r'^EXPERIMENTS \?= (.*(?:\\\n.*)*)', (REPO / 'Makefile').read_text(), re.M)
+    assert set(names.replace('\\', ' ').split()) == {path.stem for path in EXPERIMENTS}
 
 
 @pytest.mark.slow

@@ -72,8 +72,9 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
     for schedule in cfg.param_scheduler:
         schedule.begin = round(schedule.begin * scale)
         schedule.end = max(round(schedule.end * scale), schedule.begin + 1)
-    cfg.train_cfg.update(max_iters=iterations, val_interval=-(-iterations // 4))
-    cfg.default_hooks.checkpoint.update(interval=iterations, save_best=None)
+    quarter = -(-iterations // 4)
+    cfg.train_cfg.update(max_iters=iterations, val_interval=quarter)
+    cfg.default_hooks.checkpoint.update(interval=quarter, max_keep_ckpts=1, save_best=None)
     cfg.default_hooks.logger.interval = max(1, iterations // 40)  # points of the curves
     cfg.default_hooks.visualization.draw = False
     return cfg
