@@ -32,7 +32,7 @@ def write_experiment(folder, **changes):
 
 
 def test_make_runs_every_experiment():
-    (names,) = re.findall(r'^EXPERIMENTS \?= (.*(?:\\\n.*)*)', (REPO / 'Makefile').read_text(), re.M)
+    (names,) = re.findall(r'^EXPERIMENTS \?= ((?:.*\\\n)*.*)', (REPO / 'Makefile').read_text(), re.M)
     assert set(names.replace('\\', ' ').split()) == {path.stem for path in EXPERIMENTS}
 
 
@@ -109,11 +109,8 @@ def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_t
     experiment = tool['read_experiment'](write_experiment(tmp_path, iterations=30))
     cfg = tool['run_config'](experiment, {'optim_wrapper.optimizer.lr': 0.5})
     assert [(each.begin, each.end) for each in cfg.param_scheduler] == [(0, 5), (5, 30)]
-    assert (cfg.train_cfg.max_iters, cfg.train_cfg.val_interval, cfg.default_hooks.checkpoint.interval) == (
-        30,
-        8,
-        30,
-    )
+    assert cfg.train_cfg.max_iters == 30
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval == 8
     assert cfg.optim_wrapper.optimizer.lr == 0.5
 
 
