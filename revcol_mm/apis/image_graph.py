@@ -3,8 +3,7 @@
 Letters: B batch, C, H and W channels and size of the images, K classes.
 """
 
-from contextlib import contextmanager
-from typing import Iterator, Sequence
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +11,8 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from revcol_mm.models import RevColClassifier
+
+from .exportable import exportable
 
 HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'head')  # OpenMMLab's names of them
 
@@ -34,7 +35,11 @@ class ImageGraph(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Values from 0 to 255, (B, C, H, W) -> what the network returns."""
-        return self.network(image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std)
+        return self.network(self.normalised(image))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Values from 0 to 255 -> what the network takes."""
+        return image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std
 
 
 class SegmentationGraph(ImageGraph):
@@ -61,6 +66,24 @@ class SegmentationGraph(ImageGraph):
         return labels, scores
 
 
+class MaskClassificationGraph(SegmentationGraph):
+    """Mask2Former for semantic segmentation: the scores of a pixel are those of masks, times their classes'.
+
+    Args:
+        model: A segmentor with MMSegmentation's Mask2FormerHead.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model.data_preprocessor, model, align_corners=False)
+
+    def class_scores(self, image: Tensor) -> Tensor:
+        """(B, C, H, W) -> sums over masks, (B, K, H, W)."""
+        model, size = self.network, image.shape[-2:]
+        (*_, classes), (*_, masks) = model.decode_head(model.extract_feat(self.normalised(image)), None)
+        masks = F.interpolate(masks, size, mode='bilinear', align_corners=False).sigmoid()
+        return torch.einsum('bqc,bqhw->bchw', classes.softmax(-1)[..., :-1], masks)
+
+
 class LastFeature(nn.Module):
     """Passes on the last of several features."""
 
@@ -71,17 +94,19 @@ class LastFeature(nn.Module):
 def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
     """What is exported of a model: the parts that testing runs, without auxiliary heads and supervision.
 
-    The outputs are a classifier's 'scores', softmax, (B, K), or a segmentor's 'labels' and 'scores', see
-    :class:`SegmentationGraph`.
+    The outputs are a classifier's 'scores', softmax, (B, K); a segmentor's 'labels' and 'scores', see
+    :class:`SegmentationGraph`; or a detector's boxes, see :mod:`revcol_mm.apis.detection_graph`.
 
     Args:
-        model: A classifier or segmentor of any OpenMMLab package, in evaluation mode.
-        backbone_only: Stop after the backbone, which may be of a detector, too: the outputs are its features,
+        model: A classifier, segmentor or detector of any OpenMMLab package, in evaluation mode. The graph has
+            its tensors.
+        backbone_only: Stop after the backbone, which may be of any model: the outputs are its features,
             'feature_0' and so on.
 
     Raises:
-        ValueError: If the model has another head than one that classifies images, or pixels by softmax.
+        ValueError: If the model is none of those that are exported.
     """
+    model = exportable(model)
     preprocessor, backbone = model.data_preprocessor, model.backbone
     neck = [model.neck] if getattr(model, 'with_neck', False) else []
     if backbone_only:
@@ -96,11 +121,18 @@ def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
     elif _is_segmentor(model):
         network = nn.Sequential(backbone, *neck, model.decode_head)
         graph = SegmentationGraph(preprocessor, network, model.align_corners)
+    elif _is_mask2former(model):
+        graph = MaskClassificationGraph(model)
+    elif type(model).__name__ in ('DINO', 'CascadeRCNN'):
+        from .detection_graph import CascadeGraph, DinoGraph
+
+        graph = {'DINO': DinoGraph, 'CascadeRCNN': CascadeGraph}[type(model).__name__](model)
     else:
         heads = [type(head).__name__ for name in HEADS if (head := getattr(model, name, None)) is not None]
         raise ValueError(
-            f'{type(model).__name__} with {" and ".join(heads)} needs MMDeploy: models that classify images, '
-            'or pixels by softmax, are exported here; --backbone-only exports the backbone of any'
+            f'{type(model).__name__} with {" and ".join(heads)} is not exported: classifiers are, segmentors '
+            'that classify pixels by softmax or by Mask2Former, DINO and Cascade R-CNN; --backbone-only '
+            'exports the backbone of any'
         )
     return graph.eval().requires_grad_(False)
 
@@ -130,44 +162,9 @@ def _is_segmentor(model: nn.Module) -> bool:
     )
 
 
-class MatrixPool2d(nn.Module):
-    """nn.AdaptiveAvgPool2d as two matrix products, for ONNX, which has no such pooling of images of any size.
-
-    Args:
-        output_size: (H', W').
-    """
-
-    def __init__(self, output_size: Sequence[int]) -> None:
-        super().__init__()
-        self.output_size = tuple(output_size)
-
-    @staticmethod
-    def _averages(length: int, bins: int, x: Tensor) -> Tensor:
-        """(bins, length): row i averages from floor(i * length / bins) to ceil((i + 1) * length / bins)."""
-        bin_, place = torch.arange(bins, device=x.device)[:, None], torch.arange(length, device=x.device)
-        inside = (place >= bin_ * length // bins) & (place < ((bin_ + 1) * length + bins - 1) // bins)
-        inside = inside.to(x.dtype)
-        return inside / inside.sum(1, keepdim=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
-        height, width = self.output_size
-        return self._averages(x.shape[2], height, x) @ x @ self._averages(x.shape[3], width, x).T
-
-
-@contextmanager
-def matrix_pools(module: nn.Module) -> Iterator[None]:
-    """For a while, put :class:`MatrixPool2d` in the place of every nn.AdaptiveAvgPool2d below a module."""
-    replaced = []
-    for parent in module.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.AdaptiveAvgPool2d):
-                replaced.append((parent, name, child))
+def _is_mask2former(model: nn.Module) -> bool:
     try:
-        for parent, name, child in replaced:
-            size = child.output_size
-            setattr(parent, name, MatrixPool2d(size if isinstance(size, tuple) else (size, size)))
-        yield
-    finally:
-        for parent, name, child in replaced:
-            setattr(parent, name, child)
+        from mmseg.models import EncoderDecoder, Mask2FormerHead
+    except ImportError:
+        return False
+    return type(model) is EncoderDecoder and isinstance(model.decode_head, Mask2FormerHead)

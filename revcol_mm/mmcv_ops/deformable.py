@@ -164,7 +164,7 @@ def _has_kernels(value: Tensor) -> bool:
     )
 
 
-def _attend(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
+def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
     """Deformable attention to one level: (B, H * W, heads, D), (B, Q, heads, P, 2) -> (B, Q, heads * D)."""
     batch, _, heads, depth = value.shape
     _, queries, _, points, _ = locations.shape
@@ -216,7 +216,7 @@ def ms_deform_attn_forward(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
     levels = _levels(value, value_spatial_shapes, sampling_locations, attention_weights)
-    output = sum(_attend(of_level, *size, *rest) for *size, (of_level, *rest) in levels)
+    output = sum(attend_to_level(of_level, *size, *rest) for *size, (of_level, *rest) in levels)
     return output.to(value.dtype)
 
 
@@ -251,7 +251,7 @@ def ms_deform_attn_backward(
         ):
 
             def op(value: Tensor, *rest: Tensor, size: tuple[int, int] = (height, width)) -> Tensor:
-                return _attend(value, *size, *rest)
+                return attend_to_level(value, *size, *rest)
 
             each.append(gradients(op, tensors, grad_output))
         values, locations, weights = zip(*each)
