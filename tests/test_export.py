@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
@@ -14,7 +15,8 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from revcol_mm.apis import init_model
-from revcol_mm.apis.image_graph import MatrixPool2d, image_graph, matrix_pools
+from revcol_mm.apis.exportable import MatrixPool2d, exportable
+from revcol_mm.apis.image_graph import image_graph
 
 from .subprocesses import REPO
 
@@ -172,20 +174,82 @@ def test_the_graph_answers_as_testing_does_on_the_image_as_it_was_read(config, s
         torch.testing.assert_close(outputs[0], prediction.pred_score)
 
 
-@pytest.mark.parametrize(
-    'config, heads',
-    [
-        ('mask2former_revcol_nano_sample', 'EncoderDecoder with SemanticMask2FormerHead'),
-        ('dino_revcol_nano_sample', 'DINO with DINOHead'),
-        ('cascade_mask_rcnn_revcol_nano_sample', 'CascadeRCNN with RPNHead and CascadeRoIHead'),
-    ],
-)
-def test_heads_that_need_mmdeploy_are_named_and_their_backbones_can_be_exported(config, heads):
-    model = init_model(REPO / f'configs/{config}.py', device='cpu')
-    with pytest.raises(ValueError, match=f'{heads} needs MMDeploy.*--backbone-only'):
+def test_a_head_that_is_not_exported_is_named_and_its_backbone_can_be_exported():
+    model = init_model(REPO / 'configs/retinanet_revcol_nano_bccd.py', device='cpu')
+    with pytest.raises(ValueError, match='RetinaNet with RetinaHead is not exported: .*--backbone-only'):
         image_graph(model)
     graph = image_graph(model, backbone_only=True)
     assert len(graph(torch.zeros(1, 3, 64, 64))) == len(graph.output_names) == len(model.backbone.out_indices)
+
+
+def detect(model, images):
+    """What testing says of a batch of images that are not padded."""
+    size = tuple(images.shape[2:])
+    meta = dict(img_shape=size, pad_shape=size, batch_input_shape=size, ori_shape=size, scale_factor=(1, 1))
+    samples = [DetDataSample(metainfo=meta) for _ in images]
+    return [sample.pred_instances for sample in model.predict(images, samples, rescale=False)]
+
+
+@pytest.fixture
+def detector(request):
+    """A small model with random weights everywhere."""
+    cfg = Config.fromfile(REPO / request.param)
+    model = init_model(cfg, device='cpu')
+    torch.manual_seed(0)
+    for param in model.parameters():
+        param.data.add_(0.02 * torch.randn_like(param))
+    return model
+
+
+CASCADE = 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
+MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
+
+
+@pytest.mark.parametrize('detector', [DINO, CASCADE], indirect=True)
+def test_a_detector_s_graph_answers_as_testing_does(detector):
+    graph = image_graph(detector)
+    images = 255 * torch.rand(2, 3, 160, 192)
+    with torch.no_grad():
+        outputs = dict(zip(graph.output_names, graph(images)))
+        expected = detect(detector, graph.normalised(images))
+    for index, instances in enumerate(expected):
+        number = len(instances)
+        assert number > 10 and (outputs['scores'][index, number:] == 0).all()
+        torch.testing.assert_close(outputs['scores'][index, :number], instances.scores)
+        torch.testing.assert_close(outputs['boxes'][index, :number], instances.bboxes, rtol=0, atol=1e-3)
+        assert torch.equal(outputs['labels'][index, :number], instances.labels)
+    if 'masks' in outputs:
+        assert outputs['masks'].shape == (2, outputs['boxes'].shape[1], 28, 28)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('detector', [DINO, CASCADE, MASK2FORMER], indirect=True)
+def test_heads_with_queries_or_boxes_are_exported_with_free_sizes(detector, tmp_path, call_tool):
+    detector.cfg.dump(tmp_path / 'config.py')
+    torch.save(dict(state_dict=detector.state_dict(), meta={}), tmp_path / 'weights.pth')
+    arguments = tmp_path / 'config.py', tmp_path / 'weights.pth', '--format', 'onnx', '--shape', 128, 160
+    printed, error = call_tool(TOOL, *arguments, '--dynamic', '--out', tmp_path / 'a.onnx')
+    assert not error and printed.count('largest difference') == 3
+    run, metadata = load(tmp_path / 'a.onnx')
+    graph = image_graph(detector)
+    assert json.loads(metadata['outputs']) == list(graph.output_names)
+    images = 255 * torch.rand(3, 3, 175, 223)
+    with torch.no_grad():
+        assert graph.difference(run(images), images) < 1e-3
+
+
+def test_a_lost_box_is_a_difference():
+    graph = image_graph(init_model(REPO / CASCADE, device='cpu'))
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 40], [50, 50, 60, 60]]])
+    scores, labels = torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([[0, 1, 2]])
+    outputs = boxes, scores, labels, torch.rand(1, 3, 28, 28)
+    graph.forward = lambda image: outputs
+    assert graph.difference(outputs, None) == 0
+    moved = boxes + torch.tensor([0.0, 0, 0, 10])
+    assert graph.difference((moved, *outputs[1:]), None) == pytest.approx(0.5)
+    assert graph.difference((boxes, scores, labels.flip(1), outputs[3]), None) == 1
+    assert graph.difference((boxes, scores + 0.2, *outputs[2:]), None) == pytest.approx(0.2)
+    assert graph.difference((*outputs[:3], 1 - outputs[3]), None) > 0.5
 
 
 def test_a_file_that_differs_from_the_model_is_an_error_and_deleted(small, tmp_path, call_tool, monkeypatch):
@@ -229,8 +293,6 @@ def test_pooling_by_matrices_is_adaptive_pooling(size):
     for height, width in ((1, 2), (4, 7), (6, 6), (33, 17)):
         x = torch.randn(2, 3, height, width)
         model = nn.Sequential(nn.AdaptiveAvgPool2d(size))
-        with matrix_pools(model):
-            assert isinstance(model[0], MatrixPool2d)
-            actual = model(x)
-        assert isinstance(model[0], nn.AdaptiveAvgPool2d)
-        torch.testing.assert_close(actual, model(x))
+        actual = exportable(model)
+        assert isinstance(actual[0], MatrixPool2d) and isinstance(model[0], nn.AdaptiveAvgPool2d)
+        torch.testing.assert_close(actual(x), model(x))

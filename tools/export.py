@@ -1,27 +1,28 @@
-"""Export a classifier, a segmentor or a backbone to ONNX, TorchScript or torch.export, and check the file.
+"""Export a model, from image to answer, to ONNX, TorchScript or torch.export, and check the file.
 
     python tools/export.py configs/upernet_revcol_t_ade20k.py WEIGHTS --format onnx --dynamic --shape 512 512
 
-The exported graph is what testing runs, from image to answer:
+The exported graph is what testing runs:
 
 - Its input is 'image', float32, (B, C, H, W), values as in files, of 8 bits from 0 to 255, C as the backbone
   takes. Of 3 channels the order is RGB, unless the config keeps OpenCV's BGR. The config's mean and standard
-  deviation are in the graph; resizing and cropping are not.
+  deviation are in the graph; resizing, cropping and padding are not.
 - A classifier returns 'scores', softmax, (B, K).
-- A segmentor returns 'labels', the likeliest class of every pixel, int64, and 'scores', its softmax, both
-  (B, H, W). It takes the image as a whole, without sliding windows, and scales logits up to its size. Testing
-  pads images to multiples of 32 with the mean colour; the graph does not.
+- A segmentor, Mask2Former too, returns 'labels', the likeliest class of every pixel, int64, and 'scores', its
+  score, both (B, H, W). It takes the image as a whole, without sliding windows, and scales up to its size.
+- A detector, DINO or Cascade R-CNN, returns 'boxes', (B, N, 4), x1, y1, x2, y2 in pixels of the image,
+  'scores' and 'labels', (B, N), the best first, after NMS where there is any. N is what the config keeps of
+  an image; scores of 0 fill up. 'masks', (B, N, 28, 28), are probabilities in 28 x 28 parts of a box.
 - With --backbone-only it returns the features that the config's neck or head gets, 'feature_0' and so on.
 
-Without --dynamic B is 1, H and W are those of --shape. With it they are free, H and W from 64 pixels on.
+Without --dynamic B is 1, H and W are those of --shape. With it they are free, from what is printed on.
 
 The file is read back and run, on random images, by onnxruntime or torch beside the model. Differences are
-relative to the largest value; of labels, it is how much lower the model scores a label than its own choice. A
-difference above --tolerance is an error, and the file is deleted.
+relative to the largest value; of labels, it is how much lower the model scores a label than its own choice;
+of boxes, what they lack of overlap. A difference above --tolerance is an error, and the file is deleted.
 
 In the file are also classes, mean, standard deviation, channel order and where it comes from: in ONNX's
-metadata_props, or in metadata.json, an extra file of the other two. Heads with queries or boxes (Mask2Former,
-DINO, Cascade) need MMDeploy.
+metadata_props, or in metadata.json, an extra file of the other two. --half has ONNX's weights in 16 bits.
 """
 
 import argparse
@@ -40,56 +41,66 @@ from torch.utils._pytree import tree_leaves
 
 import revcol_mm
 from revcol_mm.apis import init_model
-from revcol_mm.apis.image_graph import ImageGraph, SegmentationGraph, image_graph, matrix_pools
+from revcol_mm.apis.image_graph import ImageGraph, image_graph
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.evaluation.complexity import default_shape
 from revcol_mm.models.image_channels import image_channels
 from revcol_mm.preflight import errors_in_one_line, merge_options
 
-MIN_SIDE = 64  # pixels: below, the last level is one pixel wide, which torch.export treats as another case
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB
 
 Run = Callable[[Tensor], Any]
 
 
-def free_sizes(min_batch: int) -> dict:
+def free_sizes(graph: ImageGraph, min_batch: int) -> dict:
     """Batch size, height and width of the image as dimensions that stay free."""
     batch = torch.export.Dim('batch', min=min_batch)
-    height, width = (torch.export.Dim(name, min=MIN_SIDE) for name in ('height', 'width'))
+    height, width = (torch.export.Dim(name, min=graph.min_side) for name in ('height', 'width'))
     return dict(image={0: batch, 2: height, 3: width})
 
 
-def to_onnx(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
+def to_onnx(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool) -> Run:
     require_parts('export to ONNX', ('onnx', 'onnxscript', 'onnxruntime'))
+    import onnx
     import onnxruntime
+    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators of torchvision
-    with matrix_pools(graph):
-        program = torch.onnx.export(
-            graph,
-            (image,),
-            dynamo=True,
-            input_names=['image'],
-            output_names=graph.output_names,
-            dynamic_shapes=free_sizes(min_batch=2) if dynamic else None,  # the file takes 1 as well
-            verbose=False,
-        )
+    program = torch.onnx.export(
+        graph,
+        (image,),
+        dynamo=True,
+        input_names=['image'],
+        output_names=graph.output_names,
+        dynamic_shapes=free_sizes(graph, min_batch=2) if dynamic else None,  # the file takes 1 as well
+        verbose=False,
+    )
     program.model.metadata_props.update(metadata)
     size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
-    program.save(out, external_data=size > MAX_ONE_FILE)
+    if half:
+        model = convert_float_to_float16(program.model_proto, keep_io_types=True)
+        onnx.save_model(
+            model, out, save_as_external_data=size // 2 > MAX_ONE_FILE, location=f'{out.name}.data'
+        )
+    else:
+        program.save(out, external_data=size > MAX_ONE_FILE)
     session = onnxruntime.InferenceSession(out, providers=['CPUExecutionProvider'])
     return lambda image: [torch.from_numpy(y) for y in session.run(None, {'image': image.cpu().numpy()})]
 
 
-def to_torchscript(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
+def to_torchscript(
+    graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool
+) -> Run:
     traced = torch.jit.trace(graph, image, check_trace=False)  # its sizes are free anyway
     traced.save(out, _extra_files={'metadata.json': json.dumps(metadata)})
     return torch.jit.load(out, map_location=image.device)
 
 
-def to_torch_export(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
-    sizes = free_sizes(min_batch=1) if dynamic else None
+def to_torch_export(
+    graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool
+) -> Run:
+    sizes = free_sizes(graph, min_batch=1) if dynamic else None
     program = torch.export.export(
         graph,
         (image,),
@@ -137,27 +148,13 @@ def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> d
     )
 
 
-def sizes_to_check(height: int, width: int, dynamic: bool) -> list[tuple[int, int, int]]:
+def sizes_to_check(graph: ImageGraph, height: int, width: int, dynamic: bool) -> list[tuple[int, int, int]]:
     """B, H and W of images: those that were traced, and with ``dynamic`` others, also odd ones."""
     others = [
-        (2, max(MIN_SIDE, height * 3 // 4) | 1, width * 5 // 4 | 1),
-        (3, height * 5 // 4 | 1, max(MIN_SIDE, width // 2) | 1),
+        (2, max(graph.min_side, height * 3 // 4) | 1, width * 5 // 4 | 1),
+        (3, height * 5 // 4 | 1, max(graph.min_side, width // 2) | 1),
     ]
     return [(1, height, width), *(others if dynamic else [])]
-
-
-def difference(graph: ImageGraph, outputs: Any, image: Tensor) -> float:
-    """How far what an exported file returns is from what the model does."""
-    outputs = [output.to(image.device) for output in tree_leaves(outputs)]
-    expected = tree_leaves(graph(image))
-    differences = []
-    if isinstance(graph, SegmentationGraph):
-        labels, expected = outputs.pop(0), expected[1:]
-        own = graph.class_scores(image).gather(1, labels[:, None])[:, 0]
-        differences.append((expected[0] - own).max())
-    for actual, right in zip(outputs, expected, strict=True):
-        differences.append((actual - right).abs().max() / right.abs().max())
-    return torch.stack(differences).max().item()
 
 
 def check(graph: ImageGraph, run: Run, image: Tensor, tolerance: float) -> None:
@@ -168,10 +165,10 @@ def check(graph: ImageGraph, run: Run, image: Tensor, tolerance: float) -> None:
     """
     size = ' x '.join(map(str, (len(image), *image.shape[2:])))
     try:
-        outputs = run(image)
+        outputs = [output.to(image.device) for output in tree_leaves(run(image))]
     except Exception as error:  # each runtime has its own
         raise ValueError(f'the file does not run on {size} images: {error}') from error
-    worst = difference(graph, outputs, image)
+    worst = graph.difference(outputs, image)
     print(f'{size:>16} images: largest difference {worst:.1e}')
     if not worst <= tolerance:
         raise ValueError(
@@ -188,15 +185,19 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
         ValueError: If the model cannot be exported, or the file does something else than the model.
     """
     shape = args.shape or default_shape(cfg)
-    if min(shape) < MIN_SIDE:
-        raise ValueError(f'--shape takes height and width from {MIN_SIDE} on, got {shape[0]} and {shape[1]}')
     suffix, write = FORMATS[args.format]
     out = args.out or Path(Path(args.config).stem + suffix)
     if out.suffix != suffix:
         raise ValueError(f'--out: the name of a file in format {args.format} ends in {suffix}, got {out}')
+    if args.half and args.format != 'onnx':
+        raise ValueError(f'--half is for format onnx, got {args.format}')
     check_writable(out.parent)
     model = init_model(cfg, args.checkpoint, args.device)
     graph = image_graph(model, args.backbone_only)
+    if min(shape) < graph.min_side:
+        raise ValueError(
+            f'--shape takes height and width from {graph.min_side} on, got {shape[0]} and {shape[1]}'
+        )
     metadata = describe(model, graph, args)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     torch.manual_seed(0)
@@ -206,10 +207,11 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # if they mean anything, the file is wrong, which is seen below
-        run = write(graph, images(2 if args.dynamic else 1, *shape), args.dynamic, metadata, out)
-    print(f'wrote {out}: {", ".join(graph.output_names)}')
+        run = write(graph, images(2 if args.dynamic else 1, *shape), args.dynamic, metadata, out, args.half)
+    sizes = f'sizes from {graph.min_side} on' if args.dynamic else 'one size'
+    print(f'wrote {out}: {", ".join(graph.output_names)}; {sizes}')
     try:
-        for size in sizes_to_check(*shape, args.dynamic):
+        for size in sizes_to_check(graph, *shape, args.dynamic):
             check(graph, run, images(*size), args.tolerance)
     except ValueError:
         for path in (out, Path(f'{out}.data')):
@@ -231,6 +233,7 @@ def main() -> None:
     parser.add_argument('--dynamic', action='store_true', help='leave batch size, height and width free')
     parser.add_argument('--backbone-only', action='store_true', help='export features, of any model')
     parser.add_argument('--device', default='cpu', help='where graph and constants are [cpu]')
+    parser.add_argument('--half', action='store_true', help='weights and most of the arithmetic in 16 bits')
     parser.add_argument('--tolerance', type=float, default=1e-4, help='of the difference [0.0001]')
     args = parser.parse_args()
     with errors_in_one_line():

@@ -7,7 +7,7 @@ from typing import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import nms, roi_align
+from torchvision.ops import box_iou, nms, roi_align
 
 from .exportable import centres, encode
 from .image_graph import ImageGraph
@@ -15,7 +15,47 @@ from .image_graph import ImageGraph
 MAX_CANDIDATES = 5000  # of an image, that reach NMS
 
 
-class DinoGraph(ImageGraph):
+class DetectionGraph(ImageGraph):
+    """A detector on images that are not padded.
+
+    Args:
+        model: Of MMDetection.
+        has_masks: Whether it returns 'masks', too.
+        strides: Of its levels.
+        min_places: Least number of places that all levels have together.
+    """
+
+    def __init__(
+        self, model: nn.Module, has_masks: bool, strides: Sequence[int], min_places: int = 1
+    ) -> None:
+        names = ['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])]
+        super().__init__(model.data_preprocessor, model, names)
+        self.min_side = 2 * max(strides)  # two pixels at each level, or torch.export takes another case
+        while sum((self.min_side // stride) ** 2 for stride in strides) < min_places:
+            self.min_side += max(strides)
+
+    def difference(self, outputs: Sequence[Tensor], image: Tensor) -> float:
+        """How far scores are, in their order, and what each box lacks of overlap with one of its class.
+
+        Boxes whose scores are within 0.001 of the last one's may be others, and do not count.
+        """
+        expected = self(image)
+        worst = [(outputs[1] - expected[1]).abs().max()]
+        for actual, right in zip(zip(*outputs), zip(*expected)):
+            (boxes, scores, labels, *masks), (their_boxes, their_scores, their_labels, *their_masks) = (
+                actual,
+                right,
+            )
+            sure = (scores > their_scores[-1] + 1e-3) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+            overlaps = box_iou(boxes, their_boxes).nan_to_num() * (labels[:, None] == their_labels)
+            overlap, index = overlaps[sure].max(1)
+            worst.append((1 - overlap).max() if sure.any() else worst[0])
+            if masks and sure.any():
+                worst.append((masks[0][sure] - their_masks[0][index]).abs().max())
+        return max(each.item() for each in worst)
+
+
+class DinoGraph(DetectionGraph):
     """DINO on images that are not padded.
 
     Args:
@@ -23,7 +63,9 @@ class DinoGraph(ImageGraph):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.data_preprocessor, model, ['boxes', 'scores', 'labels'])
+        first = model.backbone.out_strides[0]
+        strides = [first * 2**level for level in range(model.num_feature_levels)]
+        super().__init__(model, False, strides, min_places=model.num_queries)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> boxes, (B, N, 4), x1, y1, x2, y2 in pixels; scores and labels, (B, N)."""
@@ -79,7 +121,7 @@ class DinoGraph(ImageGraph):
         return model.query_embedding.weight.expand(memory.shape[0], -1, -1), references
 
 
-class CascadeGraph(ImageGraph):
+class CascadeGraph(DetectionGraph):
     """Cascade R-CNN, with masks or without.
 
     Args:
@@ -87,8 +129,8 @@ class CascadeGraph(ImageGraph):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        masks = ['masks'] if model.roi_head.with_mask else []
-        super().__init__(model.data_preprocessor, model, ['boxes', 'scores', 'labels', *masks])
+        strides = [stride for stride, _ in model.rpn_head.prior_generator.strides]
+        super().__init__(model, model.roi_head.with_mask, strides)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> boxes, (B, N, 4), x1, y1, x2, y2 in pixels; scores and labels, (B, N); masks.
@@ -125,9 +167,7 @@ class CascadeGraph(ImageGraph):
         scores, index = scores.topk(torch.sym_min(head.test_cfg.max_per_img, scores.shape[1]))
         return boxes.gather(1, index[..., None].expand(-1, -1, 4)), scores >= 0
 
-    def _refine(
-        self, maps: Sequence[Tensor], boxes: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
+    def _refine(self, maps: Sequence[Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Boxes of proposals, (B, P, 1 or K, 4), and their scores, (B, P, K)."""
         heads, shape = self.network.roi_head, boxes.shape[:2]
         logits = []
@@ -145,9 +185,7 @@ class CascadeGraph(ImageGraph):
         scores = (sum(logits) / len(logits)).softmax(-1)[:, :-1]
         return boxes.unflatten(0, (*shape, number)), scores.unflatten(0, shape)
 
-    def _select(
-        self, boxes: Tensor, scores: Tensor, size: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _select(self, boxes: Tensor, scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
         """The N best boxes after NMS in each class, their scores and labels."""
         cfg, num_classes = self.network.roi_head.test_cfg, scores.shape[-1]
         scores, index = scores.flatten(1).topk(torch.sym_min(MAX_CANDIDATES, scores.shape[1] * num_classes))

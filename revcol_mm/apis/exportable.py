@@ -1,4 +1,4 @@
-"""Stand-ins for modules that cannot be exported with free sizes; they have their weights and compute the same.
+"""Stand-ins for modules that cannot be exported with free sizes: they compute the same with the same weights.
 
 Letters: B batch, C channels, L levels, Q queries, P sampling points, S places of all levels together.
 """
@@ -93,7 +93,9 @@ class DeformableAttention(nn.Module):
             else:
                 offset = offset / attention.num_points * reference[..., 2:] * 0.5
             locations = reference[..., :2] + offset
-            output = output + attend_to_level(values[level], height, width, locations, weights[:, :, :, level])
+            output = output + attend_to_level(
+                values[level], height, width, locations, weights[:, :, :, level]
+            )
         return attention.dropout(attention.output_proj(output)) + identity
 
 

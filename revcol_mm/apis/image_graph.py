@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from revcol_mm.models import RevColClassifier
 
@@ -24,7 +25,12 @@ class ImageGraph(nn.Module):
         preprocessor: The model's data preprocessor. Its ``mean`` and ``std``, if it has any, are used.
         network: From normalised images, (B, C, H, W), to a tensor or a tuple of them.
         output_names: One for each tensor.
+
+    Attributes:
+        min_side: Least height and width that an exported file takes, in pixels.
     """
+
+    min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export treats as another case
 
     def __init__(self, preprocessor: nn.Module, network: nn.Module, output_names: Sequence[str]) -> None:
         super().__init__()
@@ -40,6 +46,14 @@ class ImageGraph(nn.Module):
     def normalised(self, image: Tensor) -> Tensor:
         """Values from 0 to 255 -> what the network takes."""
         return image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std
+
+    def difference(self, outputs: Sequence[Tensor], image: Tensor) -> float:
+        """How far outputs of an exported file are from this graph's, relative to the largest value."""
+        expected = tree_leaves(self(image))
+        return max(
+            ((actual - right).abs().max() / right.abs().max()).item()
+            for actual, right in zip(outputs, expected, strict=True)
+        )
 
 
 class SegmentationGraph(ImageGraph):
@@ -64,6 +78,14 @@ class SegmentationGraph(ImageGraph):
         """(B, C, H, W) -> the likeliest class of every pixel, int64, and its score, both (B, H, W)."""
         scores, labels = self.class_scores(image).max(1)
         return labels, scores
+
+    def difference(self, outputs: Sequence[Tensor], image: Tensor) -> float:
+        """How much lower the graph scores a label than its own choice; how far scores are, relatively."""
+        labels, scores = outputs
+        own = self.class_scores(image)
+        expected = own.amax(1)
+        lower = (expected - own.gather(1, labels[:, None])[:, 0]).max()
+        return max(lower.item(), ((scores - expected).abs().max() / expected.abs().max()).item())
 
 
 class MaskClassificationGraph(SegmentationGraph):
