@@ -126,9 +126,15 @@ class CascadeGraph(DetectionGraph):
 
     Args:
         model: MMDetection's CascadeRCNN, with an RPN and heads for boxes, and maybe for masks.
+
+    Raises:
+        ValueError: If its NMS is a soft one.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        for cfg in (model.rpn_head.test_cfg, model.roi_head.test_cfg):
+            if cfg.nms.get('type', 'nms') != 'nms':
+                raise ValueError(f'NMS is exported as nms alone, but the config has {cfg.nms.type}')
         strides = [stride for stride, _ in model.rpn_head.prior_generator.strides]
         super().__init__(model, model.roi_head.with_mask, strides)
 
