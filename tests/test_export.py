@@ -11,10 +11,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
+from skimage import data
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from revcol_mm.apis import init_model
+from revcol_mm.apis import init_inferencer, init_model
 from revcol_mm.apis.exportable import MatrixPool2d, exportable
 from revcol_mm.apis.image_graph import image_graph
 
@@ -155,6 +156,8 @@ def test_an_exported_file_does_what_the_model_does_and_says_how(
     assert json.loads(metadata['mean']) == pytest.approx([123.675, 116.28, 103.53])
     classes = dict.fromkeys([CLASSIFIER, MMPRETRAIN, DINO]) | {UPERNET: ['background', *'0123456789']}
     assert json.loads(metadata['classes']) == classes[config]
+    if suffix in ('.onnx', '.pt2') and classes[config]:
+        predict(Config.fromfile(path), file, checkpoint)
 
 
 @pytest.mark.parametrize('config', [UPERNET, CLASSIFIER, MMPRETRAIN])
@@ -201,6 +204,31 @@ def detector(request):
     return model
 
 
+def predict(cfg, file, checkpoint):
+    """The predictions of an exported file on an image of the sample data; those of the model are asserted."""
+    image = data.astronaut()[:256, :256]
+    expected, actual = (init_inferencer(cfg, path, 'cpu') for path in (checkpoint, file))
+    for inferencer in (expected, actual):
+        if hasattr(inferencer, 'score_threshold'):
+            inferencer.score_threshold = 0.0
+    (wanted,), (got,) = (inferencer.predict([image]) for inferencer in (expected, actual))
+    assert type(wanted) is type(got)
+    if hasattr(wanted, 'pred_sem_seg'):
+        same = (actual.labels(got) == expected.labels(wanted)).mean()
+        assert same > 0.97
+    elif hasattr(wanted, 'pred_instances'):
+        torch.testing.assert_close(got.pred_instances.scores, wanted.pred_instances.scores, rtol=0, atol=1e-3)
+        torch.testing.assert_close(got.pred_instances.bboxes, wanted.pred_instances.bboxes, rtol=0, atol=0.1)
+        if hasattr(wanted.pred_instances, 'masks'):
+            assert (got.pred_instances.masks == wanted.pred_instances.masks).float().mean() > 0.999
+    else:
+        torch.testing.assert_close(got.pred_score, wanted.pred_score)
+    (picture,), (other,) = (
+        inferencer.draw([image], [sample]) for inferencer, sample in ((expected, wanted), (actual, got))
+    )
+    assert picture.shape == other.shape and (picture == other).mean() > 0.9
+
+
 CASCADE = 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
 MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
 
@@ -236,6 +264,8 @@ def test_heads_with_queries_or_boxes_are_exported_with_free_sizes(detector, tmp_
     images = 255 * torch.rand(3, 3, 175, 223)
     with torch.no_grad():
         assert graph.difference(run(images), images) < 1e-3
+    # in the place of a checkpoint
+    predict(detector.cfg, tmp_path / 'a.onnx', tmp_path / 'weights.pth')
 
 
 def test_a_lost_box_is_a_difference():

@@ -1,0 +1,166 @@
+"""An exported file in the place of a model: it predicts what testing returns, without building the model.
+
+Letters: B batch, C and H and W channels and size of the images, N boxes.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from revcol_mm.check_env import require_parts
+
+Run = Callable[[Tensor], Sequence[Tensor]]
+SUFFIXES = ('.onnx', '.pt2')
+
+
+def is_exported(path: str | Path | None) -> bool:
+    """Whether a checkpoint's name is that of an exported file."""
+    return Path(str(path)).suffix in SUFFIXES
+
+
+def open_onnx(path: Path, device: torch.device) -> tuple[Run, list[Any], dict[str, str]]:
+    """What runs a file of ONNX, its input's shape, in which free sizes are names, and its metadata."""
+    require_parts('running ONNX', ('onnxruntime',))
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # it warns of 16-bit constants that it does not fold
+    wanted = ['CUDAExecutionProvider'] if device.type == 'cuda' else []
+    providers = [each for each in wanted if each in onnxruntime.get_available_providers()]
+    session = onnxruntime.InferenceSession(path, options, providers=[*providers, 'CPUExecutionProvider'])
+
+    def run(image: Tensor) -> list[Tensor]:
+        return [torch.from_numpy(each) for each in session.run(None, {'image': image.cpu().numpy()})]
+
+    return run, session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map
+
+
+def open_torch_export(path: Path, device: torch.device) -> tuple[Run, list[Any], dict[str, str]]:
+    """The same of a file of torch.export."""
+    extra = {'metadata.json': ''}
+    program = torch.export.load(path, extra_files=extra)
+    (image,) = (node for node in program.graph.nodes if node.op == 'placeholder' and node.name == 'image')
+    module = program.module().to(device)
+    return (
+        lambda image: module(image.to(device)),
+        list(image.meta['val'].shape),
+        json.loads(extra['metadata.json']),
+    )
+
+
+class ExportedModel(BaseModel):
+    """A file of tools/export.py as a model that can be tested.
+
+    Images are padded to the file's size, if that is fixed, at their right and bottom with the mean colour. A
+    segmentor's labels are scaled to the image's size by their nearest neighbours, where testing scales scores.
+
+    Args:
+        cfg: The config of the model that was exported.
+        path: The file, ONNX or torch.export.
+        device: Where it runs.
+
+    Attributes:
+        output_names: What the file returns.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no model of tools/export.py, or one that returns no predictions.
+    """
+
+    def __init__(self, cfg: Config, path: str | Path, device: torch.device) -> None:
+        super().__init__()
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f'no file {path}')
+        opened = open_onnx if path.suffix == '.onnx' else open_torch_export
+        try:
+            self.run, self.shape, metadata = opened(path, device)
+            self.output_names = json.loads(metadata['outputs'])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise ValueError(f'{path} is no file of tools/export.py: {error}') from error
+        if 'feature_0' in self.output_names:
+            raise ValueError(f'{path} has a backbone alone, which predicts nothing')
+        self.cfg, self.path = cfg, path
+        self.mean = json.loads(metadata['mean']) or [0.0]
+        self.swaps_channels = metadata['channel_order'] == 'RGB'
+        classes = json.loads(metadata['classes'])
+        self.dataset_meta = dict(classes=classes) if classes else {}
+
+    @property
+    def with_mask(self) -> bool:
+        return 'masks' in self.output_names
+
+    def forward(
+        self, inputs: Sequence[Tensor], data_samples: Sequence[Any], mode: str = 'predict'
+    ) -> list[Any]:
+        """Predict.
+
+        Args:
+            inputs: Images as the test pipeline gives them, (C, H, W), from 0 to 255, of one size.
+            data_samples: One of each image; predictions are written into them.
+            mode: 'predict', or a ValueError is raised.
+
+        Returns:
+            The data samples.
+        """
+        if mode != 'predict':
+            raise ValueError(f'an exported file predicts, it has no mode {mode!r}')
+        images = torch.stack(list(inputs)).float()
+        if self.swaps_channels:
+            images = images.flip(1)
+        images = self._padded(images)
+        parts = images.split(1) if isinstance(self.shape[0], int) else [images]
+        outputs = [torch.cat(tensors).cpu() for tensors in zip(*map(self.run, parts))]
+        named = dict(zip(self.output_names, outputs))
+        write = dict(mmdet=self._write_boxes, mmseg=self._write_labels, mmpretrain=self._write_scores)
+        for index, sample in enumerate(data_samples):
+            write[self.cfg.default_scope](sample, {name: output[index] for name, output in named.items()})
+        return list(data_samples)
+
+    def test_step(self, data: dict[str, Any]) -> list[Any]:
+        """Predict on what a data loader gives."""
+        return self(**data)
+
+    val_step = test_step
+
+    def _padded(self, images: Tensor) -> Tensor:
+        """The images in the file's size, if that is fixed."""
+        missing = [
+            side - own if isinstance(side, int) else 0 for side, own in zip(self.shape[2:], images.shape[2:])
+        ]
+        if min(missing) < 0 or (isinstance(self.shape[1], int) and self.shape[1] != images.shape[1]):
+            raise ValueError(f'{self.path} takes images {self.shape}, got {tuple(images.shape)}')
+        if not any(missing):
+            return images
+        mean = images.new_tensor(self.mean)[:, None, None]
+        return F.pad(images - mean, (0, missing[1], 0, missing[0])) + mean
+
+    def _write_boxes(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        found = outputs['scores'] > 0
+        instances = InstanceData(**{name: outputs[name][found] for name in ('scores', 'labels')})
+        instances.bboxes = outputs['boxes'][found] / outputs['boxes'].new_tensor([*sample.scale_factor] * 2)
+        if self.with_mask:
+            from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+
+            threshold = self.cfg.model.test_cfg.rcnn.mask_thr_binary
+            masks, _ = _do_paste_mask(
+                outputs['masks'][found][:, None], instances.bboxes, *sample.ori_shape[:2], skip_empty=False
+            )
+            instances.masks = masks >= threshold
+        sample.pred_instances = instances
+
+    def _write_labels(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        height, width = sample.img_shape[:2]
+        labels = outputs['labels'][None, None, :height, :width].float()
+        labels = F.interpolate(labels, sample.ori_shape[:2], mode='nearest-exact').long()
+        sample.pred_sem_seg = PixelData(data=labels[0])
+
+    def _write_scores(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        sample.set_pred_score(outputs['scores']).set_pred_label(outputs['scores'].argmax())
