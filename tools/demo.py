@@ -35,7 +35,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='file, folder, pattern or video')
     parser.add_argument('--config', required=True, help='config file')
-    parser.add_argument('--checkpoint', required=True, help='weights, file or URL')
+    parser.add_argument(
+        '--checkpoint', required=True, help='weights, file or URL, or a file of tools/export.py'
+    )
     parser.add_argument('--out', type=Path, help='folder for the results [work_dirs/CONFIG/predictions]')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
     parser.add_argument(

@@ -59,7 +59,7 @@ class ExportedModel(BaseModel):
     """A file of tools/export.py as a model that can be tested.
 
     Images are padded to the file's size, if that is fixed, at their right and bottom with the mean colour. A
-    segmentor's labels are scaled to the image's size by their nearest neighbours, where testing scales scores.
+    segmentor's labels are scaled to the image's size by nearest neighbours, where testing scales scores.
 
     Args:
         cfg: The config of the model that was exported.
