@@ -29,8 +29,9 @@ import argparse
 import json
 import logging
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
@@ -41,6 +42,7 @@ from torch.utils._pytree import tree_leaves
 
 import revcol_mm
 from revcol_mm.apis import init_model
+from revcol_mm.apis.exported_model import Run, open_onnx, open_torch_export
 from revcol_mm.apis.image_graph import ImageGraph, image_graph
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
@@ -50,8 +52,6 @@ from revcol_mm.preflight import errors_in_one_line, merge_options
 
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB
 
-Run = Callable[[Tensor], Any]
-
 
 def free_sizes(graph: ImageGraph, min_batch: int) -> dict:
     """Batch size, height and width of the image as dimensions that stay free."""
@@ -60,10 +60,11 @@ def free_sizes(graph: ImageGraph, min_batch: int) -> dict:
     return dict(image={0: batch, 2: height, 3: width})
 
 
-def to_onnx(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool) -> Run:
+def to_onnx(
+    graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool = False
+) -> Run:
     require_parts('export to ONNX', ('onnx', 'onnxscript', 'onnxruntime'))
     import onnx
-    import onnxruntime
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators of torchvision
@@ -85,23 +86,16 @@ def to_onnx(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out
         )
     else:
         program.save(out, external_data=size > MAX_ONE_FILE)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of 16-bit constants that it does not fold
-    session = onnxruntime.InferenceSession(out, options, providers=['CPUExecutionProvider'])
-    return lambda image: [torch.from_numpy(y) for y in session.run(None, {'image': image.cpu().numpy()})]
+    return open_onnx(out, image.device)[0]
 
 
-def to_torchscript(
-    graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool
-) -> Run:
+def to_torchscript(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
     traced = torch.jit.trace(graph, image, check_trace=False)  # its sizes are free anyway
     traced.save(out, _extra_files={'metadata.json': json.dumps(metadata)})
     return torch.jit.load(out, map_location=image.device)
 
 
-def to_torch_export(
-    graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool
-) -> Run:
+def to_torch_export(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
     sizes = free_sizes(graph, min_batch=1) if dynamic else None
     program = torch.export.export(
         graph,
@@ -111,7 +105,7 @@ def to_torch_export(
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     torch.export.save(program, out, extra_files={'metadata.json': json.dumps(metadata)})
-    return torch.export.load(out).module()
+    return open_torch_export(out, image.device)[0]
 
 
 FORMATS = {
@@ -192,8 +186,10 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     out = args.out or Path(Path(args.config).stem + suffix)
     if out.suffix != suffix:
         raise ValueError(f'--out: the name of a file in format {args.format} ends in {suffix}, got {out}')
-    if args.half and args.format != 'onnx':
-        raise ValueError(f'--half is for format onnx, got {args.format}')
+    if args.half:
+        if args.format != 'onnx':
+            raise ValueError(f'--half is for format onnx, got {args.format}')
+        write = partial(write, half=True)
     check_writable(out.parent)
     model = init_model(cfg, args.checkpoint, args.device)
     graph = image_graph(model, args.backbone_only)
@@ -210,7 +206,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # if they mean anything, the file is wrong, which is seen below
-        run = write(graph, images(2 if args.dynamic else 1, *shape), args.dynamic, metadata, out, args.half)
+        run = write(graph, images(2 if args.dynamic else 1, *shape), args.dynamic, metadata, out)
     sizes = f'sizes from {graph.min_side} on' if args.dynamic else 'one size'
     print(f'wrote {out}: {", ".join(graph.output_names)}; {sizes}')
     try:

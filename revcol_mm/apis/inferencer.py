@@ -23,8 +23,9 @@ from revcol_mm.engine.launch import read_config
 from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture
 from revcol_mm.preflight import reads_images, revcol_channels
 
+from .exported_model import ExportedModel, is_exported
 from .image_header import ImageError, image_size
-from .init_model import init_model
+from .init_model import init_model, pick_device
 
 MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
 
@@ -391,7 +392,8 @@ def init_inferencer(
     """Build what predicts on images for a config's task.
 
     Args:
-        config, checkpoint, device: See :func:`init_model`, whose errors it raises as well.
+        config, checkpoint, device: See :func:`init_model`, whose errors it raises as well. The checkpoint may
+            also be a file of tools/export.py, of ONNX or torch.export; the model is not built then.
         score_threshold: Lowest score of a detection or a class that counts, 0 to 1. None: 0.3 for detection,
             0 for classification. Semantic segmentation has none.
         top_k: How many classes of an image count at most, for classification. None: 5.
@@ -416,4 +418,6 @@ def init_inferencer(
     for name in options:
         if name not in kind.options:
             raise ValueError(f'{kind.task} has no {name.replace("_", " ")}')
+    if is_exported(checkpoint):
+        return kind(ExportedModel(cfg, checkpoint, pick_device(device)), **options)
     return kind(init_model(cfg, checkpoint, device), **options)

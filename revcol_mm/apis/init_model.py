@@ -21,8 +21,6 @@ from revcol_mm.preflight import (
     files_with_code,
 )
 
-from .exported_model import ExportedModel, is_exported
-
 
 def pick_device(device: str | None = None) -> torch.device:
     """The device of a name such as 'cpu', 'cuda' or 'cuda:1'; None: a GPU where there is one, else the CPU.
@@ -47,9 +45,8 @@ def init_model(
 
     Args:
         config: Path of a config, or one that was read.
-        checkpoint: File or URL, published or ours, read without running anything in it; or a file of
-            tools/export.py, which runs in the model's place. None: random weights as a training without
-            ``init_cfg`` begins with, and nothing is fetched.
+        checkpoint: File or URL, published or ours, read without running anything in it. None: random weights
+            as a training without ``init_cfg`` begins with, and nothing is fetched.
         device: See :func:`pick_device`.
 
     Returns:
@@ -66,8 +63,6 @@ def init_model(
     """
     device = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
-    if is_exported(checkpoint):
-        return ExportedModel(cfg, checkpoint, device)
     for place, problem in files_with_code(cfg.model, 'model'):
         raise PreflightError(f'{problem} ({place})')
     model_cfg = copy.deepcopy(cfg.model)
