@@ -31,7 +31,6 @@ import logging
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
