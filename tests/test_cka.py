@@ -7,8 +7,9 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from revcol_mm.analysis import labelled_images
 from revcol_mm.analysis.cka import MinibatchCKA, gram, layer_grams, unbiased_hsic
-from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages, label_shares, testing_size
+from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages, label_shares
 from revcol_mm.apis import init_model
 
 from .subprocesses import REPO
@@ -147,7 +148,7 @@ def test_labels_of_detection_are_those_of_segmentation_but_for_the_shape_of_the_
 def test_the_default_size_is_a_multiple_of_32(shorter, side):
     cfg = Config.fromfile(REPO / 'configs/upernet_revcol_nano_camvid.py')
     cfg.test_dataloader.dataset.pipeline[1].scale = (1333, shorter)
-    assert testing_size(cfg) == (side, side)
+    assert labelled_images.testing_size(cfg) == (side, side)
 
 
 def test_shares_are_those_of_the_pixels_with_a_label():

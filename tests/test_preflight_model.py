@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.models.without_weights import without_weights
 from revcol_mm.preflight import PreflightError
 from revcol_mm.preflight.metrics import check_metrics, metric_names
 from revcol_mm.preflight.model import (
@@ -49,7 +50,7 @@ def bare_runner(cfg, num_images=100):
     init_default_scope(cfg.default_scope)
     runner = object.__new__(Runner)
     runner.cfg, runner.logger = cfg, MMLogger.get_current_instance()
-    with torch.device('meta'):
+    with without_weights():
         runner.model = MODELS.build(copy.deepcopy(cfg.model))
     loader = DataLoader(range(num_images), cfg.train_dataloader.batch_size, drop_last=False)
     if cfg.train_dataloader.sampler.type == 'InfiniteSampler':
