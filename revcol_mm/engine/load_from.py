@@ -9,7 +9,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 
 from revcol_mm.models import ReversibleColumns
-from revcol_mm.models.backbones.reversible_columns import is_of_columns
 from revcol_mm.models.checkpoint import (
     BACKBONE,
     CheckpointError,
@@ -19,6 +18,7 @@ from revcol_mm.models.checkpoint import (
     model_weights,
     read_checkpoint,
 )
+from revcol_mm.models.network_weights import is_of_columns
 
 # All that MMEngine registers; a test holds them against its table.
 _SCHEMES = (

@@ -37,7 +37,8 @@ from revcol_mm.models import ColumnBackbone, ReversibleColumns
 from revcol_mm.models.backbones.revcol import ARCHS
 from revcol_mm.models.backbones.reversible_columns import StageLevel
 from revcol_mm.models.layers import Column, Level
-from revcol_mm.models.stages import TokenStage, VitStage, evaluating
+from revcol_mm.models.stage_modules import TokenStage, VitStage
+from revcol_mm.models.stages import evaluating
 from revcol_mm.preflight import errors_in_one_line
 from revcol_mm.testing import Launches, StoringChain, count_launches, gradients, peak_bytes, worst_errors
 

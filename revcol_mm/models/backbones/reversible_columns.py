@@ -8,7 +8,6 @@ Letters: B batch, C_l channels of level l, H_l and W_l its size.
 
 import copy
 import re
-from collections import OrderedDict
 from typing import Iterator, Sequence
 
 import torch
@@ -16,8 +15,9 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import BACKBONE, CheckpointError, load_backbone, model_weights, read_checkpoint
+from ..checkpoint import load_backbone, model_weights, read_checkpoint
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, PointwiseLinear
+from ..network_weights import is_of_columns, load_network
 from ..stages import Stages, image_channels, probe, split_stages
 from .column_backbone import ColumnBackbone
 
@@ -272,7 +272,7 @@ class ReversibleColumns(ColumnBackbone):
             CheckpointError: If a weight is missing, is too many or has another shape.
         """
         network = self._network()
-        _load_network(network, weights, source)
+        load_network(network, weights, source)
         self._fill(self.columns, network)
 
     def _network(self) -> nn.Module:
@@ -319,62 +319,6 @@ class ReversibleColumns(ColumnBackbone):
         level, _, rest = re.sub(r'^subnet\d+\.(alpha|level)', '', name).partition('.')
         depths = self._depths[int(level)]
         return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
-
-
-def is_of_columns(weights: dict[str, Tensor]) -> bool:
-    """Whether weights, by their names in a whole model, are of a backbone made of columns."""
-    return any(name.startswith(f'{BACKBONE}subnet0.') for name in weights)
-
-
-def _convnext_names(weights: dict[str, Tensor], last_norm: str) -> dict[str, Tensor]:
-    """MMPretrain's names, and shapes, of the weights of the authors' ConvNeXt, V1, V2 or DINOv3's."""
-    renamed = {}
-    for name, weight in weights.items():
-        name = name.replace('.dwconv.', '.depthwise_conv.').replace('.pwconv', '.pointwise_conv')
-        name = re.sub(r'^norm\.', last_norm, name)
-        renamed[name] = weight.flatten() if '.grn.' in name else weight  # (1, 1, 1, C) of V2
-    return renamed
-
-
-def _load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load a published checkpoint into the network that it is of.
-
-    Args:
-        network: It. Norms of levels that the published one does not return keep their weights.
-        weights: See :meth:`ReversibleColumns.load_network`.
-        source: Where they are from, for messages.
-
-    Raises:
-        CheckpointError: If a weight is missing, is too many or has another shape.
-    """
-    stages = split_stages(network)
-    optional = {id(weight) for output in stages.outputs for weight in output.parameters()}
-    network = getattr(network, 'timm_model', network)
-    children, own = dict(network.named_children()), network.state_dict(keep_vars=True)
-    if any('.depthwise_conv.' in name for name in own) and any('.dwconv.' in name for name in weights):
-        weights = _convnext_names(weights, f'norm{len(stages.stages) - 1}.')
-    # timm calls the parts of a sequence 'stages' stages_0, stages_1 where it returns features.
-    parts = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
-    named = OrderedDict()
-    # model_weights gives 'stem.' the prefix in any case, for it is RevCol's, but also timm's.
-    in_model = any(re.match(rf'{BACKBONE}(?!stem\.)', name) for name in weights)
-    for name, weight in weights.items():
-        if name.startswith(BACKBONE) or not in_model:
-            name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
-            part = next((part for part in parts if name.startswith(part)), '')
-            name = parts.get(part, '') + name.removeprefix(part)
-            if name in own or name.partition('.')[0] in children:
-                named[name] = weight
-    named._metadata = getattr(weights, '_metadata', OrderedDict())
-    required = {name for name, weight in own.items() if id(weight) not in optional}
-    try:
-        missing, unexpected = network.load_state_dict(named, strict=False)
-        missing = [name for name in missing if name in required and not name.endswith('num_batches_tracked')]
-        problem = f'missing {missing[:3]}, unexpected {unexpected[:3]}' if missing or unexpected else ''
-    except RuntimeError as error:  # shapes
-        problem = str(error)
-    if problem:
-        raise CheckpointError(f'{source} is no checkpoint of this {type(network).__name__}: {problem}')
 
 
 def _depths(network: nn.Module, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
