@@ -58,6 +58,8 @@ class StageLevel(nn.Module):
         above_channels: Channels of the level above, in the column before. None: there is none.
     """
 
+    owns_alpha = True  # its F needs it
+
     def __init__(self, stage: nn.Module, in_channels: int, channels: int, above_channels: int | None) -> None:
         super().__init__()
         self.stage = stage
@@ -81,6 +83,8 @@ class LightLevel(nn.Module):
         above_channels: Channels of the level above, in the column before. None: there is none.
         num_blocks: ConvNeXt blocks.
     """
+
+    owns_alpha = True  # which is 1 at first
 
     def __init__(
         self, in_channels: int, channels: int, stride: int, above_channels: int | None, num_blocks: int

@@ -35,6 +35,10 @@ def bound_alphas_(columns: Iterable['Column']) -> None:
     torch._foreach_copy_(local, [part.view_as(alpha) for part, alpha in zip(parts, local)])
 
 
+def _owns_alpha(level: nn.Module) -> bool:
+    return getattr(level, 'owns_alpha', False)
+
+
 class Column(nn.Module):
     """Levels 0, 1, ... of one column: ``c[l] <- level_l(...) + alpha_l * c[l]``, level 0 first.
 
@@ -43,8 +47,8 @@ class Column(nn.Module):
         reads: For each level what it reads, in order: indices of other levels, or None for the stem's output.
             Lower levels are read as this column has just computed them, higher ones as the last one left
             them.
-        channels: Channels C_l of each level. Each has an alpha, 0.5 at first (RevCol official code). A level
-            that has a parameter ``alpha`` itself, (1, C_l, 1, 1), shares it.
+        channels: Channels C_l of each level. Each has an alpha, 0.5 at first (RevCol official code), or the
+            parameter ``alpha`` of the level itself, (1, C_l, 1, 1), if that has ``owns_alpha = True``.
     """
 
     def __init__(
@@ -53,8 +57,7 @@ class Column(nn.Module):
         super().__init__()
         self.reads = [tuple(level_reads) for level_reads in reads]
         for index, (level, width) in enumerate(zip(levels, channels, strict=True)):
-            # the published names
-            if not hasattr(level, 'alpha'):
+            if not _owns_alpha(level):  # the published names
                 self.register_parameter(f'alpha{index}', nn.Parameter(torch.full((1, width, 1, 1), 0.5)))
             self.add_module(f'level{index}', level)
 
@@ -63,7 +66,7 @@ class Column(nn.Module):
         """Those of each level, (1, C_l, 1, 1)."""
         levels = [getattr(self, f'level{level}') for level in range(len(self.reads))]
         return [
-            level.alpha if hasattr(level, 'alpha') else getattr(self, f'alpha{index}')
+            level.alpha if _owns_alpha(level) else getattr(self, f'alpha{index}')
             for index, level in enumerate(levels)
         ]
 
