@@ -13,10 +13,12 @@ from mmpretrain.structures import DataSample
 from mmseg.structures import SegDataSample
 from skimage import data
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from revcol_mm.apis import init_inferencer, init_model
 from revcol_mm.apis.exportable import MatrixPool2d, exportable
+from revcol_mm.apis.exported_model import ExportedModel
 from revcol_mm.apis.image_graph import image_graph
 
 from .subprocesses import REPO
@@ -266,6 +268,37 @@ def test_heads_with_queries_or_boxes_are_exported_with_free_sizes(detector, tmp_
         assert graph.difference(run(images), images) < 1e-3
     # in the place of a checkpoint
     predict(detector.cfg, tmp_path / 'a.onnx', tmp_path / 'weights.pth')
+
+
+@pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
+def test_what_is_no_exported_model_is_an_error(suffix, tmp_path):
+    path = tmp_path / f'a{suffix}'
+    with pytest.raises(FileNotFoundError, match=f'no file .*a{suffix}'):
+        init_inferencer(REPO / DINO, path, 'cpu')
+    path.write_bytes(b'something else')
+    with pytest.raises(ValueError, match=f'a{suffix} is no file of tools/export.py: '):
+        init_inferencer(REPO / DINO, path, 'cpu')
+
+
+def test_a_file_of_one_size_pads_smaller_images_and_refuses_larger_ones(small, tmp_path, call_tool):
+    path, checkpoint, _ = small(UPERNET)
+    arguments = path, checkpoint, '--format', 'torch-export', '--shape', 192, 256
+    assert not call_tool(TOOL, *arguments, '--out', tmp_path / 'a.pt2')[1]
+    model = ExportedModel(Config.fromfile(path), tmp_path / 'a.pt2', torch.device('cpu'))
+    graph = image_graph(init_model(path, checkpoint, 'cpu'))
+    mean = torch.tensor(model.mean)[:, None, None]
+    images = torch.randint(0, 256, (2, 3, 160, 224)).to(torch.uint8)  # BGR
+    size = dict(img_shape=(160, 224), ori_shape=(160, 224))
+    samples = model.test_step(
+        dict(inputs=images, data_samples=[SegDataSample(metainfo=size) for _ in images])
+    )
+    padded = F.pad(images.flip(1).float() - mean, (0, 32, 0, 32)) + mean
+    with torch.no_grad():
+        labels, _ = graph(padded)
+    for sample, expected in zip(samples, labels):
+        assert (sample.pred_sem_seg.data[0] == expected[:160, :224]).float().mean() > 0.999
+    with pytest.raises(ValueError, match=r'a.pt2 takes images \[1, 3, 192, 256\], got \(2, 3, 160, 288\)'):
+        model.test_step(dict(inputs=torch.zeros(2, 3, 160, 288), data_samples=samples))
 
 
 def test_a_lost_box_is_a_difference():

@@ -63,7 +63,7 @@ class ExportedModel(BaseModel):
 
     Args:
         cfg: The config of the model that was exported.
-        path: The file, ONNX or torch.export.
+        path: The file, ONNX or torch.export. One of torch.export may run code as torch reads it.
         device: Where it runs.
 
     Attributes:
@@ -83,7 +83,7 @@ class ExportedModel(BaseModel):
         try:
             self.run, self.shape, metadata = opened(path, device)
             self.output_names = json.loads(metadata['outputs'])
-        except (KeyError, RuntimeError, ValueError) as error:
+        except Exception as error:  # each runtime has its own
             raise ValueError(f'{path} is no file of tools/export.py: {error}') from error
         if 'feature_0' in self.output_names:
             raise ValueError(f'{path} has a backbone alone, which predicts nothing')
