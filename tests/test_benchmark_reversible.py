@@ -32,6 +32,21 @@ def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path, dev
     assert (tmp_path / 'benchmark_reversible.png').stat().st_size > 10_000
 
 
+def test_columns_of_another_network_tell_how_near_to_it_they_start():
+    config = 'configs/upernet_convnext_nano_2columns_camvid.py'
+    said = run(TOOL, config, '--num-columns', 1, 2, '--size', 64, 64, '--repeats', 1, '--device', 'cpu')
+    rows = [
+        line.split('|') for line in said.splitlines() if line.startswith('| upernet_convnext_nano_2columns')
+    ]
+    assert [int(row[2]) for row in rows] == [1] * 4 + [2] * 4
+    heads = next(line for line in said.splitlines() if line.startswith('| arch')).split('|')
+    assert heads[-2].strip() == 'start error' and {len(row) for row in rows} == {len(heads)}
+    assert [row[-2].strip() for row in rows[:3] + rows[4:7]] == [''] * 6
+    assert float(rows[3][-2]) == 0 and float(rows[7][-2]) < 1e-5  # of one column, of two
+    assert 0 < float(rows[7][-3]) <= 2e-5
+    assert 'no config with ReversibleColumns' in run(TOOL, 'configs/upernet_revcol_t_ade20k.py', expect=1)
+
+
 @pytest.mark.parametrize(
     'options, message',
     [

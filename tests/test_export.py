@@ -276,15 +276,18 @@ def test_what_is_no_exported_model_is_an_error(suffix, tmp_path):
     with pytest.raises(FileNotFoundError, match=f'no file .*a{suffix}'):
         init_inferencer(REPO / DINO, path, 'cpu')
     path.write_bytes(b'something else')
-    with pytest.raises(ValueError, match=f'a{suffix} is no file of tools/export.py: '):
+    with pytest.raises(ValueError, match=f'cannot run .*a{suffix}, which has to be of tools/export.py: '):
         init_inferencer(REPO / DINO, path, 'cpu')
+    if suffix == '.onnx' and not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="onnxruntime runs on no GPU here, so not on 'cuda:0'"):
+            init_inferencer(REPO / DINO, path, 'cuda:0')
 
 
 def test_a_file_of_one_size_pads_smaller_images_and_refuses_larger_ones(small, tmp_path, call_tool):
     path, checkpoint, _ = small(UPERNET)
     arguments = path, checkpoint, '--format', 'torch-export', '--shape', 192, 256
     assert not call_tool(TOOL, *arguments, '--out', tmp_path / 'a.pt2')[1]
-    model = ExportedModel(Config.fromfile(path), tmp_path / 'a.pt2', torch.device('cpu'))
+    model = ExportedModel(Config.fromfile(path), tmp_path / 'a.pt2', 'cpu')
     graph = image_graph(init_model(path, checkpoint, 'cpu'))
     mean = torch.tensor(model.mean)[:, None, None]
     images = torch.randint(0, 256, (2, 3, 160, 224)).to(torch.uint8)  # BGR

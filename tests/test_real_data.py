@@ -107,3 +107,16 @@ def test_the_page_leads_from_downloads_to_metrics(clone):
         np.asarray(Image.open(path)).tobytes() for path in originals.iterdir()
     }
     assert len(json.loads((clone / 'data/bccd/train.json').read_text())['annotations']) == 6
+
+
+def test_the_page_quotes_what_testing_said():
+    folder = REPO / 'docs/trainings/upernet_camvid'
+    test = json.loads((folder / 'test.json').read_text())
+    (validation,) = (
+        row for row in json.loads((folder / 'learning_curves.json').read_text()) if row['metric'] == 'mIoU'
+    )
+    figures = [test['mIoU'], validation['mean'][-1], test['trimap/iou']]
+    page = (REPO / 'docs/real_data.md').read_text()
+    assert re.findall(r'(\d+\.\d) (?:mIoU|on those|near outlines)', page) == [
+        f'{each:.1f}' for each in figures
+    ]

@@ -63,8 +63,6 @@ def to_onnx(
     graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path, half: bool = False
 ) -> Run:
     require_parts('export to ONNX', ('onnx', 'onnxscript', 'onnxruntime'))
-    import onnx
-    from onnxruntime.transformers.float16 import convert_float_to_float16
 
     logging.getLogger('torch.onnx').setLevel(logging.ERROR)  # it warns of operators of torchvision
     program = torch.onnx.export(
@@ -79,13 +77,16 @@ def to_onnx(
     program.model.metadata_props.update(metadata)
     size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
     if half:
+        import onnx
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
         model = convert_float_to_float16(program.model_proto, keep_io_types=True)
         onnx.save_model(
             model, out, save_as_external_data=size // 2 > MAX_ONE_FILE, location=f'{out.name}.data'
         )
     else:
         program.save(out, external_data=size > MAX_ONE_FILE)
-    return open_onnx(out, image.device)[0]
+    return open_onnx(out, 'cpu')[0]
 
 
 def to_torchscript(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: dict, out: Path) -> Run:
@@ -104,7 +105,7 @@ def to_torch_export(graph: ImageGraph, image: Tensor, dynamic: bool, metadata: d
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     torch.export.save(program, out, extra_files={'metadata.json': json.dumps(metadata)})
-    return open_torch_export(out, image.device)[0]
+    return open_torch_export(out, str(image.device))[0]
 
 
 FORMATS = {
@@ -181,7 +182,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     """
     shape = args.shape or default_shape(cfg)
     suffix, write = FORMATS[args.format]
-    tolerance = args.tolerance or (1e-2 if args.half else 1e-4)
+    tolerance = (1e-2 if args.half else 1e-4) if args.tolerance is None else args.tolerance
     out = args.out or Path(Path(args.config).stem + suffix)
     if out.suffix != suffix:
         raise ValueError(f'--out: the name of a file in format {args.format} ends in {suffix}, got {out}')

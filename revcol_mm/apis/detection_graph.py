@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms, roi_align
 
+from revcol_mm.models.image_channels import image_channels
+
 from .exportable import centres, encode
 from .image_graph import ImageGraph
 
+PROBE_SIZE = 256  # height and width of an image by which strides are found
 MAX_CANDIDATES = 5000  # of an image, that reach NMS
 
 
@@ -21,15 +24,16 @@ class DetectionGraph(ImageGraph):
     Args:
         model: Of MMDetection.
         has_masks: Whether it returns 'masks', too.
-        strides: Of its levels.
         min_places: Least number of places that all levels have together.
     """
 
-    def __init__(
-        self, model: nn.Module, has_masks: bool, strides: Sequence[int], min_places: int = 1
-    ) -> None:
+    def __init__(self, model: nn.Module, has_masks: bool = False, min_places: int = 1) -> None:
         names = ['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])]
         super().__init__(model.data_preprocessor, model, names)
+        param = next(model.parameters())
+        with torch.no_grad():
+            maps = model.extract_feat(param.new_zeros(1, image_channels(model), PROBE_SIZE, PROBE_SIZE))
+        strides = [PROBE_SIZE // feature.shape[-1] for feature in maps]
         self.min_side = 2 * max(strides)  # two pixels at each level, or torch.export takes another case
         while sum((self.min_side // stride) ** 2 for stride in strides) < min_places:
             self.min_side += max(strides)
@@ -63,9 +67,7 @@ class DinoGraph(DetectionGraph):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        first = model.backbone.out_strides[0]
-        strides = [first * 2**level for level in range(model.num_feature_levels)]
-        super().__init__(model, False, strides, min_places=model.num_queries)
+        super().__init__(model, min_places=model.num_queries)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(B, C, H, W) -> boxes, (B, N, 4), x1, y1, x2, y2 in pixels; scores and labels, (B, N)."""
@@ -124,19 +126,25 @@ class DinoGraph(DetectionGraph):
 class CascadeGraph(DetectionGraph):
     """Cascade R-CNN, with masks or without.
 
+    Of an image 5000 candidates reach the last NMS at most, those with the highest scores.
+
     Args:
         model: MMDetection's CascadeRCNN, with an RPN and heads for boxes, and maybe for masks.
 
     Raises:
-        ValueError: If its NMS is a soft one.
+        ValueError: If its NMS is a soft one, or scores are no softmax.
     """
 
     def __init__(self, model: nn.Module) -> None:
         for cfg in (model.rpn_head.test_cfg, model.roi_head.test_cfg):
             if cfg.nms.get('type', 'nms') != 'nms':
                 raise ValueError(f'NMS is exported as nms alone, but the config has {cfg.nms.type}')
-        strides = [stride for stride, _ in model.rpn_head.prior_generator.strides]
-        super().__init__(model, model.roi_head.with_mask, strides)
+        if (
+            any(head.custom_activation for head in model.roi_head.bbox_head)
+            or not model.rpn_head.use_sigmoid_cls
+        ):
+            raise ValueError('exported are an RPN with sigmoid and box heads with softmax alone')
+        super().__init__(model, model.roi_head.with_mask)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> boxes, (B, N, 4), x1, y1, x2, y2 in pixels; scores and labels, (B, N); masks.
@@ -155,22 +163,23 @@ class CascadeGraph(DetectionGraph):
     def _propose(self, maps: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Proposals of the RPN, (B, P, 4), and whether they are any, (B, P)."""
         head = self.network.rpn_head
+        cfg = head.test_cfg
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
         priors = head.prior_generator.grid_priors(sizes, device=maps[0].device)
         parts = []
         for level, (logits, deltas, prior) in enumerate(zip(*head(maps), priors)):
             scores = logits.permute(0, 2, 3, 1).flatten(1).sigmoid()
             deltas = deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-            number = torch.sym_min(head.test_cfg.nms_pre, scores.shape[1])
-            scores, index = scores.topk(number)
+            number = scores.shape[1]
+            scores, index = scores.topk(torch.sym_min(cfg.nms_pre, number) if cfg.nms_pre > 0 else number)
             deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             boxes = head.bbox_coder.decode(prior[index].flatten(0, 1), deltas.flatten(0, 1), max_shape=size)
             parts.append((boxes.unflatten(0, scores.shape), scores, torch.full_like(index, level)))
         boxes, scores, levels = (torch.cat(tensors, 1) for tensors in zip(*parts))
         extent = boxes[..., 2:] - boxes[..., :2]
-        scores = scores.masked_fill((extent <= head.test_cfg.min_bbox_size).any(-1), -1)
-        scores = suppress(boxes, scores, levels, len(maps), size, head.test_cfg.nms.iou_threshold)
-        scores, index = scores.topk(torch.sym_min(head.test_cfg.max_per_img, scores.shape[1]))
+        scores = scores.masked_fill((extent <= cfg.get('min_bbox_size', -1)).any(-1), -1)
+        scores = suppress(boxes, scores, levels, len(maps), size, cfg.nms.iou_threshold)
+        scores, index = scores.topk(torch.sym_min(cfg.max_per_img, scores.shape[1]))
         return boxes.gather(1, index[..., None].expand(-1, -1, 4)), scores >= 0
 
     def _refine(self, maps: Sequence[Tensor], boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from revcol_mm.check_env import require_parts
 
+from .init_model import pick_device
+
 Run = Callable[[Tensor], Sequence[Tensor]]
 SUFFIXES = ('.onnx', '.pt2')
 
@@ -25,16 +27,30 @@ def is_exported(path: str | Path | None) -> bool:
     return Path(str(path)).suffix in SUFFIXES
 
 
-def open_onnx(path: Path, device: torch.device) -> tuple[Run, list[Any], dict[str, str]]:
-    """What runs a file of ONNX, its input's shape, in which free sizes are names, and its metadata."""
+def open_onnx(path: Path, device: str | None) -> tuple[Run, list[Any], dict[str, str]]:
+    """Open a file of ONNX.
+
+    Args:
+        path: Of the file.
+        device: 'cpu', 'cuda' or 'cuda:1'. None: a GPU if onnxruntime can use one.
+
+    Returns:
+        What runs it, its input's shape, in which free sizes are names, and its metadata.
+
+    Raises:
+        ValueError: If onnxruntime cannot use the device.
+    """
     require_parts('running ONNX', ('onnxruntime',))
     import onnxruntime
 
+    has_cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
+    wanted = torch.device(device or ('cuda' if has_cuda else 'cpu'))
+    if wanted.type == 'cuda' and not has_cuda:
+        raise ValueError(f'onnxruntime runs on no GPU here, so not on {device!r}: install onnxruntime-gpu')
+    on_gpu = [('CUDAExecutionProvider', dict(device_id=wanted.index or 0))] if wanted.type == 'cuda' else []
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # it warns of 16-bit constants that it does not fold
-    wanted = ['CUDAExecutionProvider'] if device.type == 'cuda' else []
-    providers = [each for each in wanted if each in onnxruntime.get_available_providers()]
-    session = onnxruntime.InferenceSession(path, options, providers=[*providers, 'CPUExecutionProvider'])
+    session = onnxruntime.InferenceSession(path, options, providers=[*on_gpu, 'CPUExecutionProvider'])
 
     def run(image: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(None, {'image': image.cpu().numpy()})]
@@ -42,17 +58,13 @@ def open_onnx(path: Path, device: torch.device) -> tuple[Run, list[Any], dict[st
     return run, session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map
 
 
-def open_torch_export(path: Path, device: torch.device) -> tuple[Run, list[Any], dict[str, str]]:
-    """The same of a file of torch.export."""
-    extra = {'metadata.json': ''}
+def open_torch_export(path: Path, device: str | None) -> tuple[Run, list[Any], dict[str, str]]:
+    """Open a file of torch.export, which may run code as torch reads it; see :func:`open_onnx`."""
+    device, extra = pick_device(device), {'metadata.json': ''}
     program = torch.export.load(path, extra_files=extra)
     (image,) = (node for node in program.graph.nodes if node.op == 'placeholder' and node.name == 'image')
-    module = program.module().to(device)
-    return (
-        lambda image: module(image.to(device)),
-        list(image.meta['val'].shape),
-        json.loads(extra['metadata.json']),
-    )
+    module, shape = program.module().to(device), list(image.meta['val'].shape)
+    return lambda image: module(image.to(device)), shape, json.loads(extra['metadata.json'])
 
 
 class ExportedModel(BaseModel):
@@ -64,17 +76,18 @@ class ExportedModel(BaseModel):
     Args:
         cfg: The config of the model that was exported.
         path: The file, ONNX or torch.export. One of torch.export may run code as torch reads it.
-        device: Where it runs.
+        device: See :func:`open_onnx`.
 
     Attributes:
         output_names: What the file returns.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds no model of tools/export.py, or one that returns no predictions.
+        ValueError: If it holds no model of tools/export.py, or one that returns no predictions, or cannot run
+            on the device.
     """
 
-    def __init__(self, cfg: Config, path: str | Path, device: torch.device) -> None:
+    def __init__(self, cfg: Config, path: str | Path, device: str | None = None) -> None:
         super().__init__()
         path = Path(path)
         if not path.is_file():
@@ -84,7 +97,7 @@ class ExportedModel(BaseModel):
             self.run, self.shape, metadata = opened(path, device)
             self.output_names = json.loads(metadata['outputs'])
         except Exception as error:  # each runtime has its own
-            raise ValueError(f'{path} is no file of tools/export.py: {error}') from error
+            raise ValueError(f'cannot run {path}, which has to be of tools/export.py: {error}') from error
         if 'feature_0' in self.output_names:
             raise ValueError(f'{path} has a backbone alone, which predicts nothing')
         self.cfg, self.path = cfg, path

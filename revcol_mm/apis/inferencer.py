@@ -25,7 +25,7 @@ from revcol_mm.preflight import reads_images, revcol_channels
 
 from .exported_model import ExportedModel, is_exported
 from .image_header import ImageError, image_size
-from .init_model import init_model, pick_device
+from .init_model import init_model
 
 MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
 
@@ -419,5 +419,5 @@ def init_inferencer(
         if name not in kind.options:
             raise ValueError(f'{kind.task} has no {name.replace("_", " ")}')
     if is_exported(checkpoint):
-        return kind(ExportedModel(cfg, checkpoint, pick_device(device)), **options)
+        return kind(ExportedModel(cfg, checkpoint, device), **options)
     return kind(init_model(cfg, checkpoint, device), **options)

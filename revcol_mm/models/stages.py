@@ -10,6 +10,7 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from .image_channels import image_channels
 from .stage_modules import ChannelsLast, TokenNorm, TokenStage, TokenStem, VitStage, VitStem, WithoutLastRow
 
 PROBE_SIZE = 256  # height and width of the image by which sizes are found: windows of published Swins fit
@@ -188,12 +189,6 @@ def split_stages(net: nn.Module) -> Stages:
         )
     _compare(net, stages)
     return stages
-
-
-def image_channels(net: nn.Module) -> int:
-    """Channels of the images that a network takes: those of its first convolution; 3 if it has none."""
-    convolutions = (module for module in net.modules() if isinstance(module, nn.Conv2d))
-    return next((convolution.in_channels for convolution in convolutions), 3)
 
 
 def _image(net: nn.Module) -> Tensor:

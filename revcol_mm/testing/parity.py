@@ -35,18 +35,20 @@ def worst_errors(
     """Relative errors of gradients, the largest first.
 
     Returns:
-        For every gradient ``max |actual - expected| / max |expected|`` and its name. Infinite where one of
-        the two is missing. A gradient below a millionth of the largest one counts as a millionth of it: it
-        may be zero in truth, as that of a bias in front of a BatchNorm, and its value rounding.
+        For every gradient ``max |actual - expected| / max |expected|`` (the difference itself where the
+        expected gradient is zero) and its name. Infinite where one of the two is missing. In float64 the
+        divisor is at least 1e-8 of the largest gradient: below, a gradient may be zero in truth, as that of a
+        bias in front of a BatchNorm, and its value rounding.
     """
     errors = []
-    largest = max((grad.abs().max().item() for grad in expected.values() if grad is not None), default=0.0)
+    double = [grad for grad in expected.values() if grad is not None and grad.dtype == torch.float64]
+    least = 1e-8 * max((grad.abs().max().item() for grad in double), default=0.0)
     for name, reference in expected.items():
         if (reference is None) != (actual[name] is None):
             errors.append((float('inf'), name))
         elif reference is not None:
             difference = (actual[name].double() - reference.double()).abs().max().item()
-            errors.append((difference / (max(reference.abs().max().item(), 1e-6 * largest) or 1.0), name))
+            errors.append((difference / (max(reference.abs().max().item(), least) or 1.0), name))
     return sorted(errors, reverse=True)
 
 

@@ -59,7 +59,7 @@ def read_backbone(name: str) -> tuple[dict, int]:
     """
     if name in ARCHS:
         return dict(type='RevCol', arch=name), ARCHS[name]['num_columns']
-    backbone = Config.fromfile(name).model.backbone if Path(name).is_file() else {}
+    backbone = Config.fromfile(name).get('model', {}).get('backbone', {}) if Path(name).is_file() else {}
     if backbone.get('type') != 'ReversibleColumns':
         raise ValueError(f'{name} is none of {", ".join(ARCHS)}, and no config with ReversibleColumns')
     return backbone.to_dict(), backbone.get('num_columns', 2)
@@ -114,8 +114,8 @@ def modes(plain: ColumnBackbone) -> dict[str, ColumnBackbone]:
 def start_error(model: ReversibleColumns, image: Tensor) -> float:
     """Largest difference of a feature to that of the network, the first column, relative to the largest."""
     with evaluating(model), torch.no_grad():
-        first, *_, last = model.forward_columns(image)
-    return worst_errors(*(dict(enumerate(features)) for features in (last, first)))[0][0]
+        columns = list(model.forward_columns(image))
+    return worst_errors(*(dict(enumerate(features)) for features in (columns[-1], columns[0])))[0][0]
 
 
 def measure(backbone: dict, num_columns: int, args: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -124,8 +124,7 @@ def measure(backbone: dict, num_columns: int, args: argparse.Namespace) -> dict[
     image = torch.randn(args.batch_size, 3, *args.size, device=args.device)
     at_start = {}
     if isinstance(model, ReversibleColumns):
-        if num_columns > 1:
-            at_start['start_error'] = start_error(model, image)
+        at_start['start_error'] = start_error(model, image)
         randomised(model)
     models = modes(model)
     dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(args.precision)
@@ -179,7 +178,7 @@ def table(report: dict) -> str:
     """The report as a Markdown table."""
     counted = [name for name in Launches._fields if name in report['rows'][0]['modes']['plain']]
     heads = ['arch', 'columns', 'mode', 'activations, MiB', 'step, s', 'step / plain', 'gradient error']
-    has_start = any('start_error' in row['modes']['reversible'] for row in report['rows'])
+    has_start = report.get('has_start', False)
     heads += [*counted, *(['start error'] if has_start else [])]
     lines = [f'| {" | ".join(heads)} |', '|---' * len(heads) + '|']
     for row in report['rows']:
@@ -244,6 +243,7 @@ def main() -> None:
         size=args.size,
         batch_size=args.batch_size,
         precision=args.precision,
+        has_start=any(backbone['type'] != 'RevCol' for backbone, _ in backbones.values()),
         rows=[],
     )
     print(f'{args.batch_size} x 3 x {args.size[0]} x {args.size[1]}, {args.precision}, {report["machine"]}\n')
@@ -252,7 +252,7 @@ def main() -> None:
         number = num_columns or own_columns
         row = dict(arch=Path(name).stem, num_columns=number, modes=measure(backbone, number, args))
         report['rows'].append(row)
-        lines = table({'rows': [row]}).splitlines()
+        lines = table({**report, 'rows': [row]}).splitlines()
         print('\n'.join(lines if len(report['rows']) == 1 else lines[2:]), flush=True)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)

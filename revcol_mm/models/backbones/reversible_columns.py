@@ -16,9 +16,10 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..checkpoint import load_backbone, model_weights, read_checkpoint
+from ..image_channels import image_channels
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, PointwiseLinear
 from ..network_weights import is_of_columns, load_network
-from ..stages import Stages, image_channels, probe, split_stages
+from ..stages import Stages, probe, split_stages
 from .column_backbone import ColumnBackbone
 
 MODES = ('copies', 'light')
