@@ -270,6 +270,26 @@ def test_heads_with_queries_or_boxes_are_exported_with_free_sizes(detector, tmp_
     predict(detector.cfg, tmp_path / 'a.onnx', tmp_path / 'weights.pth')
 
 
+def test_half_is_for_onnx_of_what_has_no_boxes(small, tmp_path, call_tool):
+    path, checkpoint, model = small(DINO)
+    for file_format, message in (
+        ('onnx', '--half is not for detectors'),
+        ('torch-export', '--half is for format onnx, got torch-export'),
+    ):
+        arguments = path, checkpoint, '--format', file_format, '--shape', 128, 128, '--half'
+        assert message in call_tool(TOOL, *arguments)[1]
+    file = tmp_path / 'half.onnx'
+    arguments = path, checkpoint, '--format', 'onnx', '--shape', 64, 64, '--half', '--backbone-only'
+    assert not call_tool(TOOL, *arguments, '--out', file)[1]
+    run, _ = load(file)
+    image = 255 * torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert image_graph(model, True).difference(run(image), image) < 1e-2
+    onnx = pytest.importorskip('onnx')
+    kinds = {tensor.data_type for tensor in onnx.load(file).graph.initializer if len(tensor.dims) > 1}
+    assert kinds == {onnx.TensorProto.FLOAT16}
+
+
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
 def test_what_is_no_exported_model_is_an_error(suffix, tmp_path):
     path = tmp_path / f'a{suffix}'

@@ -22,7 +22,8 @@ relative to the largest value; of labels, it is how much lower the model scores 
 of boxes, what they lack of overlap. A difference above --tolerance is an error, and the file is deleted.
 
 In the file are also classes, mean, standard deviation, channel order and where it comes from: in ONNX's
-metadata_props, or in metadata.json, an extra file of the other two. --half has ONNX's weights in 16 bits.
+metadata_props, or in metadata.json, an extra file of the other two. --half has the weights of ONNX in 16
+bits, but not of detectors, whose boxes that moves.
 """
 
 import argparse
@@ -41,6 +42,7 @@ from torch.utils._pytree import tree_leaves
 
 import revcol_mm
 from revcol_mm.apis import init_model
+from revcol_mm.apis.detection_graph import DetectionGraph
 from revcol_mm.apis.exported_model import Run, open_onnx, open_torch_export
 from revcol_mm.apis.image_graph import ImageGraph, image_graph
 from revcol_mm.check_env import require_parts
@@ -193,6 +195,8 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     check_writable(out.parent)
     model = init_model(cfg, args.checkpoint, args.device)
     graph = image_graph(model, args.backbone_only)
+    if args.half and isinstance(graph, DetectionGraph):
+        raise ValueError('--half is not for detectors: 16 bits move boxes, and choose others among many')
     if min(shape) < graph.min_side:
         raise ValueError(
             f'--shape takes height and width from {graph.min_side} on, got {shape[0]} and {shape[1]}'
