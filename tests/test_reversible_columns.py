@@ -357,9 +357,16 @@ def test_load_from_takes_a_whole_model_with_a_single_network(tmp_path):
     trained = Model(build('ConvNeXt'))
     torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
     grown = Model(ReversibleColumns(NETWORKS['ConvNeXt'], num_columns=3))
-    runner = Runner(grown, str(tmp_path), load_from=str(tmp_path / 'trained.pth'), experiment_name='grown')
-    runner.register_hook(LoadFromHook(strict=True))
-    runner.load_or_resume()
+
+    def load(strict):
+        name = f'strict={strict}'
+        runner = Runner(grown, str(tmp_path), load_from=str(tmp_path / 'trained.pth'), experiment_name=name)
+        runner.register_hook(LoadFromHook(strict))
+        runner.load_or_resume()
+
+    with pytest.raises(CheckpointError, match='cannot load .*trained.pth into Model'):  # for testing
+        load(strict=True)
+    load(strict=False)
     images = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
         assert relative_error(grown.eval()(images), trained(images)) < 1e-5

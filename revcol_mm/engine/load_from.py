@@ -59,9 +59,9 @@ def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
 class LoadFromHook(Hook):
     """Let ``load_from`` take published checkpoints, and say what became of their keys.
 
-    Weights get their names in the model; those of a model with a single network become those of every
-    column of :class:`revcol_mm.models.ReversibleColumns`. Resuming is left to MMEngine. When a run begins,
-    whoever's runner it is, :func:`restrict_loading` is called.
+    Weights get their names in the model; where it will train, those of a model with a single network become
+    those of every column of :class:`revcol_mm.models.ReversibleColumns`. Resuming is left to MMEngine. When a
+    run begins, whoever's runner it is, :func:`restrict_loading` is called.
 
     Args:
         strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
@@ -97,7 +97,8 @@ class LoadFromHook(Hook):
         weights = model_weights(checkpoint)
         source = str(runner._load_from or 'a checkpoint')
         backbone = getattr(model, 'backbone', None)
-        if isinstance(backbone, ReversibleColumns) and not is_of_columns(weights):
+        grows = isinstance(backbone, ReversibleColumns) and not is_of_columns(weights)
+        if grows and not self.strict:  # what is new in columns would be tested untrained
             backbone.load_network(weights, source)
             others = {name: weight for name, weight in weights.items() if not name.startswith(BACKBONE)}
             own = {f'{BACKBONE}{name}': weight for name, weight in backbone.state_dict().items()}
