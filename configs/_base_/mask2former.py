@@ -1,103 +1,23 @@
-# Mask2Former's head and optimizer. Numbers: MMSegmentation,
+# Mask2Former on ADE20K's 150 classes. Numbers: MMSegmentation,
 # mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640, except where a comment says otherwise.
+_base_ = ['mask2former_head.py']
+
 num_classes = 150
-embed_dims = 256
-ffn = dict(
-    embed_dims=embed_dims,
-    num_fcs=2,
-    act_cfg=dict(type='ReLU', inplace=True),
-    ffn_drop=0.0,
-)
-attention = dict(
-    embed_dims=embed_dims,
-    num_heads=8,
-    attn_drop=0.0,
-    proj_drop=0.0,
-    dropout_layer=None,
-    batch_first=True,
-)
-position = dict(num_feats=embed_dims // 2, normalize=True)
 model = dict(
     type='EncoderDecoder',
     backbone=dict(type='RevCol'),
     decode_head=dict(
         # MMSegmentation's Mask2FormerHead; but pixels without a label are in no loss, and windows may slide
         type='SemanticMask2FormerHead',
-        strides=[4, 8, 16, 32],
-        feat_channels=embed_dims,
-        out_channels=embed_dims,
         num_classes=num_classes,
-        num_queries=100,
-        num_transformer_feat_level=3,
         align_corners=False,
-        pixel_decoder=dict(
-            type='mmdet.MSDeformAttnPixelDecoder',
-            num_outs=3,
-            norm_cfg=dict(type='GN', num_groups=32),
-            act_cfg=dict(type='ReLU'),
-            encoder=dict(
-                num_layers=6,
-                layer_cfg=dict(
-                    self_attn_cfg=dict(
-                        embed_dims=embed_dims,
-                        num_heads=8,
-                        num_levels=3,
-                        num_points=4,
-                        im2col_step=64,
-                        dropout=0.0,
-                        batch_first=True,
-                    ),
-                    ffn_cfg=dict(feedforward_channels=1024, **ffn),
-                ),
-            ),
-            positional_encoding=position,
-        ),
-        enforce_decoder_input_project=False,
-        positional_encoding=position,
-        transformer_decoder=dict(
-            return_intermediate=True,
-            num_layers=9,
-            layer_cfg=dict(
-                self_attn_cfg=attention,
-                cross_attn_cfg=attention,
-                ffn_cfg=dict(feedforward_channels=2048, dropout_layer=None, add_identity=True, **ffn),
-            ),
-        ),
-        loss_cls=dict(
-            type='mmdet.CrossEntropyLoss',
-            use_sigmoid=False,
-            loss_weight=2.0,
-            reduction='mean',
-            class_weight=[1.0] * num_classes + [0.1],  # the last: no object
-        ),
-        loss_mask=dict(type='mmdet.CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0),
-        loss_dice=dict(
-            type='mmdet.DiceLoss',
-            use_sigmoid=True,
-            activate=True,
-            reduction='mean',
-            naive_dice=True,
-            eps=1.0,
-            loss_weight=5.0,
-        ),
-        train_cfg=dict(
-            num_points=12544,
-            oversample_ratio=3.0,
-            importance_sample_ratio=0.75,
-            assigner=dict(
-                type='mmdet.HungarianAssigner',
-                match_costs=[
-                    dict(type='mmdet.ClassificationCost', weight=2.0),
-                    dict(type='mmdet.CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
-                    dict(type='mmdet.DiceCost', weight=5.0, pred_act=True, eps=1.0),
-                ],
-            ),
-            sampler=dict(type='mmdet.MaskPseudoSampler'),
-        ),
+        train_cfg=_base_.mask2former_train_cfg,
+        **_base_.mask2former_head,
     ),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
+model['decode_head']['loss_cls']['class_weight'] = [1.0] * num_classes + [0.1]  # the last: no object
 no_decay = dict(decay_mult=0.0)
 optim_wrapper = dict(
     type='AmpOptimWrapper',  # RevCol's published segmentation runs train in fp16
