@@ -1,10 +1,11 @@
-# Mask2Former on RevCol-B, IN-22K weights, COCO panoptic segmentation, 50 epochs. Drop path is ours.
+# Mask2Former on RevCol-B, IN-22K weights, COCO panoptic segmentation, 50 epochs. Drop path:
+# RevCol-B, Cascade Mask R-CNN.
 _base_ = ['_base_/mask2former_coco_panoptic.py']
 
 model = dict(
     backbone=dict(
         arch='base',
-        drop_path_rate=0.3,
+        drop_path_rate=0.4,
         init_cfg=dict(type='Pretrained', checkpoint=_base_.revcol_weights + 'revcol_base_22k.pth'),
     ),
     panoptic_head=dict(in_channels=_base_.revcol_channels['base']),

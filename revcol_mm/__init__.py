@@ -11,19 +11,20 @@ these, and replaces nothing of theirs but one setting:
 - PyTorch's operators, ``revcol::couple`` and ``revcol::uncouple``: the sums of reversible training.
 - Where transformers 5 is installed, that MMPretrain leaves out its multimodal models; see
   :mod:`revcol_mm.transformers_5`.
-- Where Python looks for modules: ``mmcv._ext`` in :mod:`revcol_mm.mmcv_ops`, if MMCV has no compiled ops.
+- Where Python looks for modules: ``mmcv._ext`` and ``panopticapi``, where these are not installed; see
+  :mod:`revcol_mm.supplied_modules`.
 
 How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
 a run with a LoadFromHook begins, and then for the rest of the process: see
 :func:`revcol_mm.engine.load_from.restrict_loading`.
 """
 
-from .mmcv_ops import supply_ops
+from .supplied_modules import supply_modules
 from .transformers_5 import leave_out_multimodal_models
 
 __version__ = '0.1.0'
 
-supply_ops()
+supply_modules()
 leave_out_multimodal_models()
 try:
     from .engine import (

@@ -87,7 +87,27 @@ def check_segmentor(cfg, backbone):
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[-1].end
 
 
+def check_mask2former(cfg, backbone):
+    """Recipes are in test_panoptic.py."""
+    head, fusion = cfg.model.panoptic_head, cfg.model.panoptic_fusion_head
+    assert head.in_channels == list(backbone.out_channels)
+    assert head.strides == list(backbone.out_strides)
+    numbers = [head.num_things_classes, head.num_stuff_classes]
+    assert numbers == [fusion.num_things_classes, fusion.num_stuff_classes]
+    assert sum(numbers) == len(dataset_classes(cfg)) == len(head.loss_cls.class_weight) - 1
+    assert cfg.train_dataloader.dataset.pipeline == cfg.train_pipeline
+    assert cfg.val_dataloader.dataset.pipeline == cfg.test_dataloader.dataset.pipeline == cfg.test_pipeline
+    evaluators = cfg.val_evaluator if numbers[1] else [cfg.val_evaluator]
+    assert [each.type for each in evaluators] == ['CocoPanopticMetric', 'CocoMetric'][-len(evaluators) :]
+    assert all(each.ann_file.startswith(cfg.data_root) for each in evaluators)
+    assert cfg.train_dataloader.dataset.data_root == cfg.val_dataloader.dataset.data_root == cfg.data_root
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_iters
+
+
 def check_detector(cfg, backbone):
+    if cfg.model.type == 'Mask2Former':
+        check_mask2former(cfg, backbone)
+        return
     assert cfg.model.neck.in_channels == list(backbone.out_channels)
     classes = dataset_classes(cfg)
     if cfg.model.type == 'DINO':

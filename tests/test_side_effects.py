@@ -112,6 +112,6 @@ def test_importing_adds_what_the_docstring_lists_and_changes_nothing():
     assert operators and 'revcol::couple' in revcol_mm.__doc__
     assert others.keys() - operators == LISTED.keys(), others
     assert others['mmengine.fileio.backends.backends'] == ["'atomic'"]
-    assert others['sys.meta_path'] == ["<class 'revcol_mm.mmcv_ops._OpsFinder'>"]
+    assert others['sys.meta_path'] == ["<class 'revcol_mm.supplied_modules.SuppliedModuleFinder'>"]
     assert all(isinstance(changes[place], list) for place in changes), changes  # added, not replaced
     assert all(word in revcol_mm.__doc__ for word in LISTED.values())

@@ -1,8 +1,9 @@
 """Write a small data set of real pictures for trying out training and testing on a CPU.
 
 Handwritten digits (scikit-learn) are pasted on crops of photographs (scikit-image, scikit-learn).
-The same scenes are written in the layouts of ADE20K (semantic segmentation) and COCO (detection
-and instance segmentation), and crops of their digits in the layout of ImageNet (classification).
+The same scenes are written in the layouts of ADE20K (semantic segmentation) and COCO (detection,
+instance and panoptic segmentation: digits are things, photographs stuff), and crops of their digits
+in the layout of ImageNet (classification).
 
 Everything comes out of the installed packages: nothing is downloaded. The same arguments give the
 same files, byte for byte.
@@ -86,6 +87,10 @@ CROP_MARGIN = 1.3  # side of a classification crop over the longer side of the d
 
 # Labels of the ADE20K layout. As there, 0 is ignored: the data sets use `reduce_zero_label`.
 UNLABELLED, BACKGROUND, FIRST_DIGIT = 0, 1, 2
+
+DIGITS = [dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)]
+PHOTOGRAPH = dict(id=11, name='photograph', supercategory='photograph')  # of panoptic segmentation
+VOID = 0  # the id of pixels without a panoptic label
 
 PREVIEW_SCENES = 4  # of each split
 PREVIEW_SCALE = 2
@@ -227,33 +232,56 @@ def crop_square(image: np.ndarray, box: list[float]) -> np.ndarray:
     return image[max(top, 0) : bottom, max(left, 0) : right]
 
 
+def encode(mask: np.ndarray) -> dict:
+    return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+
+
+def measure(mask: np.ndarray) -> dict:
+    """What annotations say of a mask, of an object or of a segment."""
+    rle = encode(mask)
+    return dict(area=int(coco_mask.area(rle)), bbox=coco_mask.toBbox(rle).tolist(), iscrowd=0)
+
+
 def coco_annotation(annotation_id: int, image_id: int, digit: int, mask: np.ndarray) -> dict:
-    rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    rle = encode(mask)
     return dict(
         id=annotation_id,
         image_id=image_id,
-        category_id=digit + 1,
+        category_id=DIGITS[digit]['id'],
         segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
-        area=int(coco_mask.area(rle)),
-        bbox=coco_mask.toBbox(rle).tolist(),
-        iscrowd=0,
+        **measure(mask),
     )
 
 
+def panoptic_annotation(image_id: int, scene: Scene, path: Path) -> dict:
+    """Write a scene's segments as colours of a PNG, and return their annotation."""
+    segments = [(PHOTOGRAPH['id'], scene.labels == BACKGROUND)]
+    segments += [(DIGITS[digit]['id'], mask) for digit, mask in zip(scene.digits, scene.masks)]
+    ids, infos = np.full(scene.labels.shape, VOID), []
+    for number, (category_id, mask) in enumerate(segments):
+        segment_id = 1000 * category_id + number
+        ids[mask] = segment_id
+        infos.append(dict(id=segment_id, category_id=category_id, **measure(mask)))
+    colours = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1)
+    Image.fromarray(colours.astype(np.uint8)).save(path)
+    return dict(image_id=image_id, file_name=path.name, segments_info=infos)
+
+
 def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
-    """Write a split in the three layouts and return a summary of it."""
+    """Write a split in all layouts and return a summary of it."""
     ade_images = out / 'ade20k/images' / split.ade20k_name
     ade_annotations = out / 'ade20k/annotations' / split.ade20k_name
     coco_images = out / 'coco' / split.coco_name
+    segments = out / f'coco/annotations/panoptic_{split.coco_name}'
     class_folders = [out / 'imagenet' / split.name / str(digit) for digit in range(10)]
-    for folder in (ade_images, ade_annotations, coco_images, *class_folders):
+    for folder in (ade_images, ade_annotations, coco_images, segments, *class_folders):
         folder.mkdir(parents=True)
 
     # A generator of its own makes a split independent of the other's number of scenes.
     rng = np.random.default_rng((seed, SPLITS.index(split)))
     photos = [load_photo(name) for name in split.photos]
     digit_source = sample_digits(split, rng)
-    images, annotations = [], []
+    images, annotations, panoptic = [], [], []
     for image_id in track(range(1, num_scenes + 1), description=f'{split.name} scenes'):
         scene = make_scene(photos, digit_source, rng)
         name = f'scene_{image_id - 1:05d}'
@@ -262,6 +290,7 @@ def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
         link_or_copy(ade_images / f'{name}.jpg', coco_images / f'{name}.jpg')
         height, width = scene.labels.shape
         images.append(dict(id=image_id, file_name=f'{name}.jpg', height=height, width=width))
+        panoptic.append(panoptic_annotation(image_id, scene, segments / f'{name}.png'))
 
         for digit, mask in zip(scene.digits, scene.masks):
             annotation = coco_annotation(len(annotations) + 1, image_id, digit, mask)
@@ -269,16 +298,12 @@ def write_split(out: Path, split: Split, num_scenes: int, seed: int) -> str:
             crop = crop_square(scene.image, annotation['bbox'])
             save_jpeg(crop, class_folders[digit] / f'{name}_{annotation["id"]:05d}.jpg')
 
-    coco = dict(
-        info=dict(description=f'Digits on photographs, {split.name} split, seed {seed}'),
-        licenses=[],
-        images=images,
-        annotations=annotations,
-        categories=[dict(id=digit + 1, name=str(digit), supercategory='digit') for digit in range(10)],
-    )
-    annotation_file = out / f'coco/annotations/instances_{split.coco_name}.json'
-    annotation_file.parent.mkdir(exist_ok=True)
-    annotation_file.write_text(json.dumps(coco))
+    info = dict(description=f'Digits on photographs, {split.name} split, seed {seed}')
+    coco = dict(info=info, licenses=[], images=images, annotations=annotations, categories=DIGITS)
+    (segments.parent / f'instances_{split.coco_name}.json').write_text(json.dumps(coco))
+    categories = [dict(digit, isthing=1) for digit in DIGITS] + [dict(PHOTOGRAPH, isthing=0)]
+    coco.update(annotations=panoptic, categories=categories)
+    segments.with_suffix('.json').write_text(json.dumps(coco))
 
     num_empty = num_scenes - len({annotation['image_id'] for annotation in annotations})
     return (
@@ -342,7 +367,7 @@ def write_readme(out: Path, seed: int, summaries: list[str]) -> None:
     photos = '\n'.join(f'  {name} ({licence})' for split in SPLITS for name, licence in split.photos.items())
     (out / 'README.txt').write_text(f"""\
 Handwritten digits pasted on photographs: the same scenes as semantic segmentation (ade20k) and as
-detection and instance segmentation (coco), and crops of their digits as classification
+detection, instance and panoptic segmentation (coco), and crops of their digits as classification
 (imagenet). Written by prepare_sample_data.py with seed {seed}.
 
 {counts}

@@ -52,6 +52,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = _base_.test_pipeline
+test_pipeline[0].update(to_float32=True)
 test_pipeline[2].update(with_mask=True)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
@@ -74,13 +75,11 @@ optim_wrapper = dict(
 )
 max_iters = 368750
 param_scheduler = [
-    dict(
-        type='MultiStepLR', begin=0, end=max_iters, by_epoch=False, milestones=[327778, 355092], gamma=0.1
-    )
+    dict(type='MultiStepLR', begin=0, end=max_iters, by_epoch=False, milestones=[327778, 355092], gamma=0.1)
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5000)
 log_processor = dict(by_epoch=False)
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3),
+    checkpoint=dict(by_epoch=False, interval=5000, max_keep_ckpts=3, save_best='coco/segm_mAP'),
 )

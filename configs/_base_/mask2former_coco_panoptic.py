@@ -16,7 +16,7 @@ model = dict(
 model['panoptic_head']['loss_cls'] = dict(
     class_weight=[1.0] * (_base_.num_classes + num_stuff_classes) + [0.1]
 )
-load = dict(type='LoadPanopticAnnotations', with_bbox=True, with_mask=True, with_seg=True)
+load = dict(type='LoadPanopticAnnotations')
 train_pipeline = [
     dict(type='LoadImageFromFile', to_float32=True),
     load,
@@ -24,6 +24,7 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = _base_.test_pipeline
+test_pipeline[0] = dict(type='LoadImageFromFile')
 test_pipeline[2] = load
 train_dataloader = dict(
     dataset=dict(
@@ -51,3 +52,4 @@ val_evaluator = [
     _base_.val_evaluator,
 ]
 test_evaluator = val_evaluator
+default_hooks = dict(checkpoint=dict(save_best='coco_panoptic/PQ', rule='greater'))

@@ -41,6 +41,7 @@ class CocoFile:
         box_findings: What is wrong where boxes are trained on, or evaluated.
         mask_findings: What is wrong where masks are trained on.
         evaluated_mask_findings: What is wrong where masks are evaluated.
+        segments: Of a panoptic file, ids of an image's segments by the image's id; else None.
         lacks_iscrowd: Number of objects without ``iscrowd``, which pycocotools demands in evaluation.
     """
 
@@ -51,18 +52,18 @@ class CocoFile:
         self.mask_findings, self.evaluated_mask_findings = Findings(), Findings()
         self.lacks_iscrowd = 0
         images, categories, objects = (content.get(kind) or [] for kind in NEEDED)
-        is_panoptic = isinstance(objects, list) and bool(objects) and 'segments_info' in objects[0]
-        if is_panoptic:
-            objects = [
-                {**segment, 'image_id': image['image_id']}
-                for image in objects
-                for segment in image['segments_info']
-            ]
+        self.segments = None
+        if isinstance(objects, list) and objects and 'segments_info' in objects[0]:
+            infos = {image['image_id']: image['segments_info'] for image in objects}
+            self.segments = {
+                image: frozenset(each['id'] for each in segments) for image, segments in infos.items()
+            }
+            objects = [{**each, 'image_id': image} for image, segments in infos.items() for each in segments]
         self._check_left_out(content.get('info'))
         entries = dict(images=images, categories=categories, annotations=objects)
         if not self._has_keys(entries):
             return
-        self._check_ids(entries, is_panoptic)
+        self._check_ids(entries)
         self.images = {each['id']: (each['file_name'], each['width'], each['height']) for each in images}
         self.names = {each['id']: each['name'] for each in categories}
         self.num_objects = Counter(each['category_id'] for each in objects)
@@ -71,7 +72,7 @@ class CocoFile:
         if not self._check_sizes() or not objects:
             return
         self._check_boxes(objects)
-        if not is_panoptic:
+        if self.segments is None:
             self._check_segmentations(objects)
             self.lacks_iscrowd = sum('iscrowd' not in each for each in objects)
 
@@ -117,11 +118,11 @@ class CocoFile:
                 severity=WARNING,
             )
 
-    def _check_ids(self, entries: dict[str, list[dict]], is_panoptic: bool) -> None:
+    def _check_ids(self, entries: dict[str, list[dict]]) -> None:
         """Of two images (or categories) of one id pycocotools keeps the last, with the objects of both."""
         ids = {kind: Counter(each['id'] for each in entries[kind]) for kind in NEEDED}
         for kind, counts in ids.items():
-            if is_panoptic and kind == 'annotations':
+            if self.segments is not None and kind == 'annotations':
                 continue  # ids of segments, unique in their image
             for number, times in counts.most_common(1):
                 if times > 1:
@@ -514,6 +515,8 @@ def check_evaluator(
         clause = 'it has no objects to evaluate on'
         findings.add('no objects', path, clause, 'annotate them', [clause], in_clauses=True)
     classes = dataset.metainfo['classes']
+    if own.segments is None:  # of a panoptic data set, boxes and masks are of things
+        classes = dataset.metainfo.get('thing_classes', classes)
     names = [each for each in own.names.values() if each in set(classes)]
     # Of the data set's own file, what is wrong with its order is told there.
     expected = [own.names.get(each) for each in getattr(dataset, 'cat_ids', ())] if same else classes

@@ -127,6 +127,7 @@ def samples(split: Split, indices: Iterable[int] | None = None, more: bool = Fal
     if not hasattr(dataset, 'get_data_info'):
         return []
     with_masks = loads(dataset, 'seg')
+    segments = file.segments if file and with_masks else None
     found = []
     for index in range(len(dataset)) if indices is None else indices:
         info = dataset.get_data_info(index)
@@ -134,7 +135,8 @@ def samples(split: Split, indices: Iterable[int] | None = None, more: bool = Fal
         size = (info['width'], info['height']) if 'width' in info and 'height' in info else None
         label = info.get('gt_label')
         label = label if isinstance(label, int) else None  # else there are several
-        found.append(Sample(image and str(image), mask and str(mask), size, label))
+        ids = segments.get(info['img_id'], frozenset()) if segments is not None else None
+        found.append(Sample(image and str(image), mask and str(mask), size, label, ids))
     return found
 
 
@@ -186,8 +188,8 @@ def check_split(
         if not everything:
             indices = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int)).tolist()
             found = samples(split, indices)
-        if not has_masks:  # of panoptic ones the pixels are no labels
-            found = [sample._replace(mask=None) for sample in found]
+        if not has_masks:  # a mask's pixels are neither labels nor, of some, ids of segments
+            found = [each if each.segments is not None else each._replace(mask=None) for each in found]
         reading = _reading(split, everything, has_masks)
         looks = read(found, reading, workers, progress)
         findings.extend(_check_looks(split, found, looks, reading, everything))

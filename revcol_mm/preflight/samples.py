@@ -7,6 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from revcol_mm.panopticapi.evaluation import VOID
+from revcol_mm.panopticapi.utils import rgb2id
+
 IGNORE_INDEX = 255  # MMSegmentation's default, and what its reduce_zero_label and label_map write
 
 
@@ -18,12 +21,14 @@ class Sample(NamedTuple):
         mask: The file of its segmentation mask, if there is one.
         size: Its width and height by an annotation file.
         label: Its class, of images that are classified.
+        segments: Ids of its segments by an annotation file, of a panoptic mask.
     """
 
     image: str | None
     mask: str | None = None
     size: tuple[int, int] | None = None
     label: int | None = None
+    segments: frozenset[int] | None = None
 
 
 class Reading(NamedTuple):
@@ -71,6 +76,18 @@ KINDS = {
     'mask size': ('masks of another size than their image', 'write it in the size of the image'),
     'mask channels': ('masks of several channels', 'write the number of the class into one channel'),
     'mask label': ('masks with labels beyond the classes', ''),
+    'panoptic channels': (
+        'panoptic masks that are not in colour',
+        "write ids of segments as colours, red + 256 green + 65536 blue, as COCO's panopticapi does",
+    ),
+    'segment not in mask': (
+        'panoptic masks without a segment of the annotation file',
+        'write its pixels into the mask, or take it out of segments_info',
+    ),
+    'segment not in file': (
+        'panoptic masks with a segment that the annotation file lacks',
+        'add it to segments_info, or give its pixels the colour black, which is no label',
+    ),
 }
 
 
@@ -128,6 +145,27 @@ def _mask_labels(path: str) -> tuple[np.ndarray, tuple[int, int], int]:
         return labels.astype(int), mask.size, len(mask.getbands())
 
 
+def _segments(path: str) -> tuple[np.ndarray, tuple[int, int], int]:
+    """Ids of a panoptic mask's segments, its width and height, and its number of channels."""
+    with Image.open(path) as mask:
+        ids = np.unique(rgb2id(np.asarray(mask.convert('RGB'))))
+        return ids[ids != VOID], mask.size, 3 if mask.mode == 'P' else len(mask.getbands())
+
+
+def _segment_problems(sample: Sample, ids: np.ndarray, num_channels: int) -> list[tuple[str, str]]:
+    if num_channels < 3:
+        return [('panoptic channels', f'{sample.mask} has no colours')]
+    problems = []
+    for kind, what, segments in (
+        ('segment not in mask', 'lacks', sample.segments.difference(ids.tolist())),
+        ('segment not in file', 'has, and its annotation lacks,', set(ids.tolist()) - sample.segments),
+    ):
+        if segments:
+            example = min(segments)
+            problems.append((kind, f'{sample.mask} {what} {len(segments)} segments, such as {example}'))
+    return problems
+
+
 def _trained_labels(labels: np.ndarray, reading: Reading) -> np.ndarray:
     """Labels of a mask as MMSegmentation makes them of those in the file."""
     if reading.reduce_zero_label:
@@ -158,7 +196,8 @@ def look(sample: Sample, reading: Reading) -> Look:
         problems.append(('image size', clause))
     if sample.mask is not None:
         try:
-            labels, mask_size, num_channels = _mask_labels(sample.mask)
+            read = _mask_labels if sample.segments is None else _segments
+            labels, mask_size, num_channels = read(sample.mask)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             if isinstance(error, FileNotFoundError) and not os.path.islink(sample.mask):
                 return Look(problems, None, digest)
@@ -168,6 +207,8 @@ def look(sample: Sample, reading: Reading) -> Look:
                 f'{sample.mask} has {mask_size[0]} x {mask_size[1]} pixels, its image {size[0]} x {size[1]}'
             )
             problems.append(('mask size', clause))
+        if sample.segments is not None:
+            return Look(problems + _segment_problems(sample, labels, num_channels), None, digest)
         if num_channels > 1:
             problems.append(('mask channels', f'{sample.mask} has {num_channels} channels, a mask has one'))
             return Look(problems, None, digest)

@@ -1,0 +1,1 @@
+"""What MMDetection imports of COCO's ``panopticapi``; see :mod:`revcol_mm.supplied_modules`."""
