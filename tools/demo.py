@@ -2,7 +2,8 @@
 
 IMAGES are files, folders, patterns and videos. Below --out go overlays/ (pictures), images.json (which images
 and classes there are) and, of detection, predictions.json (COCO results, with masks as RLE), of
-classification, predictions.json (classes with scores), of semantic segmentation, labels/ (PNGs as ADE20K's).
+classification, predictions.json (classes with scores), of semantic segmentation, labels/ (PNGs as ADE20K's),
+of panoptic segmentation, segments/ and predictions.json (PNGs and results as COCO's).
 An image that cannot be read is named and left out, the rest is done, and the exit status is 65.
 
 Example: python tools/demo.py photos 'more/*.jpg' clip.mp4 --config configs/dino_revcol_t_coco.py \

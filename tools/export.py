@@ -13,13 +13,18 @@ The exported graph is what testing runs:
 - A detector, DINO or Cascade R-CNN, returns 'boxes', (B, N, 4), x1, y1, x2, y2 in pixels of the image,
   'scores' and 'labels', (B, N), the best first, after NMS where there is any. N is what the config keeps of
   an image; scores of 0 fill up. 'masks', (B, N, 28, 28), are probabilities in 28 x 28 parts of a box.
+- Mask2Former of a detector returns the same, but with 'mask_logits', (B, N, H / 4, W / 4), to be scaled to
+  the image bilinearly, above 0 inside of an object; for panoptic segmentation first 'segments', (B, H, W):
+  the class of every pixel's segment + 1000 x its number, which of stuff is 0; without a segment the number
+  of classes.
 - With --backbone-only it returns the features that the config's neck or head gets, 'feature_0' and so on.
 
 Without --dynamic B is 1, H and W are those of --shape. With it they are free, from what is printed on.
 
 The file is read back and run, on random images, by onnxruntime or torch beside the model. Differences are
 relative to the largest value; of labels, it is how much lower the model scores a label than its own choice;
-of boxes, what they lack of overlap. A difference above --tolerance is an error, and the file is deleted.
+of boxes, what they lack of overlap; of segments, the share of pixels in others. A difference above
+--tolerance is an error, and the file is deleted.
 
 In the file are also classes, mean, standard deviation, channel order and where it comes from: in ONNX's
 metadata_props, or in metadata.json, an extra file of the other two. --half has the weights of ONNX in 16
@@ -45,6 +50,7 @@ from revcol_mm.apis import init_model
 from revcol_mm.apis.detection_graph import DetectionGraph
 from revcol_mm.apis.exported_model import Run, open_onnx, open_torch_export
 from revcol_mm.apis.image_graph import ImageGraph, image_graph
+from revcol_mm.apis.mask2former_graph import Mask2FormerGraph
 from revcol_mm.check_env import require_parts
 from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
 from revcol_mm.evaluation.complexity import default_shape
@@ -195,7 +201,7 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     check_writable(out.parent)
     model = init_model(cfg, args.checkpoint, args.device)
     graph = image_graph(model, args.backbone_only)
-    if args.half and isinstance(graph, DetectionGraph):
+    if args.half and isinstance(graph, DetectionGraph | Mask2FormerGraph):
         raise ValueError('--half is not for detectors: 16 bits move boxes, and choose others among many')
     if min(shape) < graph.min_side:
         raise ValueError(

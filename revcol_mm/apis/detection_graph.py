@@ -46,10 +46,8 @@ class DetectionGraph(ImageGraph):
         expected = self(image)
         worst = [(outputs[1] - expected[1]).abs().max()]
         for actual, right in zip(zip(*outputs), zip(*expected)):
-            (boxes, scores, labels, *masks), (their_boxes, their_scores, their_labels, *their_masks) = (
-                actual,
-                right,
-            )
+            boxes, scores, labels, *masks = actual
+            their_boxes, their_scores, their_labels, *their_masks = right
             sure = (scores > their_scores[-1] + 1e-3) & (boxes[:, 2:] > boxes[:, :2]).all(1)
             overlaps = box_iou(boxes, their_boxes).nan_to_num() * (labels[:, None] == their_labels)
             overlap, index = overlaps[sure].max(1)

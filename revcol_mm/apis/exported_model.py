@@ -108,7 +108,7 @@ class ExportedModel(BaseModel):
 
     @property
     def with_mask(self) -> bool:
-        return 'masks' in self.output_names
+        return not {'masks', 'mask_logits'}.isdisjoint(self.output_names)
 
     def forward(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any], mode: str = 'predict'
@@ -132,8 +132,9 @@ class ExportedModel(BaseModel):
         parts = images.split(1) if isinstance(self.shape[0], int) else [images]
         outputs = [torch.cat(tensors).cpu() for tensors in zip(*map(self.run, parts))]
         named = dict(zip(self.output_names, outputs))
-        write = dict(mmdet=self._write_boxes, mmseg=self._write_labels, mmpretrain=self._write_scores)
+        write = dict(mmdet=self._write_detections, mmseg=self._write_labels, mmpretrain=self._write_scores)
         for index, sample in enumerate(data_samples):
+            sample.set_metainfo(dict(batch_input_shape=tuple(images.shape[2:])))
             write[self.cfg.default_scope](sample, {name: output[index] for name, output in named.items()})
         return list(data_samples)
 
@@ -155,11 +156,18 @@ class ExportedModel(BaseModel):
         mean = images.new_tensor(self.mean)[:, None, None]
         return F.pad(images - mean, (0, missing[1], 0, missing[0])) + mean
 
-    def _write_boxes(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+    def _write_detections(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        if 'segments' in outputs:
+            segments = self._scaled_labels(sample, outputs['segments'])
+            sample.pred_panoptic_seg = PixelData(sem_seg=segments)
+        if 'boxes' not in outputs:
+            return
         found = outputs['scores'] > 0
         instances = InstanceData(**{name: outputs[name][found] for name in ('scores', 'labels')})
         instances.bboxes = outputs['boxes'][found] / outputs['boxes'].new_tensor([*sample.scale_factor] * 2)
-        if self.with_mask:
+        if 'mask_logits' in outputs:
+            instances.masks = self._scaled_masks(sample, outputs['mask_logits'][found]) > 0
+        elif 'masks' in outputs:
             from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
 
             threshold = self.cfg.model.test_cfg.rcnn.mask_thr_binary
@@ -170,10 +178,21 @@ class ExportedModel(BaseModel):
         sample.pred_instances = instances
 
     def _write_labels(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        sample.pred_sem_seg = PixelData(data=self._scaled_labels(sample, outputs['labels']))
+
+    @staticmethod
+    def _scaled_labels(sample: Any, labels: Tensor) -> Tensor:
+        """Labels of pixels, (H, W), without padding in the size of the image as it was read, (1, H', W')."""
         height, width = sample.img_shape[:2]
-        labels = outputs['labels'][None, None, :height, :width].float()
-        labels = F.interpolate(labels, sample.ori_shape[:2], mode='nearest-exact').long()
-        sample.pred_sem_seg = PixelData(data=labels[0])
+        labels = labels[None, None, :height, :width].double()
+        return F.interpolate(labels, sample.ori_shape[:2], mode='nearest-exact').long()[0]
+
+    @staticmethod
+    def _scaled_masks(sample: Any, logits: Tensor) -> Tensor:
+        """Mask logits, (N, h, w), in the size of the image as it was read, scaled as testing does."""
+        height, width = sample.img_shape[:2]
+        logits = F.interpolate(logits[None], sample.batch_input_shape, mode='bilinear')[..., :height, :width]
+        return F.interpolate(logits, sample.ori_shape[:2], mode='bilinear')[0]
 
     def _write_scores(self, sample: Any, outputs: dict[str, Tensor]) -> None:
         sample.set_pred_score(outputs['scores']).set_pred_label(outputs['scores'].argmax())

@@ -3,9 +3,9 @@
 Letters: B batch, C, H and W channels and size of the images, K classes.
 """
 
+from importlib import import_module
 from typing import Sequence
 
-import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModel
 from torch import Tensor, nn
@@ -15,7 +15,13 @@ from revcol_mm.models import RevColClassifier
 
 from .exportable import exportable
 
-HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'head')  # OpenMMLab's names of them
+GRAPHS = {  # of models by their class; imported when there is one
+    'SemanticMask2Former': ('revcol_mm.apis.mask2former_graph', 'SemanticMask2FormerGraph'),
+    'Mask2Former': ('revcol_mm.apis.mask2former_graph', 'Mask2FormerGraph'),
+    'DINO': ('revcol_mm.apis.detection_graph', 'DinoGraph'),
+    'CascadeRCNN': ('revcol_mm.apis.detection_graph', 'CascadeGraph'),
+}
+HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'panoptic_head', 'head')
 
 
 class ImageGraph(nn.Module):
@@ -88,24 +94,6 @@ class SegmentationGraph(ImageGraph):
         return max(lower.item(), ((scores - expected).abs().max() / expected.abs().max()).item())
 
 
-class MaskClassificationGraph(SegmentationGraph):
-    """Mask2Former for semantic segmentation: the scores of a pixel are those of masks, times their classes'.
-
-    Args:
-        model: A segmentor with MMSegmentation's Mask2FormerHead.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__(model.data_preprocessor, model, align_corners=False)
-
-    def class_scores(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> sums over masks, (B, K, H, W)."""
-        model, size = self.network, image.shape[-2:]
-        (*_, classes), (*_, masks) = model.decode_head(model.extract_feat(self.normalised(image)), None)
-        masks = F.interpolate(masks, size, mode='bilinear', align_corners=False).sigmoid()
-        return torch.einsum('bqc,bqhw->bchw', classes.softmax(-1)[..., :-1], masks)
-
-
 class LastFeature(nn.Module):
     """Passes on the last of several features."""
 
@@ -117,7 +105,8 @@ def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
     """What is exported of a model: the parts that testing runs, without auxiliary heads and supervision.
 
     The outputs are a classifier's 'scores', softmax, (B, K); a segmentor's 'labels' and 'scores', see
-    :class:`SegmentationGraph`; or a detector's boxes, see :mod:`revcol_mm.apis.detection_graph`.
+    :class:`SegmentationGraph`; a detector's boxes, see :mod:`revcol_mm.apis.detection_graph`; or objects and
+    segments of Mask2Former, see :class:`revcol_mm.apis.mask2former_graph.Mask2FormerGraph`.
 
     Args:
         model: A classifier, segmentor or detector of any OpenMMLab package, in evaluation mode. The graph has
@@ -143,18 +132,14 @@ def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
     elif _is_segmentor(model):
         network = nn.Sequential(backbone, *neck, model.decode_head)
         graph = SegmentationGraph(preprocessor, network, model.align_corners)
-    elif _is_mask2former(model):
-        graph = MaskClassificationGraph(model)
-    elif type(model).__name__ in ('DINO', 'CascadeRCNN'):
-        from .detection_graph import CascadeGraph, DinoGraph
-
-        graph = {'DINO': DinoGraph, 'CascadeRCNN': CascadeGraph}[type(model).__name__](model)
+    elif (name := 'SemanticMask2Former' if _is_mask2former(model) else type(model).__name__) in GRAPHS:
+        graph = getattr(import_module(GRAPHS[name][0]), GRAPHS[name][1])(model)
     else:
         heads = [type(head).__name__ for name in HEADS if (head := getattr(model, name, None)) is not None]
         raise ValueError(
             f'{type(model).__name__} with {" and ".join(heads)} is not exported: classifiers are, segmentors '
-            'that classify pixels by softmax or by Mask2Former, DINO and Cascade R-CNN; --backbone-only '
-            'exports the backbone of any'
+            'that classify pixels by softmax, Mask2Former, DINO and Cascade R-CNN; --backbone-only exports '
+            'the backbone of any'
         )
     return graph.eval().requires_grad_(False)
 

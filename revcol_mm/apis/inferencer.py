@@ -283,6 +283,38 @@ class DetectionInferencer(Inferencer):
         return records
 
 
+class PanopticInferencer(DetectionInferencer):
+    """Segments of things and stuff, by :class:`mmdet.apis.DetInferencer`; objects are left to metrics."""
+
+    options = ()
+
+    def __init__(self, model: BaseModel) -> None:
+        super().__init__(model)
+        self.task = 'panoptic segmentation'
+
+    def _checked(self, sample: Any) -> Any:
+        self._require(sample, 'pred_panoptic_seg')
+        sample.pop('pred_instances', None)
+        return sample
+
+    @staticmethod
+    def segments(sample: Any) -> np.ndarray:
+        """MMDetection's id of every pixel's segment, (H, W): its class + 1000 x its number among things."""
+        return sample.pred_panoptic_seg.sem_seg[0].cpu().numpy()
+
+    def records(self, sample: Any) -> list[dict[str, Any]]:
+        """Segments by falling area: 'id', 'label', 'name' and 'score', which is their share of the pixels."""
+        from mmdet.evaluation import INSTANCE_OFFSET
+
+        ids, counts = np.unique(self.segments(sample), return_counts=True)
+        labels, shares = ids % INSTANCE_OFFSET, counts / counts.sum()
+        return [
+            dict(id=int(ids[index]), **self._record(labels[index], shares[index]))
+            for index in np.argsort(-shares, kind='stable')
+            if labels[index] < len(self.classes)
+        ]
+
+
 class SegmentationInferencer(Inferencer):
     """A class for every pixel; by :class:`mmseg.apis.MMSegInferencer`."""
 
@@ -382,6 +414,12 @@ INFERENCERS = {
 }
 
 
+def _inferencer_of(cfg: Config) -> type[Inferencer]:
+    if 'panoptic_fusion_head' in cfg.model and (cfg.model.get('test_cfg') or {}).get('panoptic_on', True):
+        return PanopticInferencer
+    return INFERENCERS[cfg.default_scope]
+
+
 def init_inferencer(
     config: str | Path | Config,
     checkpoint: str | Path | None = None,
@@ -395,7 +433,7 @@ def init_inferencer(
         config, checkpoint, device: See :func:`init_model`, whose errors it raises as well. The checkpoint may
             also be a file of tools/export.py, of ONNX or torch.export; the model is not built then.
         score_threshold: Lowest score of a detection or a class that counts, 0 to 1. None: 0.3 for detection,
-            0 for classification. Semantic segmentation has none.
+            0 for classification. Segmentation, semantic or panoptic, has none.
         top_k: How many classes of an image count at most, for classification. None: 5.
 
     Raises:
@@ -412,7 +450,7 @@ def init_inferencer(
     if top_k is not None and top_k < 1:
         raise ValueError(f'top k starts at 1, got {top_k}')
     cfg = config if isinstance(config, Config) else read_config(config)
-    kind = INFERENCERS[cfg.default_scope]
+    kind = _inferencer_of(cfg)
     options = dict(score_threshold=score_threshold, top_k=top_k)
     options = {name: value for name, value in options.items() if value is not None}
     for name in options:

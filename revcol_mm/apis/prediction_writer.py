@@ -8,9 +8,11 @@ import cv2
 import mmcv
 import numpy as np
 
+from revcol_mm.panopticapi.utils import id2rgb
+
 from .image_files import Picture, Source
 from .image_header import ImageError
-from .inferencer import DetectionInferencer, Inferencer, SegmentationInferencer
+from .inferencer import DetectionInferencer, Inferencer, PanopticInferencer, SegmentationInferencer
 
 
 class PredictionWriter:
@@ -25,6 +27,9 @@ class PredictionWriter:
       'score' and perhaps 'segmentation' (RLE); ``COCO('images.json').loadRes('predictions.json')`` reads it.
       Classification: for every image 'image_id', 'file_name' and 'predictions', the best first, which have
       'label', 'name' and 'score'.
+    - ``segments/NAME.png`` and ``predictions.json``, panoptic segmentation: COCO's panoptic results. Colours
+      of the PNG are ids, red + 256 green + 65536 blue, black is none; 'segments_info' of each of the
+      'annotations' have an 'id', 'category_id' and 'area'.
     - ``labels/NAME.png``, segmentation: the category's id of every pixel, in 8 bits, or 16 where there are
       more than 256. Where the data set has ``reduce_zero_label``, as ADE20K, they begin at 1, as in its own
       files, whose 0 stands for other things and is never predicted; else at 0. A frame of a video is
@@ -62,7 +67,9 @@ class PredictionWriter:
     def __exit__(self, *_: Any) -> None:
         self._end_video()
         self._write_json('images.json', self._index)
-        if not isinstance(self.inferencer, SegmentationInferencer):
+        if isinstance(self.inferencer, PanopticInferencer):
+            self._write_json('predictions.json', dict(annotations=self._predictions))
+        elif not isinstance(self.inferencer, SegmentationInferencer):
             self._write_json('predictions.json', self._predictions)
 
     def write(self, picture: Picture, sample: Any, overlay: np.ndarray) -> None:
@@ -85,9 +92,10 @@ class PredictionWriter:
         first = self.inferencer.first_category_id
         if isinstance(self.inferencer, SegmentationInferencer):
             labels = self.inferencer.labels(sample) + first
-            frame = '' if picture.frame is None else f'/{picture.frame:06d}'
             dtype = np.uint8 if first + len(self.inferencer.classes) <= 256 else np.uint16
-            mmcv.imwrite(labels.astype(dtype), str(self.out / f'labels/{source.name}{frame}.png'))
+            mmcv.imwrite(labels.astype(dtype), str(self._file('labels', picture)))
+        elif isinstance(self.inferencer, PanopticInferencer):
+            self._write_segments(picture, sample, image['id'])
         elif isinstance(self.inferencer, DetectionInferencer):
             for record in self.inferencer.records(sample):
                 category = first + record.pop('label')
@@ -101,6 +109,25 @@ class PredictionWriter:
                     predictions=self.inferencer.records(sample),
                 )
             )
+
+    def _write_segments(self, picture: Picture, sample: Any, image_id: int) -> None:
+        """Number an image's segments from 1 on."""
+        found = self.inferencer.segments(sample)
+        ids, infos = np.zeros_like(found), []
+        for number, record in enumerate(self.inferencer.records(sample), 1):
+            inside = found == record['id']
+            ids[inside] = number
+            category = self.inferencer.first_category_id + record['label']
+            infos.append(dict(id=number, category_id=category, area=int(inside.sum())))
+        path = self._file('segments', picture)
+        mmcv.imwrite(id2rgb(ids)[..., ::-1], str(path))
+        name = str(path.relative_to(self.out / 'segments'))
+        self._predictions.append(dict(image_id=image_id, file_name=name, segments_info=infos))
+
+    def _file(self, kind: str, picture: Picture) -> Path:
+        """The PNG of a picture in a folder of predictions."""
+        frame = '' if picture.frame is None else f'/{picture.frame:06d}'
+        return self.out / kind / f'{picture.source.name}{frame}.png'
 
     def _write_overlay(self, picture: Picture, overlay: np.ndarray) -> None:
         path = self.out / 'overlays' / picture.source.name
