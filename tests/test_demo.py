@@ -22,11 +22,13 @@ from pycocotools.coco import COCO
 from pycocotools.mask import decode
 
 from revcol_mm.apis import init_model
+from revcol_mm.panopticapi.utils import rgb2id
 
 from .subprocesses import REPO, run
 
 SEGMENTOR = 'upernet_revcol_nano_sample'
 DETECTOR = 'cascade_mask_rcnn_revcol_nano_sample'
+PANOPTIC = 'mask2former_revcol_nano_sample_panoptic'
 CLASSIFIER = 'revcol_nano_sample'
 DIGITS = tuple('0123456789')
 UNREADABLE = 65
@@ -41,7 +43,7 @@ def checkpoints(tmp_path_factory):
     """Models of the sample configs that predict something, but nothing sensible, by config."""
     folder = tmp_path_factory.mktemp('checkpoints')
     meta = {CLASSIFIER: dict(dataset_meta=dict(classes=DIGITS))}
-    for name in (SEGMENTOR, DETECTOR, CLASSIFIER):
+    for name in (SEGMENTOR, DETECTOR, PANOPTIC, CLASSIFIER):
         torch.manual_seed(0)
         model = init_model(config(name), device='cpu')
         checkpoint = dict(meta=meta.get(name, {}), state_dict=model.state_dict())
@@ -109,9 +111,10 @@ def test_segmentation_is_what_testing_writes_as_label_images_of_ade20k(
         assert (both[0] == both[1]).mean() > 0.999
 
 
-def predicted_in_testing(name, checkpoints, sample_data, layout):
+def predicted_in_testing(name, checkpoints, sample_data, layout, test_cfg=()):
     """The samples that a model predicts on its test data, loaded by its data set."""
     cfg = Config.fromfile(config(name))
+    cfg.merge_from_dict({f'model.test_cfg.{key}': value for key, value in dict(test_cfg).items()})
     cfg.test_dataloader.dataset.data_root = str(sample_data / layout)
     model = init_model(cfg, checkpoints / f'{name}.pth', 'cpu')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
@@ -171,6 +174,32 @@ def test_the_score_threshold_holds_for_what_is_written_and_what_is_drawn(demo, s
     visualizer.add_datasample('', shown, DetDataSample(pred_instances=nothing), draw_gt=False)
     assert np.array_equal(drawn[1][..., ::-1], visualizer.get_image())
     assert not np.array_equal(drawn[0], drawn[1])
+
+
+@pytest.mark.parametrize('threshold', [0.1, 1.0], ids=['segments', 'none'])
+def test_segments_are_written_as_coco_s_panoptic_results(threshold, demo, checkpoints, sample_data, tmp_path):
+    test_cfg = dict(object_mask_thr=threshold, iou_thr=0.0)
+    cfg = Config.fromfile(config(PANOPTIC))
+    cfg.model.test_cfg.update(test_cfg)
+    cfg.dump(tmp_path / 'config.py')
+    status, said = demo(PANOPTIC, sample_data / 'coco/val2017', '--config', tmp_path / 'config.py')
+    assert status == 0 and 'panoptic segmentation: 4 of 4' in said
+    written = json.loads((tmp_path / 'out/predictions.json').read_text())['annotations']
+    categories = json.loads((tmp_path / 'out/images.json').read_text())['categories']
+    categories = {each['id']: each['name'] for each in categories}
+    predicted = predicted_in_testing(PANOPTIC, checkpoints, sample_data, 'coco', test_cfg)
+    for annotation, (meta, sample) in zip(written, predicted, strict=True):
+        ids = rgb2id(np.asarray(Image.open(tmp_path / 'out/segments' / annotation['file_name'])))
+        expected = sample.pred_panoptic_seg.sem_seg[0].numpy()
+        segments = annotation['segments_info']
+        assert bool(segments) == (threshold < 1)
+        assert len(np.unique(expected[ids == 0])) <= 1
+        for segment in segments:
+            (found,) = np.unique(expected[ids == segment['id']])
+            assert categories[segment['category_id']] == meta['classes'][found % 1000]
+            assert segment['area'] == (ids == segment['id']).sum() == (expected == found).sum()
+        overlay = tmp_path / 'out/overlays' / annotation['file_name']
+        assert Image.open(overlay).size == ids.shape[::-1]
 
 
 def test_classes_are_those_of_testing_the_best_first(demo, checkpoints, sample_data, tmp_path):

@@ -42,6 +42,15 @@ model.update(
     test_cfg=dict(rpn=dict(max_per_img=20)),
 )
 """,
+    panoptic=LOADERS
+    + """
+train_pipeline[3] = dict(type='Resize', scale=(128, 96), keep_ratio=True)
+train_pipeline[4].update(crop_size=(64, 64))
+train_cfg.update(max_iters=1, val_interval=1)
+default_hooks['checkpoint'].update(interval=1)
+model['data_preprocessor'] = dict(batch_augments=None)
+model['panoptic_head'].update(in_channels=channels)
+""",
     segmentation=LOADERS
     + """
 train_cfg.update(max_iters=1, val_interval=1)

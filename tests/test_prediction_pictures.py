@@ -13,7 +13,13 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
-from revcol_mm.engine.prediction_pictures import GAP, MAX_NAMES, draw_beside_truth, enlarge
+from revcol_mm.engine.prediction_pictures import (
+    GAP,
+    MAX_NAMES,
+    draw_beside_truth,
+    enlarge,
+    without_empty_segments,
+)
 from revcol_mm.engine.segmentation_visualizer import SegmentationVisualizer
 
 CLASSES = ('background', 'Straße', 'cat', 'dog')
@@ -197,6 +203,15 @@ def test_large_images_stay_as_they_are(size):
     image = photograph(*size)
     enlarged, _ = enlarge(image, DetDataSample())
     assert enlarged is image
+
+
+def test_a_panoptic_prediction_without_segments_is_left_out():
+    void = torch.full((1, 8, 8), len(CLASSES))
+    segments = void.clone().index_fill_(2, torch.arange(4), 1)
+    for found, is_kept in ((void, False), (segments, True)):
+        sample = DetDataSample(pred_panoptic_seg=PixelData(sem_seg=found))
+        assert ('pred_panoptic_seg' in without_empty_segments(sample, len(CLASSES))) == is_kept
+        assert 'pred_panoptic_seg' in sample
 
 
 def test_detections_are_drawn_beside_the_truth():

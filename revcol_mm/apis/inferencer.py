@@ -20,7 +20,7 @@ from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import Tensor
 
 from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture
+from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture, without_empty_segments
 from revcol_mm.preflight import reads_images, revcol_channels
 
 from .exported_model import ExportedModel, is_exported
@@ -296,6 +296,10 @@ class PanopticInferencer(DetectionInferencer):
         self._require(sample, 'pred_panoptic_seg')
         sample.pop('pred_instances', None)
         return sample
+
+    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+        samples = [without_empty_segments(sample, len(self.classes)) for sample in samples]
+        return super()._draw(pictures, samples)
 
     @staticmethod
     def segments(sample: Any) -> np.ndarray:

@@ -68,6 +68,18 @@ def without_ignored(sample: BaseDataElement, ignored: int, num_classes: int) -> 
     return sample
 
 
+def without_empty_segments(sample: BaseDataElement, num_classes: int) -> BaseDataElement:
+    """Take a panoptic prediction without segments out of a data sample, which stays as it is.
+
+    MMDetection's visualizer fails on it.
+    """
+    if 'pred_panoptic_seg' not in sample or (sample.pred_panoptic_seg.sem_seg != num_classes).any():
+        return sample
+    sample = sample.clone()
+    del sample.pred_panoptic_seg
+    return sample
+
+
 def enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
     """Enlarge a small image, and what is annotated and predicted on it, so that what is drawn is legible.
 
@@ -228,5 +240,6 @@ class PredictionPicturesHook(Hook):
             image = rgb_picture(loader(dict(img_path=sample.img_path))['img'], reads_bgr(loader))
             if hasattr(dataset, 'ignore_index'):
                 sample = without_ignored(sample, dataset.ignore_index, len(dataset.metainfo['classes']))
+            sample = without_empty_segments(sample, len(visualizer.dataset_meta.get('classes') or ()))
             picture = draw_beside_truth(visualizer, image, sample, **self.draw_args)
             runner.visualizer.add_image(f'{mode}_{Path(sample.img_path).name}', picture, runner.iter)
