@@ -27,6 +27,7 @@ __version__ = '0.1.0'
 supply_modules()
 leave_out_multimodal_models()
 try:
+    from .apis.hub import load
     from .engine import (
         ColumnStatisticsHook,
         LayerDecayOptimWrapperConstructor,
@@ -58,4 +59,5 @@ __all__ = [
     'PreflightHook',
     'RevCol',
     'RevColClassifier',
+    'load',
 ]

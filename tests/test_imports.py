@@ -65,6 +65,7 @@ def test_without_torch_the_error_names_the_check():
 
 
 LAYERS = [
+    'panopticapi',
     'mmcv_ops',
     'check_env',
     'ops',

@@ -36,6 +36,7 @@ from mmengine.logging import print_log
 from mmengine.runner import checkpoint as zoos
 from torch import Tensor, nn
 
+from .hub_file import HUB, hub_file
 from .sharded_checkpoint import REST, is_sharded, read_weights
 from .whole_files import replacing
 
@@ -95,7 +96,8 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
     have them, they are checked.
 
     Args:
-        source: File, URL, or a name in one of MMEngine's model zoos, such as torchvision://resnet50.
+        source: File, URL, a name in one of MMEngine's model zoos, such as torchvision://resnet50, or an
+            address of :func:`revcol_mm.models.hub_file.hub_file`.
         setting: What names the checkpoint in a config, for the error's advice. None: no config does.
 
     Raises:
@@ -104,6 +106,14 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
     """
     source = _zoo_url(str(source))
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
+    if source.startswith(HUB):
+        for may_fetch in (is_main_process(), True):  # the main process first, then other machines' ones
+            try:
+                path = hub_file(source) if may_fetch else None
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'{error}{advice}') from error
+            barrier()
+        return path
     if not source.startswith(('http://', 'https://')):
         path = Path(source)
         if not path.is_file() and not is_sharded(path):
@@ -174,7 +184,7 @@ def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg'
 def is_remote(source: str | Path) -> bool:
     """Whether a source is in a store, such as s3://, that only a file backend of MMEngine can reach."""
     source = str(source)
-    return bool(OTHER_STORE.match(source)) and source.partition('://')[0] not in _ZOOS
+    return bool(OTHER_STORE.match(source)) and source.partition('://')[0] not in (*_ZOOS, 'hf')
 
 
 def unreadable_because(error: Exception) -> str:

@@ -1,0 +1,170 @@
+"""Models as folders that say all it takes to use them, on this machine or on the Hugging Face Hub."""
+
+import json
+import numbers
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.model import BaseModel
+
+from revcol_mm.engine.launch import read_config
+from revcol_mm.models.checkpoint import save_checkpoint
+from revcol_mm.models.hub_file import HUB, hub_file
+
+from .inferencer import Inferencer, init_inferencer
+
+CONFIG, WEIGHTS, CARD = 'config.py', 'model.safetensors', 'README.md'
+OF_A_RUN = ('work_dir', 'launcher', 'resume', 'load_from')  # not of the model
+PIPELINE_TAGS = {
+    'mmdet': 'object-detection',
+    'mmseg': 'image-segmentation',
+    'mmpretrain': 'image-classification',
+}
+CARD_TEXT = """\
+# {title}
+
+{model} with the backbone {backbone}, {millions:.1f} M parameters, made with revcol_mm.
+
+{results}## Use
+
+```python
+import revcol_mm
+
+model = revcol_mm.load({name!r})
+image = model.read('photo.jpg')
+(prediction,) = model.predict([image])
+print(model.records(prediction))
+```
+
+Nothing in this repository is run: weights are safetensors, and `config.py` is read as data. To test it with
+revcol_mm's tools, or to train on from it by `load_from`:
+
+```sh
+python tools/test.py config.py hf://{name}/{weights}
+```
+"""
+
+
+def load(name: str | Path, device: str | None = None, **options: Any) -> Inferencer:
+    """Load a model that predicts. Nothing that comes with it is run.
+
+    Args:
+        name: A folder that ``tools/publish_model.py --hub`` wrote, or such a repository of the Hugging Face
+            Hub, 'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.models.hub_file.hub_file`.
+        device: Such as 'cpu' or 'cuda:1'. None: a GPU where there is one.
+        **options: ``score_threshold`` and ``top_k`` of :func:`init_inferencer`.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository.
+        ValueError: If its config cannot be read, or names what neither OpenMMLab nor revcol_mm has.
+        CheckpointError: If its weights do not fit the config.
+
+    Examples:
+        >>> model = revcol_mm.load('org/upernet_revcol_t_ade20k')
+        >>> (prediction,) = model.predict([model.read('photo.jpg')])
+    """
+    folder = Path(name)
+    if folder.is_dir():
+        files = [folder / file for file in (CONFIG, WEIGHTS)]
+    elif re.fullmatch(r'[\w.-]+/[\w.-]+(@[^/@]+)?', str(name)):
+        files = [hub_file(f'{HUB}{name}/{file}') for file in (CONFIG, WEIGHTS)]
+    else:
+        raise FileNotFoundError(f'no folder {name}, and no ORG/REPO of the Hugging Face Hub either')
+    config, weights = files
+    return init_inferencer(read_config(config, recorded=True), weights, device, **options)
+
+
+def write_folder(
+    checkpoint: dict[str, Any],
+    cfg: Config,
+    out: Path,
+    title: str,
+    licence: str,
+    data: str | None = None,
+    metrics: dict[str, float] | None = None,
+) -> None:
+    """Write a model as :func:`load` takes it, which is tried, with a card that says what it is.
+
+    Args:
+        checkpoint: Its weights and ``meta``, see :func:`revcol_mm.models.checkpoint.save_checkpoint`.
+        cfg: Its config.
+        out: The folder; of files of these names it replaces those that are there.
+        title: Of the card, and the repository's name.
+        licence: Identifier by which the hub knows the licence, such as 'apache-2.0'.
+        data: What it was trained and tested on.
+        metrics: What testing said, by name.
+
+    Raises:
+        RuntimeError: If huggingface_hub is not installed.
+        ValueError, CheckpointError: See :func:`load`.
+    """
+    try:
+        from huggingface_hub import ModelCard
+    except ModuleNotFoundError as error:
+        raise RuntimeError('cards are written by huggingface_hub: pip install huggingface_hub') from error
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as unfinished:
+        folder = Path(unfinished)
+        of_model = {key: value for key, value in cfg.to_dict().items() if key not in OF_A_RUN}
+        Config(of_model).dump(folder / CONFIG)
+        save_checkpoint(checkpoint, folder / WEIGHTS)
+        model = load(folder, 'cpu').model
+        ModelCard(_card(model, title, licence, data, metrics or {})).save(folder / CARD)
+        out.mkdir(exist_ok=True)
+        for file in (CONFIG, WEIGHTS, CARD):
+            (folder / file).replace(out / file)
+
+
+def _card(model: BaseModel, title: str, licence: str, data: str | None, metrics: dict[str, float]) -> str:
+    """A card in Markdown, with the hub's metadata in front."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    tag, backbone = PIPELINE_TAGS[model.cfg.default_scope], model.cfg.model.backbone
+    metadata = ModelCardData(
+        license=licence,
+        library_name='revcol_mm',
+        pipeline_tag=tag,
+        tags=['revcol', 'openmmlab'],
+        model_name=title,
+        eval_results=[
+            EvalResult(tag, data or 'unknown', data or 'unknown', metric_type=name, metric_value=value)
+            for name, value in metrics.items()
+        ]
+        or None,
+    )
+    rows = '\n'.join(f'| {name} | {value:.4g} |' for name, value in metrics.items())
+    results = f'## Results\n\nOn {data or "the test data"}:\n\n| metric | value |\n|---|---|\n{rows}\n\n'
+    text = CARD_TEXT.format(
+        title=title,
+        model=model.cfg.model.type,
+        backbone=' '.join([backbone.type, str(backbone.get('arch', ''))]).strip(),
+        millions=sum(param.numel() for param in model.parameters()) / 1e6,
+        results=results if rows else '',
+        name=f'ORG/{title}',
+        weights=WEIGHTS,
+    )
+    return f'---\n{metadata.to_yaml()}\n---\n\n{text}'
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """Read the metrics that ``tools/test.py`` wrote, without the times that it took.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no such JSON.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f'no metrics {path}')
+    try:
+        found = json.loads(path.read_text())
+        return {
+            name: value
+            for name, value in found.items()
+            if isinstance(value, numbers.Real) and name not in ('time', 'data_time')
+        }
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f'{path} is no JSON of metrics, as tools/test.py writes it: {error}') from error
