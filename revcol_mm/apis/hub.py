@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.model import BaseModel
 
 from revcol_mm.engine.launch import read_config
 from revcol_mm.models.checkpoint import save_checkpoint
@@ -18,11 +17,7 @@ from .inferencer import Inferencer, init_inferencer
 
 CONFIG, WEIGHTS, CARD = 'config.py', 'model.safetensors', 'README.md'
 OF_A_RUN = ('work_dir', 'launcher', 'resume', 'load_from')  # not of the model
-PIPELINE_TAGS = {
-    'mmdet': 'object-detection',
-    'mmseg': 'image-segmentation',
-    'mmpretrain': 'image-classification',
-}
+PIPELINE_TAGS = {'detection': 'object-detection', 'classification': 'image-classification'}  # by the task
 CARD_TEXT = """\
 # {title}
 
@@ -112,18 +107,21 @@ def write_folder(
         of_model = {key: value for key, value in cfg.to_dict().items() if key not in OF_A_RUN}
         Config(of_model).dump(folder / CONFIG)
         save_checkpoint(checkpoint, folder / WEIGHTS)
-        model = load(folder, 'cpu').model
-        ModelCard(_card(model, title, licence, data, metrics or {})).save(folder / CARD)
+        inferencer = load(folder, 'cpu')
+        ModelCard(_card(inferencer, title, licence, data, metrics or {})).save(folder / CARD)
         out.mkdir(exist_ok=True)
         for file in (CONFIG, WEIGHTS, CARD):
             (folder / file).replace(out / file)
 
 
-def _card(model: BaseModel, title: str, licence: str, data: str | None, metrics: dict[str, float]) -> str:
+def _card(
+    inferencer: Inferencer, title: str, licence: str, data: str | None, metrics: dict[str, float]
+) -> str:
     """A card in Markdown, with the hub's metadata in front."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    tag, backbone = PIPELINE_TAGS[model.cfg.default_scope], model.cfg.model.backbone
+    tag = PIPELINE_TAGS.get(inferencer.task, 'image-segmentation')
+    model, backbone = inferencer.model, inferencer.model.cfg.model.backbone
     metadata = ModelCardData(
         license=licence,
         library_name='revcol_mm',
