@@ -19,6 +19,9 @@ a run with a LoadFromHook begins, and then for the rest of the process: see
 :func:`revcol_mm.engine.load_from.restrict_loading`.
 """
 
+from importlib import import_module
+from typing import Any
+
 from .supplied_modules import supply_modules
 from .transformers_5 import leave_out_multimodal_models
 
@@ -26,8 +29,8 @@ __version__ = '0.1.0'
 
 supply_modules()
 leave_out_multimodal_models()
+_missing = None
 try:
-    from .apis.hub import load
     from .engine import (
         ColumnStatisticsHook,
         LayerDecayOptimWrapperConstructor,
@@ -45,8 +48,15 @@ except ModuleNotFoundError as error:
     # `python -m revcol_mm.check_env`, which imports this file first, must be able to say what is missing.
     _missing = error
 
-    def __getattr__(name: str):
+_LAZY = {'get_config': 'revcol_mm.configs', 'load': 'revcol_mm.apis.hub'}  # which import much more
+
+
+def __getattr__(name: str) -> Any:
+    if _missing is not None:
         raise ImportError(f'{_missing}; run: python -m revcol_mm.check_env') from _missing
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 __all__ = [
@@ -59,5 +69,6 @@ __all__ = [
     'PreflightHook',
     'RevCol',
     'RevColClassifier',
+    'get_config',
     'load',
 ]

@@ -4,6 +4,7 @@
 but the standard library is needed to import this file.
 """
 
+import argparse
 import importlib
 import platform
 import re
@@ -198,6 +199,7 @@ def require(task: str) -> None:
 
 def main() -> int:
     """Print the report; return the exit status."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     parts = {name: examine(name) for names in TASKS.values() for name in names}
     python = _tested(platform.python_version(), *PYTHON)
     print(f'Python {python}, OpenMMLab set: {installed_set() or "none"}')

@@ -68,6 +68,7 @@ LAYERS = [
     'panopticapi',
     'mmcv_ops',
     'check_env',
+    'configs',
     'ops',
     'testing',
     'models',
@@ -76,12 +77,13 @@ LAYERS = [
     'engine',
     'apis',
     'analysis',
+    'cli',
 ]
 
 
 @pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)
 def test_imports_go_one_way(path):
-    """ops -> models -> evaluation -> preflight -> engine -> apis -> analysis; ops know torch only."""
+    """ops -> models -> evaluation -> preflight -> engine -> apis -> analysis -> cli; ops know torch only."""
     folders = path.relative_to(REPO).parent.parts
     own = path.relative_to(REPO / 'revcol_mm').parts[0].removesuffix('.py')
     if own == '__init__':

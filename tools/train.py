@@ -1,61 +1,6 @@
-"""Train the model of a config, for segmentation, detection or classification.
+"""Train a model: ``revcol train``, without installing the package."""
 
-Example: python tools/train.py configs/mask2former_revcol_b_ade20k.py --work-dir work_dirs/run1
-"""
-
-import argparse
-from pathlib import Path
-
-from revcol_mm.check_env import CORE, require_parts
-
-require_parts('training', CORE)
-
-from mmengine.registry import RUNNERS
-
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
-from revcol_mm.engine.nonfinite import NonFiniteError
-from revcol_mm.engine.resumable_data import BrokenSampleError
-from revcol_mm.preflight import errors_in_one_line
-
-
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_common_arguments(parser)
-    parser.add_argument(
-        '--resume',
-        nargs='?',
-        const='auto',
-        metavar='CKPT',
-        help='go on from a checkpoint, without CKPT from the newest in the work dir',
-    )
-    parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
-    parser.add_argument('--seed', type=int, help='seed of all random generators [a random one]')
-    parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms; slower')
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_args()
-    with errors_in_one_line(NonFiniteError, BrokenSampleError):
-        if args.resume not in (None, 'auto') and not Path(args.resume).exists():
-            raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
-        if args.seed is not None and not 0 <= args.seed < 2**32:
-            raise ValueError(f'--seed is from 0 to {2**32 - 1}, got {args.seed}')
-        cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
-        runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
-        if runner_type is None:
-            raise ValueError(f'runner_type is ResumableRunner or FullyShardedRunner, not {cfg.runner_type!r}')
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
-        if args.seed is not None or args.deterministic:
-            cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
-        if args.amp:
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
-        adapt_to_device(cfg)
-        runner_type.from_cfg(cfg).train()
-        leave_processes()
-
+from revcol_mm.cli.train import main
 
 if __name__ == '__main__':
     main()

@@ -17,6 +17,7 @@ from mmengine.logging import print_log
 from mmengine.utils import get_git_hash
 
 from revcol_mm.check_env import SCOPES, require
+from revcol_mm.configs import find_config
 from revcol_mm.preflight import building, check_files, check_scope, merge_options, tell_of_misspelt_keys
 
 from .recorded_config import read_recorded_model
@@ -24,7 +25,9 @@ from .recorded_config import read_recorded_model
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add a config and options that override its values."""
-    parser.add_argument('config', help='config file, such as configs/mask2former_revcol_b_ade20k.py')
+    parser.add_argument(
+        'config', help='config file, or the name of one of `revcol configs`, such as dino_revcol_t_coco'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -51,7 +54,8 @@ def read_config(path: str | Path, recorded: bool = False) -> Config:
     """Read a config, and check that what its task needs is installed.
 
     Args:
-        path: The file. It is code, and is run.
+        path: The file, or the name of a config that comes with this package; see
+            :func:`revcol_mm.configs.find_config`. It is code, and is run.
         recorded: It was found beside somebody's checkpoint: nothing in it is run, see
             :func:`read_recorded_model`.
 
@@ -60,8 +64,7 @@ def read_config(path: str | Path, recorded: bool = False) -> Config:
         ValueError: If it cannot be read, has no model, or its ``default_scope`` is wrong.
         SystemExit: If the environment lacks what the config's task needs.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'no config {path}')
+    path = find_config(path)
     with building(f'the config {path}'):
         cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
     check_scope(cfg)

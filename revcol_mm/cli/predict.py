@@ -1,0 +1,110 @@
+"""Predict on images and videos: write overlays and the predictions, by what the config's model is for.
+
+IMAGES are files, folders, patterns and videos. Below --out go overlays/ (pictures), images.json (which images
+and classes there are) and, of detection, predictions.json (COCO results, with masks as RLE), of
+classification, predictions.json (classes with scores), of semantic segmentation, labels/ (PNGs as ADE20K's),
+of panoptic segmentation, segments/ and predictions.json (PNGs and results as COCO's).
+An image that cannot be read is named and left out, the rest is done, and the exit status is 65.
+
+Example: revcol predict photos 'more/*.jpg' clip.mp4 --config configs/dino_revcol_t_coco.py \
+    --checkpoint work_dirs/run1/epoch_12.pth
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from revcol_mm.check_env import CORE, require_parts
+
+require_parts('the demo', (*CORE, 'mmcv'))
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from revcol_mm.apis import init_inferencer
+from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources, num_pictures, read_pictures
+from revcol_mm.apis.image_header import ImageError
+from revcol_mm.apis.inferencer import Inferencer
+from revcol_mm.apis.prediction_writer import PredictionWriter
+from revcol_mm.engine.launch import check_writable
+from revcol_mm.preflight import errors_in_one_line
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('images', nargs='+', metavar='IMAGES', help='file, folder, pattern or video')
+    parser.add_argument('--config', required=True, help='config file')
+    parser.add_argument(
+        '--checkpoint', required=True, help='weights, file or URL, or a file of `revcol export`'
+    )
+    parser.add_argument('--out', type=Path, help='folder for the results [work_dirs/CONFIG/predictions]')
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='images at once, of those of one size in a row [1]'
+    )
+    parser.add_argument(
+        '--score-threshold',
+        type=float,
+        help='lowest score of what is drawn and written [detection 0.3, classification 0]',
+    )
+    parser.add_argument('--top-k', type=int, help='classes to write of each image, classification [5]')
+    return parser.parse_args()
+
+
+def predict(
+    inferencer: Inferencer, sources: list[Source], out: Path, batch_size: int, info: dict[str, str]
+) -> dict[Source, str]:
+    """Predict and write; returns what could not be read, and why."""
+    problems = {}
+    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with (
+        PredictionWriter(out, inferencer, info) as writer,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+
+        def report(source: Source, reason: str) -> None:
+            if source not in problems:
+                progress.console.print(
+                    f'{source.path}: {reason}', markup=False, highlight=False, soft_wrap=True
+                )
+            problems[source] = reason
+
+        task = progress.add_task(inferencer.task, total=num_pictures(sources))
+        pictures = read_pictures(sources, inferencer.read, report)
+        for batch in batches(pictures, batch_size, inferencer.needs_one_size):
+            images = [picture.image for picture in batch]
+            try:
+                samples = inferencer.predict(images)
+                for written in zip(batch, samples, inferencer.draw(images, samples)):
+                    writer.write(*written)
+            except ImageError as error:
+                for picture in batch:
+                    report(picture.source, str(error))
+            progress.advance(task, len(batch))
+        progress.update(task, completed=progress.tasks[task].total)  # with what was left out
+    return problems
+
+
+def main() -> None:
+    args = parse_args()
+    out = args.out or Path('work_dirs', Path(args.config).stem, 'predictions')
+    with errors_in_one_line():
+        if args.batch_size < 1:
+            raise ValueError(f'--batch-size starts at 1, got {args.batch_size}')
+        sources = find_sources(args.images, leave_out=out)
+        check_writable(out)
+        inferencer = init_inferencer(
+            args.config, args.checkpoint, args.device, args.score_threshold, args.top_k
+        )
+        info = dict(config=args.config, checkpoint=args.checkpoint)
+        problems = predict(inferencer, sources, out, args.batch_size, info)
+    print(f'{inferencer.task}: {len(sources) - len(problems)} of {len(sources)} images and videos, in {out}')
+    if problems:
+        print('left out, or not done to the end:', *(source.path for source in problems), sep='\n  ')
+        sys.exit(UNREADABLE)
+
+
+if __name__ == '__main__':
+    main()

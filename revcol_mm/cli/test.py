@@ -1,0 +1,108 @@
+"""Test a checkpoint: print its metrics, such as mIoU or COCO AP, and write predictions on request.
+
+Example: revcol test configs/mask2former_revcol_b_ade20k.py work_dirs/run1/iter_160000.pth --tta
+"""
+
+import argparse
+from pathlib import Path
+
+from revcol_mm.check_env import CORE, require_parts
+
+require_parts('testing', CORE)
+
+from mmengine.config import Config, ConfigDict
+from mmengine.dist import is_main_process
+
+from revcol_mm.engine import ResumableRunner
+from revcol_mm.engine.launch import (
+    adapt_to_device,
+    add_common_arguments,
+    check_writable,
+    leave_processes,
+    load_config,
+)
+from revcol_mm.engine.resumable_data import BrokenSampleError
+from revcol_mm.preflight import errors_in_one_line
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_common_arguments(parser)
+    parser.add_argument('checkpoint', help='checkpoint to test: file, URL, or the folder of a sharded one')
+    parser.add_argument(
+        '--out',
+        metavar='DIR',
+        help='write predictions there: label PNGs (segmentation), COCO result files (detection) '
+        'or a pickle (classification)',
+    )
+    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions there')
+    parser.add_argument('--tta', action='store_true', help='multi-scale and flip augmentation')
+    return parser.parse_args()
+
+
+def use_tta(cfg: Config) -> None:
+    """Swap in the config's test-time augmentation."""
+    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+        raise ValueError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
+    cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
+    if 'data_preprocessor' in cfg.model:  # MMEngine would put the config's other one, if any, in its place
+        cfg.data_preprocessor = cfg.model.data_preprocessor
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+
+
+def write_predictions(cfg: Config, out: str) -> None:
+    """Have the evaluators write what the model predicts."""
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    for evaluator in evaluators:
+        if evaluator.type == 'IoUMetric':
+            evaluator.output_dir = out
+        elif evaluator.type in ('CocoMetric', 'CocoPanopticMetric'):
+            evaluator.outfile_prefix = f'{out}/predictions'
+    if cfg.default_scope == 'mmpretrain':
+        evaluators.append(ConfigDict(type='DumpResults', out_file_path=f'{out}/predictions.pkl'))
+    cfg.test_evaluator = evaluators
+
+
+def draw_predictions(cfg: Config, show_dir: str) -> None:
+    """Have the visualization hook draw every image."""
+    if 'visualization' not in cfg.default_hooks:
+        raise ValueError(f'--show-dir: {cfg.filename} has no default_hooks.visualization')
+    cfg.visualizer.save_dir = show_dir
+    # The visualizer adds a folder of its own to save_dir; pictures belong where the user wants them.
+    cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
+    cfg.default_hooks.visualization.interval = 1
+    cfg.default_hooks.visualization['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
+
+
+def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
+    """Print a table of the metrics, and where everything else went."""
+    width = max(map(len, metrics), default=0)
+    print('', *(f'{name:{width}} {value:.4g}' for name, value in metrics.items()), sep='\n')
+    for what, folder in (('predictions', args.out), ('pictures', args.show_dir)):
+        if folder:
+            print(f'{what} in {folder}')
+
+
+def main() -> None:
+    args = parse_args()
+    with errors_in_one_line(BrokenSampleError):
+        if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
+            raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
+        cfg = load_config(args, loaders=('test_dataloader',))
+        if args.tta:
+            use_tta(cfg)
+        if args.out:
+            check_writable(Path(args.out))  # MMSegmentation's processes do not wait for each other to make it
+            write_predictions(cfg, args.out)
+        if args.show_dir:
+            draw_predictions(cfg, args.show_dir)
+        cfg.load_from = args.checkpoint
+        adapt_to_device(cfg)
+        metrics = ResumableRunner.from_cfg(cfg).test()
+    if is_main_process():
+        print_metrics(metrics, args)
+    leave_processes()
+
+
+if __name__ == '__main__':
+    main()
