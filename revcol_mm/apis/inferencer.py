@@ -17,6 +17,7 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from revcol_mm.engine.launch import read_config
@@ -26,7 +27,9 @@ from revcol_mm.preflight import reads_images, revcol_channels
 from .exported_model import ExportedModel, is_exported
 from .image_header import ImageError, image_size
 from .init_model import init_model
+from .tiles import Tile, Tiling, merge_detections, merge_labels
 
+MAX_PICTURE = 4096  # pixels of the longer side of pictures of images in tiles
 MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
 
 
@@ -43,6 +46,7 @@ class Inferencer(ABC):
         classes: Names of the labels.
         first_category_id: Number of label 0 in the data set's format.
         needs_one_size: Images of a batch must be of one size.
+        tiling: How images are cut into tiles; None: they are predicted on as wholes.
 
     Raises:
         ValueError: If the config cannot be tested, or neither it nor the checkpoint names the classes.
@@ -52,6 +56,7 @@ class Inferencer(ABC):
     options: tuple[str, ...] = ()  # arguments beside the model
     first_category_id = 0
     needs_one_size = True
+    tiling: Tiling | None = None
 
     def __init__(self, model: BaseModel) -> None:
         cfg = model.cfg
@@ -102,15 +107,37 @@ class Inferencer(ABC):
                 (H, W, 3), is turned into grey, as frames of videos are.
 
         Returns:
-            A data sample of MMDetection, MMSegmentation or MMPretrain for each image.
+            A data sample of MMDetection, MMSegmentation or MMPretrain for each image. Of an image in tiles,
+            masks are in ``pred_instances.rles``, see :func:`revcol_mm.apis.tiles.merge_detections`.
 
         Raises:
             ImageError: If they are too long and thin for the test pipeline, or have other channels than those
                 that a RevCol takes.
             ValueError: If the model predicts something else than its task.
         """
+        if self.tiling is not None:
+            return [self._predict_in_tiles(image) for image in images]
         with DefaultScope.overwrite_default_scope(self.scope):
             return [self._checked(sample) for sample in self._inferencer.forward(self._preprocess(images))]
+
+    def _predict_in_tiles(self, image: np.ndarray) -> Any:
+        height, width = image.shape[:2]
+        parts = []
+        with DefaultScope.overwrite_default_scope(self.scope):
+            for tile in self.tiling.tiles(height, width):
+                left, top, right, bottom = tile.box
+                data = self._preprocess([np.ascontiguousarray(image[top:bottom, left:right])])
+                (sample,) = self._inferencer.forward(data)
+                parts.append((tile, self._part(self._checked(sample))))
+        return self._merged(parts, height, width)
+
+    def _part(self, sample: Any) -> Any:
+        """What is kept of a tile's prediction."""
+        raise NotImplementedError
+
+    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
+        """A data sample of the predictions of an image's tiles."""
+        raise NotImplementedError
 
     def network_input(self, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """What the network sees of an image.
@@ -135,6 +162,9 @@ class Inferencer(ABC):
             Pictures, (H', W', 3), RGB.
         """
         pictures = [rgb_picture(image, reads_bgr(self._load)) for image in images]
+        if self.tiling is not None:
+            pairs = [self._shrunk(*pair) for pair in zip(pictures, samples)]
+            pictures, samples = map(list, zip(*pairs))
         with DefaultScope.overwrite_default_scope(self.scope):
             return self._draw(pictures, samples)
 
@@ -166,6 +196,17 @@ class Inferencer(ABC):
                 f'{width} x {height} pixels cannot be brought to the size of the model'
             ) from error
         return data
+
+    def _shrunk(self, picture: np.ndarray, sample: Any) -> tuple[np.ndarray, Any]:
+        """A picture that can be looked at, of a large image, and the sample in its size."""
+        factor = min(1.0, MAX_PICTURE / max(picture.shape[:2]))
+        if factor < 1:
+            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+        return picture, self._scaled(sample, *picture.shape[:2])
+
+    def _scaled(self, sample: Any, height: int, width: int) -> Any:
+        """A sample of tiles as the visualizer takes it, in the size of a picture."""
+        raise NotImplementedError
 
     @abstractmethod
     def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
@@ -261,6 +302,27 @@ class DetectionInferencer(Inferencer):
         sample.pred_instances = instances[instances.scores >= self.score_threshold]
         return sample
 
+    def _part(self, sample: Any) -> InstanceData:
+        return sample.pred_instances.cpu()
+
+    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
+        from mmdet.structures import DetDataSample
+
+        size = dict(ori_shape=(height, width), img_shape=(height, width))
+        return DetDataSample(metainfo=size, pred_instances=merge_detections(parts, height, width))
+
+    def _scaled(self, sample: Any, height: int, width: int) -> Any:
+        from mmdet.structures import DetDataSample
+        from pycocotools import mask as coco_mask
+
+        found, (before_height, before_width) = sample.pred_instances, sample.ori_shape
+        factors = found.bboxes.new_tensor([width / before_width, height / before_height] * 2)
+        scaled = InstanceData(bboxes=found.bboxes * factors, scores=found.scores, labels=found.labels)
+        if 'rles' in found:
+            masks = [cv2.resize(coco_mask.decode(rle), (width, height)) for rle in found.rles]
+            scaled.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, height, width))
+        return DetDataSample(metainfo=dict(ori_shape=(height, width)), pred_instances=scaled)
+
     def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
         return self._inferencer.visualize(pictures, samples, return_vis=True, pred_score_thr=-1)
 
@@ -277,7 +339,10 @@ class DetectionInferencer(Inferencer):
             left, top, right, bottom = prediction['bboxes'][index]
             record = self._record(prediction['labels'][index], prediction['scores'][index])
             record['bbox'] = [left, top, right - left, bottom - top]
-            if 'masks' in prediction:
+            if 'rles' in sample.pred_instances:
+                rle = sample.pred_instances.rles[index]
+                record['segmentation'] = dict(rle, counts=rle['counts'].decode())
+            elif 'masks' in prediction:
                 record['segmentation'] = prediction['masks'][index]
             records.append(record)
         return records
@@ -345,6 +410,21 @@ class SegmentationInferencer(Inferencer):
         # of one pixel, the visualizer takes a tensor for an index
         samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
         return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
+
+    def _part(self, sample: Any) -> np.ndarray:
+        return self.labels(sample).astype(np.uint8 if len(self.classes) <= 256 else np.int16)
+
+    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
+        from mmseg.structures import SegDataSample
+
+        labels = torch.from_numpy(merge_labels(parts, height, width))
+        return SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
+
+    def _scaled(self, sample: Any, height: int, width: int) -> Any:
+        from mmseg.structures import SegDataSample
+
+        labels = cv2.resize(self.labels(sample), (width, height), interpolation=cv2.INTER_NEAREST)
+        return SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
 
     @staticmethod
     def labels(sample: Any) -> np.ndarray:
@@ -430,6 +510,8 @@ def init_inferencer(
     device: str | None = None,
     score_threshold: float | None = None,
     top_k: int | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
 ) -> Inferencer:
     """Build what predicts on images for a config's task.
 
@@ -439,6 +521,10 @@ def init_inferencer(
         score_threshold: Lowest score of a detection or a class that counts, 0 to 1. None: 0.3 for detection,
             0 for classification. Segmentation, semantic or panoptic, has none.
         top_k: How many classes of an image count at most, for classification. None: 5.
+        tile: Predict on tiles of this height and width, in pixels of the image, and put them together; for
+            detection and semantic segmentation. Each goes through the config's test pipeline, as if it were
+            an image. None: on images as wholes.
+        overlap: Pixels, at least, that neighbouring tiles share. None: an eighth of a tile.
 
     Raises:
         ValueError: If an option is out of range or not for this task, or see :class:`Inferencer`.
@@ -460,6 +546,12 @@ def init_inferencer(
     for name in options:
         if name not in kind.options:
             raise ValueError(f'{kind.task} has no {name.replace("_", " ")}')
-    if is_exported(checkpoint):
-        return kind(ExportedModel(cfg, checkpoint, device), **options)
-    return kind(init_model(cfg, checkpoint, device), **options)
+    if overlap is not None and tile is None:
+        raise ValueError('an overlap is of tiles: give their size, too')
+    tiling = None if tile is None else Tiling(tile, max(tile, 0) // 8 if overlap is None else overlap)
+    if tiling and kind not in (DetectionInferencer, SegmentationInferencer):
+        raise ValueError('tiles are for detection and semantic segmentation')
+    model = ExportedModel(cfg, checkpoint, device) if is_exported(checkpoint) else None
+    inferencer = kind(model or init_model(cfg, checkpoint, device), **options)
+    inferencer.tiling = tiling
+    return inferencer

@@ -19,7 +19,16 @@ from revcol_mm.check_env import CORE, require_parts
 require_parts('the demo', (*CORE, 'mmcv'))
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources, num_pictures, read_pictures
@@ -49,8 +58,21 @@ def parse_args() -> argparse.Namespace:
         type=float,
         help='lowest score of what is drawn and written [detection 0.3, classification 0]',
     )
+    parser.add_argument(
+        '--tile', type=int, metavar='PIXELS', help='predict on tiles of this size, and put them together'
+    )
+    parser.add_argument(
+        '--overlap', type=int, metavar='PIXELS', help='that neighbouring tiles share [an eighth of a tile]'
+    )
     parser.add_argument('--top-k', type=int, help='classes to write of each image, classification [5]')
     return parser.parse_args()
+
+
+class SpeedColumn(ProgressColumn):
+    """Pictures, of videos frames, a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f'{task.finished_speed or task.speed or 0:.2f}/s')
 
 
 def predict(
@@ -58,7 +80,13 @@ def predict(
 ) -> dict[Source, str]:
     """Predict and write; returns what could not be read, and why."""
     problems = {}
-    columns = (TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        SpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with (
         PredictionWriter(out, inferencer, info) as writer,
         Progress(*columns, console=Console(stderr=True)) as progress,
@@ -96,7 +124,13 @@ def main() -> None:
         sources = find_sources(args.images, leave_out=out)
         check_writable(out)
         inferencer = init_inferencer(
-            args.config, args.checkpoint, args.device, args.score_threshold, args.top_k
+            args.config,
+            args.checkpoint,
+            args.device,
+            args.score_threshold,
+            args.top_k,
+            args.tile,
+            args.overlap,
         )
         info = dict(config=args.config, checkpoint=args.checkpoint)
         problems = predict(inferencer, sources, out, args.batch_size, info)

@@ -1,0 +1,219 @@
+"""Images in tiles: which there are, that predictions come together as if the image were whole, and memory."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import InstanceData
+from PIL import Image
+from pycocotools import mask as coco_mask
+from skimage import data
+
+from revcol_mm.apis import init_inferencer
+from revcol_mm.apis.tiles import Span, Tile, Tiling, encode, merge_detections, merge_labels
+
+from .subprocesses import REPO
+
+SEGMENTOR = REPO / 'configs/upernet_revcol_nano_sample.py'
+DETECTOR = REPO / 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
+
+
+@pytest.mark.parametrize(
+    'size, overlap, height, width', [(32, 8, 100, 77), (32, 16, 33, 20), (50, 0, 200, 50)]
+)
+def test_tiles_cover_an_image_and_overlap(size, overlap, height, width):
+    seen, own = np.zeros((height, width), int), np.zeros((height, width), int)
+    tiles = [*Tiling(size, overlap).tiles(height, width)]
+    for rows, columns in tiles:
+        seen[rows.start : rows.stop, columns.start : columns.stop] += 1
+        own[rows.first : rows.last, columns.first : columns.last] += 1
+        assert (rows.stop - rows.start, columns.stop - columns.start) == (min(size, height), min(size, width))
+    assert seen.min() == 1 and (own == 1).all()
+    spans = sorted({tile.rows for tile in tiles})
+    for before, after in itertools.pairwise(spans):
+        assert before.stop - after.start >= overlap
+        assert before.stop - before.last >= overlap // 2 and after.first - after.start >= overlap // 2
+
+
+@pytest.mark.parametrize('size, overlap', [(0, 0), (10, 6), (10, -1)])
+def test_impossible_tiles_are_an_error(size, overlap):
+    with pytest.raises(ValueError, match=f'got {size} and {overlap}'):
+        Tiling(size, overlap)
+
+
+def test_labels_of_tiles_become_the_image_s():
+    labels = np.random.default_rng(0).integers(0, 9, (70, 91)).astype(np.uint8)
+    parts = []
+    for tile in Tiling(32, 12).tiles(*labels.shape):
+        left, top, right, bottom = tile.box
+        part = labels[top:bottom, left:right].copy()
+        if left:
+            part[:, :6] = 99  # which a neighbour sees better
+        parts.append((tile, part))
+    assert np.array_equal(merge_labels(parts, *labels.shape), labels)
+
+
+@pytest.mark.parametrize('shape', [(5, 7), (1, 1), (6, 3)])
+def test_masks_of_tiles_are_encoded_in_the_image(shape):
+    random = np.random.default_rng(1)
+    for share in (0.0, 0.5, 1.0):
+        mask = random.random(shape) < share
+        whole = np.zeros((9, 8), np.uint8)
+        whole[2 : 2 + shape[0], 1 : 1 + shape[1]] = mask
+        rle = encode(mask, 1, 2, 9, 8)
+        assert np.array_equal(coco_mask.decode(rle), whole)
+        assert rle == coco_mask.encode(np.asfortranarray(whole))
+
+
+def seen_by(tile, objects):
+    """What a perfect detector says of a tile: boxes, (x1, y1, x2, y2, label), cut at its borders."""
+    left, top, right, bottom = tile.box
+    found = []
+    for number, (x1, y1, x2, y2, label) in enumerate(objects):
+        box = max(x1, left), max(y1, top), min(x2, right), min(y2, bottom)
+        if box[0] < box[2] and box[1] < box[3]:
+            found.append(
+                ([box[0] - left, box[1] - top, box[2] - left, box[3] - top], 0.9 - number / 100, label)
+            )
+    masks = torch.zeros(len(found), bottom - top, right - left, dtype=torch.bool)
+    for mask, ((x1, y1, x2, y2), *_) in zip(masks, found):
+        mask[y1:y2, x1:x2] = True
+    return InstanceData(
+        bboxes=torch.tensor([box for box, *_ in found]).float().reshape(-1, 4),
+        scores=torch.tensor([score for _, score, _ in found]),
+        labels=torch.tensor([label for *_, label in found], dtype=torch.long),
+        masks=masks,
+    )
+
+
+def test_objects_that_tiles_cut_become_whole_and_others_stay_apart():
+    objects = [
+        (50, 40, 80, 60, 0),  # across the tiles' borders
+        (52, 42, 70, 58, 1),  # in it, of another class
+        (5, 5, 25, 20, 0),  # in one tile
+        (8, 8, 12, 12, 0),  # in that one
+        (10, 100, 140, 110, 2),  # longer than a tile
+        (120, 100, 128, 124, 2),  # beside it
+    ]
+    height, width = 130, 150
+    tiles = [*Tiling(64, 24).tiles(height, width)]
+    assert len(tiles) > 9
+    merged = merge_detections([(tile, seen_by(tile, objects)) for tile in tiles], height, width)
+    assert len(merged) == len(objects)
+    for (*box, label), found, number, rle in zip(
+        objects, merged.bboxes.tolist(), merged.labels.tolist(), merged.rles
+    ):
+        assert (found, number) == (box, label)
+        mask = np.zeros((height, width), np.uint8)
+        mask[box[1] : box[3], box[0] : box[2]] = 1
+        assert np.array_equal(coco_mask.decode(rle), mask)
+    assert merged.scores.tolist() == pytest.approx([0.9 - number / 100 for number in range(len(objects))])
+
+
+def test_a_piece_that_the_tile_beside_it_does_not_find_is_left_out():
+    """But not if no tile sees more of it, or the image's own border is what cuts it."""
+    left, right = Tiling(64, 24).tiles(64, 104)
+    objects = [(50, 10, 64, 20, 0), (0, 30, 20, 40, 0), (30, 40, 64, 50, 0)]
+    parts = [(left, seen_by(left, objects)), (right, seen_by(right, []))]
+    merged = merge_detections(parts, 64, 104)
+    assert merged.bboxes.tolist() == [[0, 30, 20, 40], [30, 40, 64, 50]]
+
+
+def test_nothing_in_any_tile_is_no_detection():
+    tiles = [*Tiling(64, 24).tiles(100, 100)]
+    merged = merge_detections([(tile, seen_by(tile, [])) for tile in tiles], 100, 100)
+    assert len(merged) == 0 and merged.bboxes.shape == (0, 4)
+
+
+def test_many_tiles_are_merged_in_time_that_grows_with_their_number():
+    nothing = InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
+    spans = [Span(8 * index, 8 * index + 10, 8 * index, 8 * index + 8) for index in range(150)]
+    parts = [(Tile(*pair), nothing) for pair in itertools.product(spans, spans)]  # 253 million pairs
+    assert len(merge_detections(parts, 1210, 1210)) == 0
+
+
+# Models.
+
+
+class Pixelwise:
+    """Stands in for a segmentor: a pixel's class is its brightness, so that tiles cannot matter."""
+
+    def forward(self, data):
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        (image,) = data
+        labels = torch.from_numpy(image[None, ..., 0] // 32)
+        return [SegDataSample(pred_sem_seg=PixelData(data=labels))]
+
+
+def test_a_segmentor_s_tiles_are_the_whole_image(monkeypatch):
+    inferencer = init_inferencer(SEGMENTOR, device='cpu', tile=64, overlap=16)
+    monkeypatch.setattr(inferencer, '_inferencer', Pixelwise())
+    monkeypatch.setattr(inferencer, '_preprocess', lambda images: images)
+    image = data.astronaut()[:200, :300]
+    (sample,) = inferencer.predict([image])
+    assert np.array_equal(inferencer.labels(sample), image[..., 0] // 32)
+
+
+@pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR], ids=['segmentor', 'detector'])
+def test_an_image_of_one_tile_is_predicted_as_a_whole(config):
+    image = data.astronaut()[:120, :100]
+    whole, tiled = init_inferencer(config, device='cpu'), None
+    tiled = init_inferencer(config, device='cpu', tile=128)
+    tiled.model.load_state_dict(whole.model.state_dict())
+    for each in (whole, tiled):
+        if hasattr(each, 'score_threshold'):
+            each.score_threshold = 0.05
+    (expected,), (found,) = whole.predict([image]), tiled.predict([image])
+    ours, theirs = tiled.records(found), whole.records(expected)
+    assert [record['label'] for record in ours] == [record['label'] for record in theirs]
+    assert [record.get('segmentation') for record in ours] == [
+        record.get('segmentation') for record in theirs
+    ]
+    (picture,), (other,) = tiled.draw([image], [found]), whole.draw([image], [expected])
+    assert picture.shape == other.shape
+
+
+def test_the_command_predicts_on_a_large_image(tmp_path, call_tool, monkeypatch):
+    monkeypatch.setattr('revcol_mm.apis.inferencer.MAX_PICTURE', 300)
+    Image.fromarray(data.astronaut()[:400, :500]).save(tmp_path / 'large.png')
+    for config, name in ((SEGMENTOR, 'labels/large.png'), (DETECTOR, 'predictions.json')):
+        model = init_inferencer(config, device='cpu').model
+        torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'a.pth')
+        options = '--config', config, '--checkpoint', tmp_path / 'a.pth', '--out', tmp_path / 'out'
+        printed, error = call_tool(
+            'tools/demo.py',
+            tmp_path / 'large.png',
+            *options,
+            '--tile',
+            192,
+            '--overlap',
+            32,
+            '--device',
+            'cpu',
+        )
+        assert not error and '1 of 1' in printed
+        assert (tmp_path / 'out' / name).exists()
+        assert Image.open(tmp_path / 'out/overlays/large.png').size == (300, 240)
+    assert Image.open(tmp_path / 'out/labels/large.png').size == (500, 400)
+    for record in json.loads((tmp_path / 'out/predictions.json').read_text()):
+        assert record['segmentation']['size'] == [400, 500]
+
+
+@pytest.mark.parametrize(
+    'config, options, message',
+    [
+        ('revcol_nano_sample', dict(tile=64), 'tiles are for detection and semantic segmentation'),
+        ('mask2former_revcol_nano_sample_panoptic', dict(tile=64), 'tiles are for detection and semantic'),
+        ('upernet_revcol_nano_sample', dict(overlap=8), 'an overlap is of tiles'),
+        ('upernet_revcol_nano_sample', dict(tile=64, overlap=40), 'got 64 and 40'),
+        ('upernet_revcol_nano_sample', dict(tile=-1), 'got -1 and'),
+        ('upernet_revcol_nano_sample', dict(tile=0), 'got 0 and'),
+    ],
+)
+def test_what_cannot_be_done_in_tiles_is_an_error(config, options, message):
+    with pytest.raises(ValueError, match=message):
+        init_inferencer(REPO / f'configs/{config}.py', device='cpu', **options)
