@@ -6,6 +6,7 @@ import runpy
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -208,3 +209,33 @@ def test_the_tests_that_the_table_of_faults_names_are_there():
     assert len(named) > 20
     for name in named:
         assert (REPO / name).is_file() or f'def {name}(' in code, name
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(sample_data, tmp_path, monkeypatch):
+    """In a copy of what it needs, a few iterations each; a line with ! is a command, as in Jupyter."""
+    for name in ('configs', 'tools', 'Makefile'):
+        (tmp_path / name).symlink_to(REPO / name)
+    shutil.copytree(sample_data, tmp_path / 'data/sample')
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((REPO / 'docs/tutorials/fine_tune.ipynb').read_text())
+    space, commands = {}, []
+    for cell in notebook['cells']:
+        code = ''.join(cell['source'])
+        assert not cell.get('outputs')  # which would be of another machine
+        if cell['cell_type'] != 'code':
+            continue
+        if code.startswith('!'):
+            program, *words = shlex.split(eval(f'f{code[1:]!r}', space))
+            commands.append(words[0])
+            if words[0] != 'tools/prepare_sample_data.py':
+                run(*(['-m', 'revcol_mm.cli'] if program == 'revcol' else []), *words, cwd=tmp_path)
+        else:
+            exec(re.sub('= 500, 300', '= 2, 2', code), space)
+    assert commands == [
+        *('tools/prepare_sample_data.py', 'check-data', 'train', 'train', 'test', 'export', 'publish')
+    ]
+    assert space['same'] > 0.5  # what is barely trained changes its mind from pixel to pixel
+    assert np.array_equal(
+        space['model'].labels(space['published']), space['inferencer'].labels(space['prediction'])
+    )
