@@ -181,7 +181,8 @@ def test_the_graph_answers_as_testing_does_on_the_image_as_it_was_read(config, s
 
 def test_a_head_that_is_not_exported_is_named_and_its_backbone_can_be_exported():
     model = init_model(REPO / 'configs/retinanet_revcol_nano_bccd.py', device='cpu')
-    with pytest.raises(ValueError, match='RetinaNet with RetinaHead is not exported: .*--backbone-only'):
+    model.__class__ = type('OtherNet', (type(model),), {})
+    with pytest.raises(ValueError, match='OtherNet with RetinaHead is not exported: .*--backbone-only'):
         image_graph(model)
     graph = image_graph(model, backbone_only=True)
     assert len(graph(torch.zeros(1, 3, 64, 64))) == len(graph.output_names) == len(model.backbone.out_indices)
@@ -245,9 +246,10 @@ CASCADE = 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
 MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
 INSTANCE = 'configs/mask2former_revcol_nano_sample_instance.py'
 PANOPTIC = 'configs/mask2former_revcol_nano_sample_panoptic.py'
+RETINANET = 'tests/configs/retinanet_revcol_nano_sample.py'
 
 
-@pytest.mark.parametrize('detector', [DINO, CASCADE], indirect=True)
+@pytest.mark.parametrize('detector', [DINO, RETINANET, CASCADE], indirect=True)
 def test_a_detector_s_graph_answers_as_testing_does(detector):
     graph = image_graph(detector)
     images = 255 * torch.rand(2, 3, 160, 192)
@@ -291,7 +293,9 @@ def test_mask2former_s_graph_answers_as_testing_does(detector):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('detector', [DINO, CASCADE, MASK2FORMER, INSTANCE, PANOPTIC], indirect=True)
+@pytest.mark.parametrize(
+    'detector', [DINO, RETINANET, CASCADE, MASK2FORMER, INSTANCE, PANOPTIC], indirect=True
+)
 def test_heads_with_queries_or_boxes_are_exported_with_free_sizes(detector, tmp_path, call_tool):
     detector.cfg.dump(tmp_path / 'config.py')
     torch.save(dict(state_dict=detector.state_dict(), meta={}), tmp_path / 'weights.pth')

@@ -6,6 +6,7 @@ Letters: B batch, C and H and W channels and size of the images, K classes, N bo
 from typing import Sequence
 
 import torch
+from mmengine.config import ConfigDict
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms, roi_align
 
@@ -121,6 +122,37 @@ class DinoGraph(DetectionGraph):
         return model.query_embedding.weight.expand(memory.shape[0], -1, -1), references
 
 
+class RetinaNetGraph(DetectionGraph):
+    """RetinaNet on images that are not padded.
+
+    Args:
+        model: MMDetection's RetinaNet.
+
+    Raises:
+        ValueError: If its NMS is a soft one, or scores are no sigmoid.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        check_nms(model.test_cfg)
+        if not model.bbox_head.use_sigmoid_cls:
+            raise ValueError('RetinaNet is exported with a sigmoid for scores alone')
+        super().__init__(model)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, C, H, W) -> boxes, (B, N, 4), x1, y1, x2, y2 in pixels; scores and labels, (B, N)."""
+        model, size = self.network, tuple(image.shape[-2:])
+        cfg = model.test_cfg
+        maps = model.extract_feat(self.normalised(image))
+        boxes, scores, labels, _ = candidates(model.bbox_head, maps, size, cfg.nms_pre)
+        extent = boxes[..., 2:] - boxes[..., :2]
+        is_box = (scores > cfg.score_thr) & (extent > cfg.get('min_bbox_size', -1)).all(-1)
+        scores = scores.masked_fill(~is_box, -1)
+        scores = suppress(boxes, scores, labels, model.bbox_head.num_classes, size, cfg.nms.iou_threshold)
+        scores, index = scores.topk(cfg.max_per_img)
+        boxes = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+        return boxes, scores.clamp(min=0), labels.gather(1, index)
+
+
 class CascadeGraph(DetectionGraph):
     """Cascade R-CNN, with masks or without.
 
@@ -135,8 +167,7 @@ class CascadeGraph(DetectionGraph):
 
     def __init__(self, model: nn.Module) -> None:
         for cfg in (model.rpn_head.test_cfg, model.roi_head.test_cfg):
-            if cfg.nms.get('type', 'nms') != 'nms':
-                raise ValueError(f'NMS is exported as nms alone, but the config has {cfg.nms.type}')
+            check_nms(cfg)
         if (
             any(head.custom_activation for head in model.roi_head.bbox_head)
             or not model.rpn_head.use_sigmoid_cls
@@ -162,18 +193,7 @@ class CascadeGraph(DetectionGraph):
         """Proposals of the RPN, (B, P, 4), and whether they are any, (B, P)."""
         head = self.network.rpn_head
         cfg = head.test_cfg
-        sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
-        priors = head.prior_generator.grid_priors(sizes, device=maps[0].device)
-        parts = []
-        for level, (logits, deltas, prior) in enumerate(zip(*head(maps), priors)):
-            scores = logits.permute(0, 2, 3, 1).flatten(1).sigmoid()
-            deltas = deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
-            number = scores.shape[1]
-            scores, index = scores.topk(torch.sym_min(cfg.nms_pre, number) if cfg.nms_pre > 0 else number)
-            deltas = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes = head.bbox_coder.decode(prior[index].flatten(0, 1), deltas.flatten(0, 1), max_shape=size)
-            parts.append((boxes.unflatten(0, scores.shape), scores, torch.full_like(index, level)))
-        boxes, scores, levels = (torch.cat(tensors, 1) for tensors in zip(*parts))
+        boxes, scores, _, levels = candidates(head, maps, size, cfg.nms_pre)
         extent = boxes[..., 2:] - boxes[..., :2]
         scores = scores.masked_fill((extent <= cfg.get('min_bbox_size', -1)).any(-1), -1)
         scores = suppress(boxes, scores, levels, len(maps), size, cfg.nms.iou_threshold)
@@ -221,6 +241,42 @@ class CascadeGraph(DetectionGraph):
             label = labels.flatten()[:, None, None, None].expand(-1, 1, *masks.shape[2:])
             masks = masks.gather(1, label)
         return masks[:, 0].unflatten(0, labels.shape)
+
+
+def check_nms(cfg: ConfigDict) -> None:
+    """Raise a ValueError if a ``test_cfg`` asks for other than plain NMS."""
+    if cfg.nms.get('type', 'nms') != 'nms':
+        raise ValueError(f'NMS is exported as nms alone, but the config has {cfg.nms.type}')
+
+
+def candidates(
+    head: nn.Module, maps: Sequence[Tensor], size: tuple[int, int], most: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The boxes of anchors that score best in each level.
+
+    Args:
+        head: MMDetection's head of anchors, whose scores are sigmoids.
+        maps: Features of every level.
+        size: H and W.
+        most: How many are kept of a level; from 0 down all.
+
+    Returns:
+        Boxes, (B, P, 4), and their scores, labels and levels, (B, P).
+    """
+    sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
+    priors = head.prior_generator.grid_priors(sizes, device=maps[0].device)
+    parts, num_classes = [], head.cls_out_channels
+    for level, (logits, deltas, prior) in enumerate(zip(*head(maps), priors)):
+        scores = logits.permute(0, 2, 3, 1).flatten(1).sigmoid()
+        deltas = deltas.permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4))
+        number = scores.shape[1]
+        scores, index = scores.topk(torch.sym_min(most, number) if most > 0 else number)
+        place = index // num_classes
+        deltas = deltas.gather(1, place[..., None].expand(-1, -1, 4))
+        boxes = head.bbox_coder.decode(prior[place].flatten(0, 1), deltas.flatten(0, 1), max_shape=size)
+        labels = index % num_classes
+        parts.append((boxes.unflatten(0, scores.shape), scores, labels, torch.full_like(index, level)))
+    return tuple(torch.cat(tensors, 1) for tensors in zip(*parts))
 
 
 def as_rois(boxes: Tensor) -> Tensor:

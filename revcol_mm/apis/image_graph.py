@@ -19,6 +19,7 @@ GRAPHS = {  # of models by their class; imported when there is one
     'SemanticMask2Former': ('revcol_mm.apis.mask2former_graph', 'SemanticMask2FormerGraph'),
     'Mask2Former': ('revcol_mm.apis.mask2former_graph', 'Mask2FormerGraph'),
     'DINO': ('revcol_mm.apis.detection_graph', 'DinoGraph'),
+    'RetinaNet': ('revcol_mm.apis.detection_graph', 'RetinaNetGraph'),
     'CascadeRCNN': ('revcol_mm.apis.detection_graph', 'CascadeGraph'),
 }
 HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'panoptic_head', 'head')
@@ -138,8 +139,8 @@ def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
         heads = [type(head).__name__ for name in HEADS if (head := getattr(model, name, None)) is not None]
         raise ValueError(
             f'{type(model).__name__} with {" and ".join(heads)} is not exported: classifiers are, segmentors '
-            'that classify pixels by softmax, Mask2Former, DINO and Cascade R-CNN; --backbone-only exports '
-            'the backbone of any'
+            'that classify pixels by softmax, Mask2Former, DINO, RetinaNet and Cascade R-CNN; '
+            '--backbone-only exports the backbone of any'
         )
     return graph.eval().requires_grad_(False)
 

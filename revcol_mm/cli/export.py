@@ -10,9 +10,10 @@ The exported graph is what testing runs:
 - A classifier returns 'scores', softmax, (B, K).
 - A segmentor, Mask2Former too, returns 'labels', the likeliest class of every pixel, int64, and 'scores', its
   score, both (B, H, W). It takes the image as a whole, without sliding windows, and scales up to its size.
-- A detector, DINO or Cascade R-CNN, returns 'boxes', (B, N, 4), x1, y1, x2, y2 in pixels of the image,
-  'scores' and 'labels', (B, N), the best first, after NMS where there is any. N is what the config keeps of
-  an image; scores of 0 fill up. 'masks', (B, N, 28, 28), are probabilities in 28 x 28 parts of a box.
+- A detector, DINO, RetinaNet or Cascade R-CNN, returns 'boxes', (B, N, 4), x1, y1, x2, y2 in pixels of the
+  image, 'scores' and 'labels', (B, N), the best first, after NMS where there is any. N is what the config
+  keeps of an image; scores of 0 fill up. 'masks', (B, N, 28, 28), are probabilities in 28 x 28 parts of a
+  box.
 - Mask2Former of a detector returns the same, but with 'mask_logits', (B, N, H / 4, W / 4), to be scaled to
   the image bilinearly, above 0 inside of an object; for panoptic segmentation first 'segments', (B, H, W):
   the class of every pixel's segment + 1000 x its number, which of stuff is 0; without a segment the number
