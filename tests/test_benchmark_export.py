@@ -1,0 +1,49 @@
+"""How exported models compare with what they were made of, by a tool."""
+
+import json
+import runpy
+
+import pytest
+import torch
+
+from revcol_mm.apis import init_model
+
+from .subprocesses import REPO, run
+
+TOOL = 'tools/analysis/benchmark_export.py'
+
+
+def test_what_is_the_same_is_counted():
+    share = runpy.run_path(str(REPO / TOOL))['share_of_same']
+    labels = torch.tensor([[[0, 1], [1, 1]]])
+    assert share(('labels', 'scores'), [labels, labels], [1 - labels, labels]) == 0
+    assert share(('labels', 'scores'), [labels, labels], [labels.clamp(max=0), labels]) == 0.25
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 40, 40], [0, 0, 0, 0]]])
+    scores, classes = torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[1, 2, 3]])
+    names, expected = ('boxes', 'scores', 'labels'), [boxes, scores, classes]
+    assert share(names, expected, expected) == 1
+    assert share(names, [boxes.flip(1), scores.flip(1), classes.flip(1)], expected) == 1
+    assert share(names, [boxes, scores, torch.tensor([[1, 3, 3]])], expected) == 0.5
+    assert share(names, [boxes, scores - 0.01, classes], expected) == 0
+    assert share(names, [boxes + 1, scores, classes], expected) == 0
+    assert share(names, expected, [boxes, scores - 0.7, classes]) is None
+    assert share(('scores',), [torch.tensor([[0.2, 0.8]])], [torch.tensor([[0.3, 0.7]])]) == 1
+
+
+@pytest.mark.slow
+def test_models_are_compared_on_pictures(sample_data, tmp_path):
+    models = []
+    for name in ('revcol_nano_sample', 'upernet_revcol_nano_sample'):
+        model = init_model(REPO / f'configs/{name}.py', device='cpu')
+        meta = dict(dataset_meta=dict(classes=tuple('0123456789') if name.startswith('revcol') else None))
+        meta = meta if name.startswith('revcol') else {}
+        torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / f'{name}.pth')
+        models += ['--models', f'configs/{name}.py', tmp_path / f'{name}.pth']
+    said = run(TOOL, sample_data / 'ade20k/images/validation', *models, '--out', tmp_path)
+    report = json.loads((tmp_path / 'benchmark_export.json').read_text())
+    classifier, segmentor = report['models']
+    assert (classifier['task'], segmentor['task']) == ('classification', 'semantic segmentation')
+    for row in report['models']:
+        assert row['same'] > 0.99 and row['difference'] < 1e-4 and row['pictures'] == 4
+        assert row['torch_ms'] > 0 and row['onnxruntime_ms'] > 0 and row['mib'] > 1 and row['opset'] >= 18
+        assert f'| {row["model"]} | {row["task"]} | {row["opset"]} |' in said
