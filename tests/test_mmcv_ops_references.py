@@ -317,6 +317,7 @@ for mode, part in (('default', slice(rank * 2, rank * 2 + 2)), ('N', slice(rank 
     grads = mine.grad, norm.weight.grad, norm.bias.grad
     results[mode] = output.detach(), norm.running_mean, norm.running_var, *grads
 torch.save(results, f'{folder}/{rank}.pt')
+dist.barrier()
 dist.destroy_process_group()
 """
 

@@ -73,7 +73,7 @@ def without_empty_segments(sample: BaseDataElement, num_classes: int) -> BaseDat
 
     MMDetection's visualizer fails on it.
     """
-    if 'pred_panoptic_seg' not in sample or (sample.pred_panoptic_seg.sem_seg != num_classes).any():
+    if (sample.pred_panoptic_seg.sem_seg != num_classes).any():
         return sample
     sample = sample.clone()
     del sample.pred_panoptic_seg
@@ -129,6 +129,8 @@ def draw_beside_truth(
     Returns:
         The picture, RGB.
     """
+    if 'pred_panoptic_seg' in sample:
+        sample = without_empty_segments(sample, len(visualizer.dataset_meta['classes']))
     image, sample = enlarge(image, sample)
     halves = {}
     for name, prefix, other in (('truth', 'gt_', 'draw_pred'), ('prediction', 'pred_', 'draw_gt')):
@@ -240,6 +242,5 @@ class PredictionPicturesHook(Hook):
             image = rgb_picture(loader(dict(img_path=sample.img_path))['img'], reads_bgr(loader))
             if hasattr(dataset, 'ignore_index'):
                 sample = without_ignored(sample, dataset.ignore_index, len(dataset.metainfo['classes']))
-            sample = without_empty_segments(sample, len(visualizer.dataset_meta.get('classes') or ()))
             picture = draw_beside_truth(visualizer, image, sample, **self.draw_args)
             runner.visualizer.add_image(f'{mode}_{Path(sample.img_path).name}', picture, runner.iter)
