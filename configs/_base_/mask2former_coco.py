@@ -57,6 +57,8 @@ test_pipeline[2].update(with_mask=True)
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
+custom_imports = dict(imports=[*_base_.custom_imports.imports, 'revcol_mm.models.instance_tta'])
+tta_model = dict(type='InstanceTTAModel')
 val_evaluator = dict(metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 

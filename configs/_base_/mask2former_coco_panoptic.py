@@ -43,6 +43,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
+tta_model = None  # segments of several views are not merged
 val_evaluator = [
     dict(
         type='CocoPanopticMetric',

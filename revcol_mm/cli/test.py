@@ -42,7 +42,7 @@ def parse_args() -> argparse.Namespace:
 
 def use_tta(cfg: Config) -> None:
     """Swap in the config's test-time augmentation."""
-    if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
+    if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
         raise ValueError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
     if 'data_preprocessor' in cfg.model:  # MMEngine would put the config's other one, if any, in its place
