@@ -47,6 +47,8 @@ trainings: install $(SAMPLE)
 	train dino_revcol_nano_sample 0 $$pretrained
 	train cascade_mask_rcnn_revcol_nano_sample 0 $$pretrained
 	train mask2former_revcol_nano_sample 0
+	train mask2former_revcol_nano_sample_instance 0
+	train mask2former_revcol_nano_sample_panoptic 0
 	for config in revcol dino_revcol cascade_mask_rcnn_revcol mask2former_revcol upernet_revcol; do
 	    $(BIN)/python tools/train.py "configs/$${config}_nano_sample.py" --seed 0 --work-dir "work_dirs/untrained/$$config" \
 	        --cfg-options train_cfg.max_iters=1 train_cfg.val_interval=1 optim_wrapper.optimizer.lr=0 \
@@ -57,7 +59,7 @@ trainings: install $(SAMPLE)
 	    train upernet_revcol_nano_supervised_sample $$seed
 	    train baselines/upernet_convnext_sample $$seed
 	done
-	metrics='accuracy/top1 coco/bbox_mAP coco/segm_mAP mIoU'
+	metrics='accuracy/top1 coco/bbox_mAP coco/segm_mAP coco_panoptic/PQ mIoU'
 	$(BIN)/python tools/analysis/learning_curves.py $$runs/* --metrics $$metrics --out docs/trainings
 	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --metrics $$metrics \
 	    --out docs/trainings/untrained
