@@ -95,6 +95,32 @@ def test_what_is_published_says_what_it_is(published):
     assert '| accuracy/top1 | 12.5 |' in text and "revcol_mm.load('ORG/revcol_nano_digits')" in text
 
 
+def test_the_demo_takes_a_published_model(published, sample_data, tmp_path, call_tool):
+    images = sample_data / 'imagenet/val'
+    printed, error = call_tool(
+        'tools/demo.py',
+        images,
+        '--model',
+        published,
+        '--out',
+        tmp_path / 'out',
+        '--top-k',
+        2,
+        '--device',
+        'cpu',
+    )
+    assert not error and printed.startswith('classification: ')
+    records = json.loads((tmp_path / 'out/predictions.json').read_text())
+    assert records and all(len(each['predictions']) == 2 for each in records)
+    for options in (
+        (),
+        ('--config', CONFIG),
+        ('--model', published, '--config', CONFIG, '--checkpoint', 'a.pth'),
+    ):
+        _, error = call_tool('tools/demo.py', images, *options)
+        assert error == 'error: give --config and --checkpoint, or --model alone'
+
+
 def test_a_repository_is_loaded_by_its_name_without_a_network(published, upload):
     upload(published, 'org/revcol_nano')
     upload(published, 'org/older', 'v1')

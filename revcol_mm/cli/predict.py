@@ -31,6 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 from revcol_mm.apis import init_inferencer
+from revcol_mm.apis.hub import load
 from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources, num_pictures, read_pictures
 from revcol_mm.apis.image_header import ImageError
 from revcol_mm.apis.inferencer import Inferencer
@@ -44,9 +45,12 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('images', nargs='+', metavar='IMAGES', help='file, folder, pattern or video')
-    parser.add_argument('--config', required=True, help='config file')
+    parser.add_argument('--config', help='config file, or a name of `revcol configs`')
+    parser.add_argument('--checkpoint', help='weights, file or URL, or a file of `revcol export`')
     parser.add_argument(
-        '--checkpoint', required=True, help='weights, file or URL, or a file of `revcol export`'
+        '--model',
+        metavar='NAME',
+        help='in place of both: a folder of `revcol publish`, or ORG/REPO of the Hub',
     )
     parser.add_argument('--out', type=Path, help='folder for the results [work_dirs/CONFIG/predictions]')
     parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
@@ -117,22 +121,26 @@ def predict(
 
 def main() -> None:
     args = parse_args()
-    out = args.out or Path('work_dirs', Path(args.config).stem, 'predictions')
     with errors_in_one_line():
+        if bool(args.model) == bool(args.config) or bool(args.config) != bool(args.checkpoint):
+            raise ValueError('give --config and --checkpoint, or --model alone')
+        out = args.out or Path('work_dirs', Path(args.model or args.config).stem, 'predictions')
         if args.batch_size < 1:
             raise ValueError(f'--batch-size starts at 1, got {args.batch_size}')
         sources = find_sources(args.images, leave_out=out)
         check_writable(out)
-        inferencer = init_inferencer(
-            args.config,
-            args.checkpoint,
-            args.device,
-            args.score_threshold,
-            args.top_k,
-            args.tile,
-            args.overlap,
+        options = dict(
+            device=args.device,
+            score_threshold=args.score_threshold,
+            top_k=args.top_k,
+            tile=args.tile,
+            overlap=args.overlap,
         )
-        info = dict(config=args.config, checkpoint=args.checkpoint)
+        if args.model:
+            inferencer = load(args.model, **options)
+        else:
+            inferencer = init_inferencer(args.config, args.checkpoint, **options)
+        info = dict(model=args.model) if args.model else dict(config=args.config, checkpoint=args.checkpoint)
         problems = predict(inferencer, sources, out, args.batch_size, info)
     print(f'{inferencer.task}: {len(sources) - len(problems)} of {len(sources)} images and videos, in {out}')
     if problems:
