@@ -47,10 +47,12 @@ trainings: install $(SAMPLE)
 	train dino_revcol_nano_sample 0 $$pretrained
 	train cascade_mask_rcnn_revcol_nano_sample 0 $$pretrained
 	train mask2former_revcol_nano_sample 0
-	train mask2former_revcol_nano_sample_instance 0
-	train mask2former_revcol_nano_sample_panoptic 0
-	for config in revcol dino_revcol cascade_mask_rcnn_revcol mask2former_revcol upernet_revcol; do
-	    $(BIN)/python tools/train.py "configs/$${config}_nano_sample.py" --seed 0 --work-dir "work_dirs/untrained/$$config" \
+	train mask2former_revcol_nano_instance_sample 0
+	train mask2former_revcol_nano_panoptic_sample 0
+	for config in revcol_nano dino_revcol_nano cascade_mask_rcnn_revcol_nano mask2former_revcol_nano \
+	        mask2former_revcol_nano_panoptic upernet_revcol_nano; do
+	    $(BIN)/python tools/train.py "configs/$${config}_sample.py" --seed 0 \
+	        --work-dir "work_dirs/untrained/$${config/_nano/}" \
 	        --cfg-options train_cfg.max_iters=1 train_cfg.val_interval=1 optim_wrapper.optimizer.lr=0 \
 	        param_scheduler=[] default_hooks.logger.interval=1
 	done

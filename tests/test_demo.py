@@ -28,7 +28,7 @@ from .subprocesses import REPO, run
 
 SEGMENTOR = 'upernet_revcol_nano_sample'
 DETECTOR = 'cascade_mask_rcnn_revcol_nano_sample'
-PANOPTIC = 'mask2former_revcol_nano_sample_panoptic'
+PANOPTIC = 'mask2former_revcol_nano_panoptic_sample'
 CLASSIFIER = 'revcol_nano_sample'
 DIGITS = tuple('0123456789')
 UNREADABLE = 65

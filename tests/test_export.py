@@ -244,8 +244,8 @@ def predict(cfg, file, checkpoint):
 
 CASCADE = 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
 MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
-INSTANCE = 'configs/mask2former_revcol_nano_sample_instance.py'
-PANOPTIC = 'configs/mask2former_revcol_nano_sample_panoptic.py'
+INSTANCE = 'configs/mask2former_revcol_nano_instance_sample.py'
+PANOPTIC = 'configs/mask2former_revcol_nano_panoptic_sample.py'
 RETINANET = 'tests/configs/retinanet_revcol_nano_sample.py'
 
 

@@ -16,6 +16,8 @@ from .subprocesses import REPO
 
 FAMILIES = {
     'mask2former_revcol_nano_sample': 'ade20k',
+    'mask2former_revcol_nano_instance_sample': 'coco',
+    'mask2former_revcol_nano_panoptic_sample': 'coco',
     'upernet_revcol_nano_sample': 'ade20k',
     'upernet_revcol_nano_supervised_sample': 'ade20k',
     'dino_revcol_nano_sample': 'coco',

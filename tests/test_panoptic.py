@@ -19,7 +19,7 @@ from revcol_mm.panopticapi.utils import id2rgb, rgb2id
 from revcol_mm.preflight import check_data
 
 REPO = Path(__file__).parents[1]
-SAMPLE = 'configs/mask2former_revcol_nano_sample_panoptic.py'
+SAMPLE = 'configs/mask2former_revcol_nano_panoptic_sample.py'
 
 
 def test_ids_are_colours_and_back():

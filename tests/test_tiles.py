@@ -216,7 +216,7 @@ def test_the_command_predicts_on_a_large_image(tmp_path, call_tool, monkeypatch)
     'config, options, message',
     [
         ('revcol_nano_sample', dict(tile=64), 'tiles are for detection and semantic segmentation'),
-        ('mask2former_revcol_nano_sample_panoptic', dict(tile=64), 'tiles are for detection and semantic'),
+        ('mask2former_revcol_nano_panoptic_sample', dict(tile=64), 'tiles are for detection and semantic'),
         ('upernet_revcol_nano_sample', dict(overlap=8), 'an overlap is of tiles'),
         ('upernet_revcol_nano_sample', dict(tile=64, overlap=40), 'got 64 and 40'),
         ('upernet_revcol_nano_sample', dict(tile=-1), 'got -1 and'),
