@@ -38,7 +38,7 @@ Nothing in this repository is run: weights are safetensors, and `config.py` is r
 revcol_mm's tools, or to train on from it by `load_from`:
 
 ```sh
-python tools/test.py config.py hf://{name}/{weights}
+revcol test config.py hf://{name}/{weights}
 ```
 """
 
@@ -50,7 +50,7 @@ def load(name: str | Path, device: str | None = None, **options: Any) -> Inferen
         name: A folder that ``tools/publish_model.py --hub`` wrote, or such a repository of the Hugging Face
             Hub, 'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.models.hub_file.hub_file`.
         device: Such as 'cpu' or 'cuda:1'. None: a GPU where there is one.
-        **options: ``score_threshold`` and ``top_k`` of :func:`init_inferencer`.
+        **options: ``score_threshold``, ``top_k``, ``tile`` and ``overlap`` of :func:`init_inferencer`.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
