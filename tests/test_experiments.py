@@ -146,3 +146,17 @@ def test_the_experiments_configs_are_there_and_take_their_options(path):
     experiment = tool['read_experiment'](path)
     for changes in experiment['runs'].values():
         tool['run_config'](experiment, changes)
+
+
+def test_recorded_experiments_are_quoted_as_recorded():
+    page = (REPO / 'docs/trainings.md').read_text()
+    recorded = sorted((REPO / 'docs/trainings').glob('*/table.md'))
+    assert recorded
+    tool = run_path(str(REPO / TOOL))
+    for path in recorded:
+        report = json.loads(path.with_name('results.json').read_text())
+        assert tool['table'](report['results'], report['metrics']) + '\n' == path.read_text()
+        assert path.read_text() in page
+        experiment = tool['read_experiment'](REPO / f'configs/experiments/{path.parent.name}.py')
+        assert {*report['results']} == {*experiment['runs']}
+        assert report['iterations'] == experiment['iterations']
