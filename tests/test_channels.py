@@ -22,7 +22,7 @@ from revcol_mm import RevCol, RevColClassifier
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
 from revcol_mm.apis import init_inferencer, init_model
-from revcol_mm.apis.inferencer import ImageError
+from revcol_mm.apis.image_header import ImageError
 from revcol_mm.engine.prediction_pictures import rgb_picture
 from revcol_mm.evaluation.complexity import count_complexity
 from revcol_mm.models.checkpoint import CheckpointError, adapt_stem, load_backbone

@@ -17,12 +17,6 @@ from revcol_mm.check_env import installed_set
 from .subprocesses import REPO, run
 
 PAGES = [REPO / 'README.md', REPO / 'CONTRIBUTING.md', *sorted((REPO / 'docs').rglob('*.md'))]
-DOORS = {  # tools whose code is in the package
-    **{f'tools/{name}.py': f'revcol_mm/cli/{name}.py' for name in ('train', 'test', 'export', 'check_data')},
-    'tools/demo.py': 'revcol_mm/cli/predict.py',
-    'tools/publish_model.py': 'revcol_mm/cli/publish.py',
-    'tools/convert_checkpoint.py': 'revcol_mm/cli/convert.py',
-}
 PARSERS = ('revcol_mm/engine/launch.py', 'revcol_mm/analysis/command_line.py')  # what tools share
 # The tutorials' runs made small, at the end of their configs: nano, random weights, one iteration.
 LOADERS = """
@@ -96,7 +90,8 @@ def test_commands_name_tools_configs_and_options_that_there_are(page):
             continue
         assert (REPO / words[0]).is_file(), words
         options = {'--'}
-        for path in (DOORS.get(words[0], words[0]), *PARSERS):
+        door = re.search(r'^from (revcol_mm\.cli\.\w+) import main$', (REPO / words[0]).read_text(), re.M)
+        for path in (f'{door[1].replace(".", "/")}.py' if door else words[0], *PARSERS):
             options |= set(re.findall(r"'(--[\w-]+)'", (REPO / path).read_text()))
         for word in words[1:]:
             if word == 'python':  # a command within a command

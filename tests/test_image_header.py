@@ -10,7 +10,7 @@ from mmcv.transforms import LoadImageFromFile
 from PIL import Image
 
 from revcol_mm.apis.image_header import FORMATS, ImageError, check_image_size, image_size
-from revcol_mm.apis.inferencer import SegmentationInferencer
+from revcol_mm.apis.task_inferencers import SegmentationInferencer
 
 from .subprocesses import run
 
@@ -31,7 +31,8 @@ def bomb(path, width=30_000, height=30_000, lines=None):
 READ = """
 import sys
 from mmcv.transforms import LoadImageFromFile
-from revcol_mm.apis.inferencer import ImageError, SegmentationInferencer
+from revcol_mm.apis.image_header import ImageError
+from revcol_mm.apis.task_inferencers import SegmentationInferencer
 inferencer = object.__new__(SegmentationInferencer)
 inferencer._load = LoadImageFromFile()
 try:

@@ -13,9 +13,8 @@ from skimage import data
 
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.tiles import (
-    Span,
-    Tile,
     Tiling,
+    _neighbours,
     encode,
     merge_detections,
     merge_labels,
@@ -136,11 +135,15 @@ def test_nothing_in_any_tile_is_no_detection():
     assert len(merged) == 0 and merged.bboxes.shape == (0, 4)
 
 
-def test_many_tiles_are_merged_in_time_that_grows_with_their_number():
-    nothing = InstanceData(bboxes=torch.zeros(0, 4), scores=torch.zeros(0), labels=torch.zeros(0).long())
-    spans = [Span(8 * index, 8 * index + 10, 8 * index, 8 * index + 8) for index in range(60)]
-    parts = [(Tile(*pair), nothing) for pair in itertools.product(spans, spans)]  # 6 million pairs
-    assert len(merge_detections(parts)) == 0
+def test_neighbours_are_all_tiles_that_overlap_and_few_others():
+    """Merging looks at no other pairs, of which 10,000 tiles have 50 million."""
+    tiles = [*Tiling(32, 12).tiles(150, 170)]
+    pairs = {frozenset(pair) for pair in _neighbours(tiles)}
+    assert len(pairs) <= 12 * len(tiles)
+    for first, second in itertools.combinations(range(len(tiles)), 2):
+        (x1, y1, x2, y2), (left, top, right, bottom) = tiles[first].box, tiles[second].box
+        if max(x1, left) < min(x2, right) and max(y1, top) < min(y2, bottom):
+            assert {first, second} in pairs
 
 
 # Models.
@@ -153,18 +156,19 @@ class Pixelwise:
         from mmengine.structures import PixelData
         from mmseg.structures import SegDataSample
 
-        (image,) = data
-        labels = torch.from_numpy(image[None, ..., 0] // 32)
-        return [SegDataSample(pred_sem_seg=PixelData(data=labels))]
+        labels = [torch.from_numpy(image[None, ..., 0] // 32) for image in data]
+        return [SegDataSample(pred_sem_seg=PixelData(data=each)) for each in labels]
 
 
 def test_a_segmentor_s_tiles_are_the_whole_image(monkeypatch):
     inferencer = init_inferencer(SEGMENTOR, device='cpu', tile=64, overlap=16)
     monkeypatch.setattr(inferencer, '_inferencer', Pixelwise())
     monkeypatch.setattr(inferencer, '_preprocess', lambda images: images)
-    image = data.astronaut()[:200, :300]
-    (sample,) = inferencer.predict([image])
-    assert np.array_equal(inferencer.labels(sample), image[..., 0] // 32)
+    images = [data.astronaut()[:200, :300], data.astronaut()[200:400, 100:400]]
+    for image, sample in zip(images, inferencer.predict(images), strict=True):
+        assert np.array_equal(inferencer.labels(sample), image[..., 0] // 32)
+    with pytest.raises(ValueError, match='of one size'):
+        inferencer.predict([images[0], images[1][:100]])
 
 
 @pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR], ids=['segmentor', 'detector'])

@@ -236,9 +236,8 @@ def encode(mask: np.ndarray) -> dict:
     return coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
 
 
-def measure(mask: np.ndarray) -> dict:
+def measure(rle: dict) -> dict:
     """What annotations say of a mask, of an object or of a segment."""
-    rle = encode(mask)
     return dict(area=int(coco_mask.area(rle)), bbox=coco_mask.toBbox(rle).tolist(), iscrowd=0)
 
 
@@ -249,7 +248,7 @@ def coco_annotation(annotation_id: int, image_id: int, digit: int, mask: np.ndar
         image_id=image_id,
         category_id=DIGITS[digit]['id'],
         segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
-        **measure(mask),
+        **measure(rle),
     )
 
 
@@ -261,7 +260,7 @@ def panoptic_annotation(image_id: int, scene: Scene, path: Path) -> dict:
     for number, (category_id, mask) in enumerate(segments):
         segment_id = 1000 * category_id + number
         ids[mask] = segment_id
-        infos.append(dict(id=segment_id, category_id=category_id, **measure(mask)))
+        infos.append(dict(id=segment_id, category_id=category_id, **measure(encode(mask))))
     colours = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], axis=-1)
     Image.fromarray(colours.astype(np.uint8)).save(path)
     return dict(image_id=image_id, file_name=path.name, segments_info=infos)

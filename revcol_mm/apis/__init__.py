@@ -1,4 +1,5 @@
-from .inferencer import Inferencer, init_inferencer
+from .inferencer import Inferencer
+from .init_inferencer import init_inferencer
 from .init_model import init_model, pick_device
 
 __all__ = ['Inferencer', 'init_inferencer', 'init_model', 'pick_device']

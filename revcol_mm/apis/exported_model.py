@@ -184,7 +184,7 @@ class ExportedModel(BaseModel):
     def _scaled_labels(sample: Any, labels: Tensor) -> Tensor:
         """Labels of pixels, (H, W), without padding in the size of the image as it was read, (1, H', W')."""
         height, width = sample.img_shape[:2]
-        labels = labels[None, None, :height, :width].double()
+        labels = labels[None, None, :height, :width].float()
         return F.interpolate(labels, sample.ori_shape[:2], mode='nearest-exact').long()[0]
 
     @staticmethod

@@ -13,7 +13,8 @@ from revcol_mm.engine.launch import read_config
 from revcol_mm.models.checkpoint import save_checkpoint
 from revcol_mm.models.hub_file import HUB, hub_file
 
-from .inferencer import Inferencer, init_inferencer
+from .inferencer import Inferencer
+from .init_inferencer import init_inferencer
 
 CONFIG, WEIGHTS, CARD = 'config.py', 'model.safetensors', 'README.md'
 OF_A_RUN = ('work_dir', 'launcher', 'resume', 'load_from')  # not of the model

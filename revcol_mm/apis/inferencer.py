@@ -17,21 +17,16 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
-from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture, without_empty_segments
+from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture
 from revcol_mm.preflight import reads_images, revcol_channels
 
-from .exported_model import ExportedModel, is_exported
 from .image_header import ImageError, image_size
-from .init_model import init_model
-from .tiles import Tile, Tiling, merge_detections, merge_labels, place_detections
+from .tile_mergers import TileMerger
+from .tiles import Tiling
 
 MAX_PICTURE = 2048  # pixels of the longer side of pictures of images in tiles
-MAX_MASKS = 2**30  # pixels of all masks together, from which on pictures of images in tiles have boxes alone
-MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
 
 
 class Inferencer(ABC):
@@ -47,6 +42,7 @@ class Inferencer(ABC):
         classes: Names of the labels.
         first_category_id: Number of label 0 in the data set's format.
         needs_one_size: Images of a batch must be of one size.
+        tile_merger: What puts predictions of tiles together; None: the task is not done in tiles.
         tiling: How images are cut into tiles; None: they are predicted on as wholes.
 
     Raises:
@@ -57,6 +53,7 @@ class Inferencer(ABC):
     options: tuple[str, ...] = ()  # arguments beside the model
     first_category_id = 0
     needs_one_size = True
+    tile_merger: TileMerger | None = None
     tiling: Tiling | None = None
 
     def __init__(self, model: BaseModel) -> None:
@@ -117,28 +114,25 @@ class Inferencer(ABC):
             ValueError: If the model predicts something else than its task.
         """
         if self.tiling is not None:
-            return [self._predict_in_tiles(image) for image in images]
+            return self._predict_in_tiles(images)
+        return self._predict_on_wholes(images)
+
+    def _predict_on_wholes(self, images: Sequence[np.ndarray]) -> list[Any]:
         with DefaultScope.overwrite_default_scope(self.scope):
             return [self._checked(sample) for sample in self._inferencer.forward(self._preprocess(images))]
 
-    def _predict_in_tiles(self, image: np.ndarray) -> Any:
-        height, width = image.shape[:2]
-        parts = []
-        with DefaultScope.overwrite_default_scope(self.scope):
-            for tile in self.tiling.tiles(height, width):
-                left, top, right, bottom = tile.box
-                data = self._preprocess([np.ascontiguousarray(image[top:bottom, left:right])])
-                (sample,) = self._inferencer.forward(data)
-                parts.append((tile, self._part(self._checked(sample), tile, height, width)))
-        return self._merged(parts, height, width)
-
-    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> Any:
-        """What is kept of a tile's prediction until those of all tiles of the image are merged."""
-        raise NotImplementedError
-
-    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
-        """A data sample of the predictions of an image's tiles."""
-        raise NotImplementedError
+    def _predict_in_tiles(self, images: Sequence[np.ndarray]) -> list[Any]:
+        """Each tile of all images at once."""
+        height, width = images[0].shape[:2]
+        if any(image.shape[:2] != (height, width) for image in images):
+            raise ValueError('images in tiles are predicted on together if they are of one size')
+        parts: list[list[Any]] = [[] for _ in images]
+        for tile in self.tiling.tiles(height, width):
+            left, top, right, bottom = tile.box
+            pieces = [np.ascontiguousarray(image[top:bottom, left:right]) for image in images]
+            for found, sample in zip(parts, self._predict_on_wholes(pieces)):
+                found.append((tile, self.tile_merger.part(sample, tile, height, width)))
+        return [self.tile_merger.merge(found, height, width) for found in parts]
 
     def network_input(self, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
         """What the network sees of an image.
@@ -164,8 +158,11 @@ class Inferencer(ABC):
         """
         pictures = [rgb_picture(image, reads_bgr(self._load)) for image in images]
         if self.tiling is not None:
-            pairs = [self._shrunk(*pair) for pair in zip(pictures, samples)]
-            pictures, samples = map(list, zip(*pairs))
+            pictures = [_shrunk(picture) for picture in pictures]
+            samples = [
+                self.tile_merger.scale(sample, *picture.shape[:2])
+                for picture, sample in zip(pictures, samples)
+            ]
         with DefaultScope.overwrite_default_scope(self.scope):
             return self._draw(pictures, samples)
 
@@ -198,17 +195,6 @@ class Inferencer(ABC):
             ) from error
         return data
 
-    def _shrunk(self, picture: np.ndarray, sample: Any) -> tuple[np.ndarray, Any]:
-        """A picture that can be looked at, of a large image, and the sample in its size."""
-        factor = min(1.0, MAX_PICTURE / max(picture.shape[:2]))
-        if factor < 1:
-            picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
-        return picture, self._scaled(sample, *picture.shape[:2])
-
-    def _scaled(self, sample: Any, height: int, width: int) -> Any:
-        """A sample of tiles as the visualizer takes it, in the size of a picture."""
-        raise NotImplementedError
-
     @abstractmethod
     def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
         """As :meth:`draw`, on RGB."""
@@ -227,6 +213,14 @@ class Inferencer(ABC):
             )
 
 
+def _shrunk(picture: np.ndarray) -> np.ndarray:
+    """A picture that can be looked at, of a large image."""
+    factor = min(1.0, MAX_PICTURE / max(picture.shape[:2]))
+    if factor == 1:
+        return picture
+    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+
+
 def _unreadable_because(error: Exception, path: str | Path) -> str:
     if isinstance(error, MemoryError) or getattr(error, 'code', 0) == cv2.Error.STS_NO_MEM:
         return '{} x {} pixels do not fit into memory'.format(*image_size(path))
@@ -241,7 +235,7 @@ def _reads_images(step: dict) -> bool:
     return reads_images(step['type'] if isinstance(step['type'], str) else step['type'].__name__)
 
 
-def _taking_arrays(cfg: Config) -> Config:
+def taking_arrays(cfg: Config) -> Config:
     """A copy of a config that reads images by the transform that inferencers replace by one for arrays."""
     cfg = copy.deepcopy(Config(dict(cfg), filename=cfg.filename))
     dataset = cfg.test_dataloader.dataset
@@ -256,7 +250,7 @@ class _ReadyModel:
 
     def __init__(self, model: BaseModel, visualizer: str) -> None:
         self._ready = model
-        cfg = _taking_arrays(model.cfg)
+        cfg = taking_arrays(model.cfg)
         # no backends, which would write event files
         cfg.visualizer = ConfigDict(cfg.get('visualizer') or dict(type=visualizer), vis_backends=None)
         super().__init__(cfg)
@@ -265,294 +259,6 @@ class _ReadyModel:
         return self._ready
 
 
-def _of_ready_model(base: type, model: BaseModel, visualizer: str) -> Any:
+def of_ready_model(base: type, model: BaseModel, visualizer: str) -> Any:
+    """One of MMEngine's inferencers, of a class of OpenMMLab, with a model that is ready."""
     return type(base.__name__, (_ReadyModel, base), {})(model, visualizer)
-
-
-class DetectionInferencer(Inferencer):
-    """Boxes and, if the model predicts them, masks; by :class:`mmdet.apis.DetInferencer`.
-
-    Args:
-        model: See :class:`Inferencer`.
-        score_threshold: Lowest score of a detection that counts, 0 to 1. Default: MMDetection's for pictures.
-    """
-
-    task = 'detection'
-    options = ('score_threshold',)
-    first_category_id = 1  # as in COCO
-
-    def __init__(self, model: BaseModel, score_threshold: float = 0.3) -> None:
-        self.score_threshold = score_threshold
-        super().__init__(model)
-        if getattr(model, 'with_mask', False):
-            self.task = 'instance segmentation'
-
-    def _build(self) -> Any:
-        from mmdet.apis import DetInferencer
-
-        self.model.dataset_meta.setdefault('palette', 'random')
-        return _of_ready_model(DetInferencer, self.model, 'DetLocalVisualizer')
-
-    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
-        _, data = super()._preprocess(images)
-        return data
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_instances')
-        instances = sample.pred_instances
-        sample.pred_instances = instances[instances.scores >= self.score_threshold]
-        return sample
-
-    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> InstanceData:
-        return place_detections(sample.pred_instances, tile, height, width)
-
-    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
-        from mmdet.structures import DetDataSample
-
-        size = dict(ori_shape=(height, width), img_shape=(height, width))
-        return DetDataSample(metainfo=size, pred_instances=merge_detections(parts))
-
-    def _scaled(self, sample: Any, height: int, width: int) -> Any:
-        from mmdet.structures import DetDataSample
-        from pycocotools import mask as coco_mask
-
-        found, (before_height, before_width) = sample.pred_instances, sample.ori_shape
-        factors = found.bboxes.new_tensor([width / before_width, height / before_height] * 2)
-        scaled = InstanceData(bboxes=found.bboxes * factors, scores=found.scores, labels=found.labels)
-        if 'rles' in found and len(found) * height * width <= MAX_MASKS:
-            masks = [cv2.resize(coco_mask.decode(rle), (width, height)) for rle in found.rles]
-            scaled.masks = torch.from_numpy(np.array(masks, bool).reshape(-1, height, width))
-        return DetDataSample(metainfo=dict(ori_shape=(height, width)), pred_instances=scaled)
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        return self._inferencer.visualize(pictures, samples, return_vis=True, pred_score_thr=-1)
-
-    def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Detections by falling score.
-
-        Returns:
-            For each 'label', 'name', 'score', 'bbox' (x, y, width and height in pixels) and, of models that
-            predict masks, 'segmentation', COCO's compressed RLE.
-        """
-        prediction = self._inferencer.pred2dict(sample)
-        records = []
-        for index in np.argsort(-np.array(prediction['scores']), kind='stable'):
-            left, top, right, bottom = prediction['bboxes'][index]
-            record = self._record(prediction['labels'][index], prediction['scores'][index])
-            record['bbox'] = [left, top, right - left, bottom - top]
-            if 'rles' in sample.pred_instances:
-                rle = sample.pred_instances.rles[index]
-                record['segmentation'] = dict(rle, counts=rle['counts'].decode())
-            elif 'masks' in prediction:
-                record['segmentation'] = prediction['masks'][index]
-            records.append(record)
-        return records
-
-
-class PanopticInferencer(DetectionInferencer):
-    """Segments of things and stuff, by :class:`mmdet.apis.DetInferencer`; objects are left to metrics."""
-
-    options = ()
-
-    def __init__(self, model: BaseModel) -> None:
-        super().__init__(model)
-        self.task = 'panoptic segmentation'
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_panoptic_seg')
-        sample.pop('pred_instances', None)
-        return sample
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        samples = [without_empty_segments(sample, len(self.classes)) for sample in samples]
-        return super()._draw(pictures, samples)
-
-    @staticmethod
-    def segments(sample: Any) -> np.ndarray:
-        """MMDetection's id of every pixel's segment, (H, W): its class + 1000 x its number among things."""
-        return sample.pred_panoptic_seg.sem_seg[0].cpu().numpy()
-
-    def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Segments by falling area: 'id', 'label', 'name' and 'score', which is their share of the pixels."""
-        from mmdet.evaluation import INSTANCE_OFFSET
-
-        ids, counts = np.unique(self.segments(sample), return_counts=True)
-        labels, shares = ids % INSTANCE_OFFSET, counts / counts.sum()
-        return [
-            dict(id=int(ids[index]), **self._record(labels[index], shares[index]))
-            for index in np.argsort(-shares, kind='stable')
-            if labels[index] < len(self.classes)
-        ]
-
-
-class SegmentationInferencer(Inferencer):
-    """A class for every pixel; by :class:`mmseg.apis.MMSegInferencer`."""
-
-    task = 'semantic segmentation'
-
-    def _build(self) -> Any:
-        from mmseg.apis import MMSegInferencer
-        from mmseg.datasets import BaseSegDataset
-
-        self.first_category_id = int(bool(self._dataset.metainfo.get('reduce_zero_label')))
-        palette = self.model.dataset_meta.get('palette') or ()
-        if len(palette) != len(self.classes):  # random ones; the inferencer would take those of Cityscapes
-            palette = BaseSegDataset(metainfo=dict(classes=self.classes), lazy_init=True).metainfo['palette']
-        self.model.dataset_meta = dict(classes=self.classes, palette=palette)
-        return _of_ready_model(MMSegInferencer, self.model, 'SegLocalVisualizer')
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_sem_seg')
-        return sample
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        from mmseg.structures import SegDataSample
-
-        # of one pixel, the visualizer takes a tensor for an index
-        samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
-        return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
-
-    def _part(self, sample: Any, tile: Tile, height: int, width: int) -> np.ndarray:
-        return self.labels(sample).astype(np.uint8 if len(self.classes) <= 256 else np.int16)
-
-    def _merged(self, parts: list[tuple[Tile, Any]], height: int, width: int) -> Any:
-        from mmseg.structures import SegDataSample
-
-        labels = torch.from_numpy(merge_labels(parts, height, width))
-        return SegDataSample(pred_sem_seg=PixelData(data=labels[None]))
-
-    def _scaled(self, sample: Any, height: int, width: int) -> Any:
-        from mmseg.structures import SegDataSample
-
-        labels = cv2.resize(self.labels(sample), (width, height), interpolation=cv2.INTER_NEAREST)
-        return SegDataSample(pred_sem_seg=PixelData(data=torch.from_numpy(labels)[None]))
-
-    @staticmethod
-    def labels(sample: Any) -> np.ndarray:
-        """The label of every pixel, (H, W)."""
-        return sample.pred_sem_seg.data[0].cpu().numpy()
-
-    def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Classes by falling area: 'label', 'name' and 'score', which is their share of the pixels."""
-        labels, counts = np.unique(self.labels(sample), return_counts=True)
-        shares = counts / counts.sum()
-        return [self._record(labels[index], shares[index]) for index in np.argsort(-shares, kind='stable')]
-
-
-class ClassificationInferencer(Inferencer):
-    """Classes of whole images; by :class:`mmpretrain.ImageClassificationInferencer`.
-
-    Args:
-        model: See :class:`Inferencer`.
-        score_threshold: Lowest score of a class that counts, 0 to 1.
-        top_k: How many classes count at most.
-    """
-
-    task = 'classification'
-    options = ('score_threshold', 'top_k')
-    needs_one_size = False  # test pipelines make them so
-
-    def __init__(self, model: BaseModel, score_threshold: float = 0.0, top_k: int = 5) -> None:
-        self.score_threshold = score_threshold
-        self.top_k = top_k
-        super().__init__(model)
-
-    def _build(self) -> Any:
-        from mmpretrain import ImageClassificationInferencer
-        from mmpretrain.visualization import UniversalVisualizer
-
-        self._visualizer = UniversalVisualizer()
-        # where MMPretrain's inferencers look for it in a ready model
-        self.model._config = _taking_arrays(self.model.cfg)
-        return ImageClassificationInferencer(self.model, classes=self.classes)
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_score')
-        return sample
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        return [
-            self._visualizer.visualize_cls(
-                picture,
-                sample,
-                classes=self.classes,
-                draw_gt=False,
-                rescale_factor=max(1.0, MIN_LEGIBLE / max(picture.shape[:2])),
-            )
-            for picture, sample in zip(pictures, samples)
-        ]
-
-    def records(self, sample: Any) -> list[dict[str, Any]]:
-        """The most likely classes, by falling score: 'label', 'name' and 'score'."""
-        scores, labels = sample.pred_score.topk(min(self.top_k, len(self.classes)))
-        return [
-            self._record(label, score)
-            for label, score in zip(labels.tolist(), scores.tolist())
-            if score >= self.score_threshold
-        ]
-
-
-INFERENCERS = {
-    'mmdet': DetectionInferencer,
-    'mmseg': SegmentationInferencer,
-    'mmpretrain': ClassificationInferencer,
-}
-
-
-def _inferencer_of(cfg: Config) -> type[Inferencer]:
-    if 'panoptic_fusion_head' in cfg.model and (cfg.model.get('test_cfg') or {}).get('panoptic_on', True):
-        return PanopticInferencer
-    return INFERENCERS[cfg.default_scope]
-
-
-def init_inferencer(
-    config: str | Path | Config,
-    checkpoint: str | Path | None = None,
-    device: str | None = None,
-    score_threshold: float | None = None,
-    top_k: int | None = None,
-    tile: int | None = None,
-    overlap: int | None = None,
-) -> Inferencer:
-    """Build what predicts on images for a config's task.
-
-    Args:
-        config, checkpoint, device: See :func:`init_model`, whose errors it raises as well. The checkpoint may
-            also be a file of tools/export.py, of ONNX or torch.export; the model is not built then.
-        score_threshold: Lowest score of a detection or a class that counts, 0 to 1. None: 0.3 for detection,
-            0 for classification. Segmentation, semantic or panoptic, has none.
-        top_k: How many classes of an image count at most, for classification. None: 5.
-        tile: Predict on tiles of this height and width, in pixels of the image, and put them together; for
-            detection and semantic segmentation. Each goes through the config's test pipeline, as if it were
-            an image. None: on images as wholes.
-        overlap: Pixels, at least, that neighbouring tiles share. None: an eighth of a tile.
-
-    Raises:
-        ValueError: If an option is out of range or not for this task, or see :class:`Inferencer`.
-
-    Examples:
-        >>> inferencer = init_inferencer('configs/dino_revcol_t_coco.py', 'iter_90000.pth')
-        >>> image = inferencer.read('street.jpg')
-        >>> samples = inferencer.predict([image])
-        >>> records, (picture,) = inferencer.records(samples[0]), inferencer.draw([image], samples)
-    """
-    if score_threshold is not None and not 0 <= score_threshold <= 1:
-        raise ValueError(f'a score threshold is from 0 to 1, got {score_threshold}')
-    if top_k is not None and top_k < 1:
-        raise ValueError(f'top k starts at 1, got {top_k}')
-    cfg = config if isinstance(config, Config) else read_config(config)
-    kind = _inferencer_of(cfg)
-    options = dict(score_threshold=score_threshold, top_k=top_k)
-    options = {name: value for name, value in options.items() if value is not None}
-    for name in options:
-        if name not in kind.options:
-            raise ValueError(f'{kind.task} has no {name.replace("_", " ")}')
-    if overlap is not None and tile is None:
-        raise ValueError('an overlap is of tiles: give their size, too')
-    tiling = None if tile is None else Tiling(tile, max(tile, 0) // 8 if overlap is None else overlap)
-    if tiling and kind not in (DetectionInferencer, SegmentationInferencer):
-        raise ValueError('tiles are for detection and semantic segmentation')
-    model = ExportedModel(cfg, checkpoint, device) if is_exported(checkpoint) else None
-    inferencer = kind(model or init_model(cfg, checkpoint, device), **options)
-    inferencer.tiling = tiling
-    return inferencer

@@ -12,7 +12,8 @@ from revcol_mm.panopticapi.utils import id2rgb
 
 from .image_files import Picture, Source
 from .image_header import ImageError
-from .inferencer import DetectionInferencer, Inferencer, PanopticInferencer, SegmentationInferencer
+from .inferencer import Inferencer
+from .task_inferencers import DetectionInferencer, PanopticInferencer, SegmentationInferencer
 
 
 class PredictionWriter:

@@ -107,9 +107,10 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
     source = _zoo_url(str(source))
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if source.startswith(HUB):
+        path = None
         for may_fetch in (is_main_process(), True):  # the main process first, then other machines' ones
             try:
-                path = hub_file(source) if may_fetch else None
+                path = path or (hub_file(source) if may_fetch else None)
             except FileNotFoundError as error:
                 raise FileNotFoundError(f'{error}{advice}') from error
             barrier()
