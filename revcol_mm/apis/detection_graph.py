@@ -15,6 +15,11 @@ from revcol_mm.models.image_channels import image_channels
 from .exportable import centres, encode
 from .image_graph import ImageGraph
 
+DETECTIONS = {
+    'boxes': 'float32, (B, N, 4): x1, y1, x2, y2 in pixels, the best first',
+    'scores': 'float32, (B, N): 0 where there is no box',
+    'labels': 'int64, (B, N): classes',
+}
 PROBE_SIZE = 256  # height and width of an image by which strides are found
 MAX_CANDIDATES = 5000  # of an image, that reach NMS
 
@@ -29,8 +34,8 @@ class DetectionGraph(ImageGraph):
     """
 
     def __init__(self, model: nn.Module, has_masks: bool = False, min_places: int = 1) -> None:
-        names = ['boxes', 'scores', 'labels', *(['masks'] if has_masks else [])]
-        super().__init__(model.data_preprocessor, model, names)
+        masks = {'masks': 'float32, (B, N, h, w): probabilities in h x w parts of each box'}
+        super().__init__(model.data_preprocessor, model, DETECTIONS | (masks if has_masks else {}))
         param = next(model.parameters())
         with torch.no_grad():
             maps = model.extract_feat(param.new_zeros(1, image_channels(model), PROBE_SIZE, PROBE_SIZE))

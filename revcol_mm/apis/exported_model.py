@@ -95,7 +95,7 @@ class ExportedModel(BaseModel):
         opened = open_onnx if path.suffix == '.onnx' else open_torch_export
         try:
             self.run, self.shape, metadata = opened(path, device)
-            self.output_names = json.loads(metadata['outputs'])
+            self.output_names = tuple(json.loads(metadata['outputs']))
         except Exception as error:  # each runtime has its own
             raise ValueError(f'cannot run {path}, which has to be of tools/export.py: {error}') from error
         if 'feature_0' in self.output_names:

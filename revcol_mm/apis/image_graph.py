@@ -15,6 +15,7 @@ from revcol_mm.models import RevColClassifier
 
 from .exportable import exportable
 
+CLASS_SCORES = {'scores': 'float32, (B, K): softmax over the classes'}
 GRAPHS = {  # of models by their class; imported when there is one
     'SemanticMask2Former': ('revcol_mm.apis.mask2former_graph', 'SemanticMask2FormerGraph'),
     'Mask2Former': ('revcol_mm.apis.mask2former_graph', 'Mask2FormerGraph'),
@@ -31,7 +32,7 @@ class ImageGraph(nn.Module):
     Args:
         preprocessor: The model's data preprocessor. Its ``mean`` and ``std``, if it has any, are used.
         network: From normalised images, (B, C, H, W), to a tensor or a tuple of them.
-        output_names: One for each tensor.
+        outputs: Name and meaning of each tensor, in their order.
 
     Attributes:
         min_side: Least height and width that an exported file takes, in pixels.
@@ -39,12 +40,16 @@ class ImageGraph(nn.Module):
 
     min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export treats as another case
 
-    def __init__(self, preprocessor: nn.Module, network: nn.Module, output_names: Sequence[str]) -> None:
+    def __init__(self, preprocessor: nn.Module, network: nn.Module, outputs: dict[str, str]) -> None:
         super().__init__()
         self.network = network
-        self.output_names = tuple(output_names)
+        self.outputs = dict(outputs)
         self.register_buffer('pixel_mean', getattr(preprocessor, 'mean', None))
         self.register_buffer('pixel_std', getattr(preprocessor, 'std', None))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(self.outputs)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Values from 0 to 255, (B, C, H, W) -> what the network returns."""
@@ -73,7 +78,11 @@ class SegmentationGraph(ImageGraph):
     """
 
     def __init__(self, preprocessor: nn.Module, network: nn.Module, align_corners: bool) -> None:
-        super().__init__(preprocessor, network, ['labels', 'scores'])
+        outputs = {
+            'labels': 'int64, (B, H, W): the likeliest class of each pixel',
+            'scores': 'float32, (B, H, W): its score',
+        }
+        super().__init__(preprocessor, network, outputs)
         self.align_corners = align_corners
 
     def class_scores(self, image: Tensor) -> Tensor:
@@ -122,14 +131,15 @@ def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
     preprocessor, backbone = model.data_preprocessor, model.backbone
     neck = [model.neck] if getattr(model, 'with_neck', False) else []
     if backbone_only:
-        names = [f'feature_{index}' for index in range(len(backbone.out_indices))]
-        graph = ImageGraph(preprocessor, backbone, names)
+        shape = '(B, C, h, w): features, the finest level first'
+        outputs = {f'feature_{index}': f'float32, {shape}' for index in range(len(backbone.out_indices))}
+        graph = ImageGraph(preprocessor, backbone, outputs)
     elif isinstance(model, RevColClassifier):
         network = nn.Sequential(backbone, LastFeature(), model.heads[-1], nn.Softmax(1))
-        graph = ImageGraph(preprocessor, network, ['scores'])
+        graph = ImageGraph(preprocessor, network, CLASS_SCORES)
     elif _is_classifier(model):
         network = nn.Sequential(backbone, *neck, model.head, nn.Softmax(1))
-        graph = ImageGraph(preprocessor, network, ['scores'])
+        graph = ImageGraph(preprocessor, network, CLASS_SCORES)
     elif _is_segmentor(model):
         network = nn.Sequential(backbone, *neck, model.decode_head)
         graph = SegmentationGraph(preprocessor, network, model.align_corners)

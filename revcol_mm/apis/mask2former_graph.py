@@ -9,9 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .detection_graph import DETECTIONS
 from .image_graph import ImageGraph, SegmentationGraph
 
 INSTANCE_OFFSET = 1000  # MMDetection's: a segment's id is its class + 1000 x its number
+SEGMENTS = {
+    'segments': 'int64, (B, H, W): class + 1000 x number of the segment of each pixel, K where there is none'
+}
+MASK_LOGITS = {'mask_logits': 'float32, (B, N, H / 4, W / 4): to be scaled up bilinearly, above 0 inside'}
 MARGIN = 1e-3  # of probabilities below which a pixel may fall either way
 
 
@@ -54,9 +59,10 @@ class Mask2FormerGraph(ImageGraph):
         self.is_panoptic, self.has_objects = cfg.get('panoptic_on', True), cfg.get('instance_on', False)
         if cfg.get('semantic_on') or not (self.is_panoptic or self.has_objects):
             raise ValueError('Mask2Former is exported with panoptic_on or instance_on, without semantic_on')
-        names = ['segments'] if self.is_panoptic else []
-        names += ['boxes', 'scores', 'labels', 'mask_logits'] if self.has_objects else []
-        super().__init__(model.data_preprocessor, model, names)
+        outputs = dict(SEGMENTS) if self.is_panoptic else {}
+        if self.has_objects:
+            outputs.update(DETECTIONS | MASK_LOGITS)
+        super().__init__(model.data_preprocessor, model, outputs)
         self.num_things, self.num_classes = fusion.num_things_classes, fusion.num_classes
         self.max_objects = min(
             cfg.get('max_per_image', 100), model.panoptic_head.num_queries * self.num_classes

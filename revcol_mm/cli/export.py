@@ -27,9 +27,9 @@ relative to the largest value; of labels, it is how much lower the model scores 
 of boxes, what they lack of overlap; of segments, the share of pixels in others. A difference above
 --tolerance is an error, and the file is deleted.
 
-In the file are also classes, mean, standard deviation, channel order and where it comes from: in ONNX's
-metadata_props, or in metadata.json, an extra file of the other two. --half has the weights of ONNX in 16
-bits, but not of detectors, whose boxes that moves.
+In the file are also the meaning of input and outputs, classes, mean, standard deviation, channel order and
+where it comes from: in ONNX's metadata_props, or in metadata.json, an extra file of the other two. --half has
+the weights of ONNX in 16 bits, but not of detectors, whose boxes that moves.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> d
         mean=json.dumps(None if graph.pixel_mean is None else graph.pixel_mean.flatten().tolist()),
         std=json.dumps(None if graph.pixel_std is None else graph.pixel_std.flatten().tolist()),
         normalisation='in the graph',
-        outputs=json.dumps(graph.output_names),
+        outputs=json.dumps(graph.outputs),
         classes=json.dumps(None if args.backbone_only else class_names(model)),
         config=cfg.filename,
         checkpoint=args.checkpoint,
