@@ -332,6 +332,22 @@ def test_half_is_for_onnx_of_what_has_no_boxes(small, tmp_path, call_tool):
     assert kinds == {onnx.TensorProto.FLOAT16}
 
 
+@pytest.mark.parametrize(
+    'config, masks', [(DINO, {}), (CASCADE, {'masks': (28, 28)}), (INSTANCE, {'mask_logits': (16, 24)})]
+)
+def test_an_image_without_objects_has_none(config, masks):
+    model = ExportedModel.__new__(ExportedModel)
+    model.cfg, model.output_names = Config.fromfile(REPO / config), ('boxes', 'scores', 'labels', *masks)
+    meta = dict(img_shape=(60, 90), ori_shape=(120, 180), scale_factor=(0.5, 0.5), batch_input_shape=(64, 96))
+    sample = DetDataSample(metainfo=meta)
+    outputs = dict(boxes=torch.zeros(5, 4), scores=torch.zeros(5), labels=torch.zeros(5, dtype=torch.long))
+    model._write_detections(
+        sample, {**outputs, **{name: torch.ones(5, *size) for name, size in masks.items()}}
+    )
+    assert len(sample.pred_instances) == 0
+    assert not masks or sample.pred_instances.masks.shape == (0, 120, 180)
+
+
 @pytest.mark.parametrize('suffix', ['.onnx', '.pt2'])
 def test_what_is_no_exported_model_is_an_error(suffix, tmp_path):
     path = tmp_path / f'a{suffix}'

@@ -191,8 +191,8 @@ class ExportedModel(BaseModel):
     def _scaled_masks(sample: Any, logits: Tensor) -> Tensor:
         """Mask logits, (N, h, w), in the size of the image as it was read, scaled as testing does."""
         height, width = sample.img_shape[:2]
-        logits = F.interpolate(logits[None], sample.batch_input_shape, mode='bilinear')[..., :height, :width]
-        return F.interpolate(logits, sample.ori_shape[:2], mode='bilinear')[0]
+        logits = F.interpolate(logits[:, None], sample.batch_input_shape, mode='bilinear')  # N may be 0
+        return F.interpolate(logits[..., :height, :width], sample.ori_shape[:2], mode='bilinear')[:, 0]
 
     def _write_scores(self, sample: Any, outputs: dict[str, Tensor]) -> None:
         sample.set_pred_score(outputs['scores']).set_pred_label(outputs['scores'].argmax())
