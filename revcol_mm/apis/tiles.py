@@ -192,12 +192,10 @@ def _groups(boxes: Tensor, labels: Tensor, tiles: Sequence[Tile], ranges: Sequen
 
 def _inside(boxes: Tensor, tile: Tile) -> Tensor:
     """Which boxes, (N, 4), a tile sees as a whole; the image's own border cuts none."""
-    left, top, right, bottom = tile.box
-    shift = [AT_BORDER if side else -AT_BORDER for side in (left, top)]
-    low = boxes.new_tensor([left, top]) + boxes.new_tensor(shift)
-    is_last = tile.columns.last == right, tile.rows.last == bottom
-    shift = [AT_BORDER if last else -AT_BORDER for last in is_last]
-    high = boxes.new_tensor([right, bottom]) + boxes.new_tensor(shift)
+    sides = tile.columns, tile.rows
+    low = [each.start + AT_BORDER if each.start else -AT_BORDER for each in sides]
+    high = [each.stop + (AT_BORDER if each.last == each.stop else -AT_BORDER) for each in sides]
+    low, high = boxes.new_tensor(low), boxes.new_tensor(high)
     return ((boxes[:, :2] > low) & (boxes[:, 2:] < high)).all(1)
 
 
