@@ -67,12 +67,14 @@ trainings: install $(SAMPLE)
 	    --out docs/trainings/untrained
 
 # The other tables and figures of docs/trainings.md: some ten hours on 2 cores, and the data of docs/real_data.md,
-# which CAMVID and BCCD say where they are. What has run is not run again.
+# which CAMVID and BCCD say where they are. What has run is not run again; OUT=docs/trainings runs what the record
+# there lacks.
+OUT ?= work_dirs/trainings_record
 EXPERIMENTS ?= camvid_recipe camvid_learning_rates camvid_backbones camvid_columns camvid_training \
     camvid_growth bccd_detectors bccd_transfer
 experiments: install
 	@for name in $(EXPERIMENTS); do
-	    $(BIN)/python tools/analysis/experiments.py "configs/experiments/$$name.py" --out "docs/trainings/$$name"
+	    $(BIN)/python tools/analysis/experiments.py "configs/experiments/$$name.py" --out "$(OUT)/$$name"
 	done
 
 test: install

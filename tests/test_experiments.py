@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from runpy import run_path
 
 import pytest
@@ -57,8 +58,12 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
     printed, error = call_tool(*arguments)
     assert not error
     report = json.loads((tmp_path / 'out/results.json').read_text())
-    values = [seed['mIoU'] for seed in report['results']['one column']]
-    assert len(values) == 2 and all(0 <= value <= 100 for value in values) and 'torch' in report['machine']
+    seeds = report['results']['one column']
+    values = [seeds[seed]['mIoU'] for seed in ('0', '1')]
+    assert all(0 <= value <= 100 for value in values)
+    assert all(
+        'torch' in seed['machine'] and [*seed['curves']['loss']] == ['1', '2'] for seed in seeds.values()
+    )
     lines = (tmp_path / 'out/table.md').read_text().splitlines()
     assert lines[0] == '| run | seeds | mIoU | aAcc | s / iteration | memory, MiB |'
     assert lines[2].startswith(
@@ -69,8 +74,10 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
     assert trained.model.backbone.arch.num_columns == 1
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
-    assert call_tool(*arguments)[0].endswith(lines[2] + '\n\n')  # no run again, the same table
+    assert lines[2] in call_tool(*arguments)[0]  # no run again, the same table
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
+    shutil.rmtree(tmp_path / 'runs')
+    assert lines[2] in call_tool(*arguments)[0] and not (tmp_path / 'runs').exists()  # the record suffices
 
 
 def test_a_run_of_another_config_or_without_a_metric_is_an_error(tmp_path, call_tool):
@@ -89,6 +96,30 @@ def test_a_run_of_another_config_or_without_a_metric_is_an_error(tmp_path, call_
     assert not error and '| plain | 2 | 1 (1 to 1) | 1.00 | 1 |' in printed
     write_experiment(tmp_path, metrics=['mIoU'], options={'optim_wrapper.optimizer.lr': 0.5})
     assert 'is of a run with another config: remove it' in call_tool(*arguments)[1]
+
+
+def test_a_record_grows_by_runs_and_seeds(tmp_path, call_tool):
+    tool = run_path(str(REPO / TOOL))
+    runs = {'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.5}}
+    path, out = write_experiment(tmp_path, metrics=['mIoU'], runs=runs), tmp_path / 'out'
+    for name, changes in runs.items():
+        folder = tmp_path / 'runs/small' / name
+        cfg = tool['run_config'](tool['read_experiment'](path), changes)
+        for seed in range(3):
+            (folder / f'seed{seed}').mkdir(parents=True)
+            result = dict(mIoU=1.0 + seed, seconds_per_iteration=1.0, memory=1, curves=dict(loss={'1': 0.5}))
+            (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
+        cfg.dump(folder / 'config.py')
+    arguments = TOOL, path, '--work-dir', tmp_path / 'runs', '--out', out
+    assert not call_tool(*arguments, '--runs', 'b', '--seeds', '2')[1]
+    assert (out / 'table.md').read_text().splitlines()[2:] == ['| b | 1 | 3 | 1.00 | 1 |']
+    assert not call_tool(*arguments)[1]
+    rows = ['| a | 2 | 1.5 (1 to 2) | 1.00 | 1 |', '| b | 3 | 2 (1 to 3) | 1.00 | 1 |']
+    assert (out / 'table.md').read_text().splitlines()[2:] == rows
+
+    write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.25}})
+    error = call_tool(*arguments)[1]
+    assert re.search(r'has b with runs .*0\.5.* and the experiment has .*0\.25.*: give another --out', error)
 
 
 def test_columns_are_compared_at_equal_flops_and_parameters():

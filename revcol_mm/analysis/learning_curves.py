@@ -1,13 +1,16 @@
 """Loss and validation metrics of trainings against iterations, from MMEngine's logs."""
 
+import itertools
 import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import Any, Iterator, Sequence
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from revcol_mm.engine.recorded_config import read_run_config
 
@@ -110,10 +113,13 @@ def table(rows: list[dict]) -> str:
 def plot(rows: list[dict]) -> Figure:
     """Draw a panel for the loss and one for each metric, against iterations."""
     metrics = list(dict.fromkeys(row['metric'] for row in rows))
-    colours = {run: f'C{index}' for index, run in enumerate(dict.fromkeys(row['run'] for row in rows))}
+    runs = list(dict.fromkeys(row['run'] for row in rows))
+    colour_cycle = colormaps['tab10' if len(runs) <= 10 else 'tab20'].colors
+    colours = dict(zip(runs, itertools.cycle(colour_cycle)))
     columns = min(3, len(metrics))
     num_rows = -(-len(metrics) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.8 * num_rows), layout='constrained')
+    legend_width = 0.8 + 0.07 * max(map(len, runs)) if len(runs) > 1 else 0  # inches
+    figure = Figure(figsize=(4.6 * columns + legend_width, 3.8 * num_rows), layout='constrained')
     figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(num_rows, columns, squeeze=False)
     for axis in axes.flat[len(metrics) :]:
@@ -125,19 +131,20 @@ def plot(rows: list[dict]) -> Figure:
         axis.set_title(metric)
         axis.set_xlabel('iterations')
         axis.grid(alpha=0.3)
-        if metric == 'loss' and len(metrics) > 1:
-            axis.set_yscale('log')  # without a legend, which the other panels have
+        if metric == 'loss':
+            axis.set_yscale('log')
         else:
             lowest = min(value for row in rows if row['metric'] == metric for value in row['low'])
             axis.set_ylim(bottom=min(0, lowest))  # COCO's -1: there are no such objects
-            if len(colours) > 1:
-                axis.legend(fontsize='x-small')
-    if len(colours) == 1:
-        figure.suptitle(rows[0]['run'])
+    if len(runs) == 1:
+        figure.suptitle(runs[0])
+    else:
+        lines = [Line2D([], [], color=colours[run]) for run in runs]
+        figure.legend(lines, runs, loc='outside right upper', fontsize='small')
     return figure
 
 
-def draw(axis: Axes, row: dict, colour: str) -> None:
+def draw(axis: Axes, row: dict, colour: tuple[float, float, float]) -> None:
     marker = '' if len(row['steps']) > 15 else 'o'
     axis.plot(row['steps'], row['mean'], color=colour, marker=marker, markersize=4, label=row['run'])
     if row['seeds'] > 1:

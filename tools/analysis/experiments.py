@@ -13,7 +13,8 @@ An experiment is a Python file of
 
 Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
 not run again, and one that was interrupted goes on, unless its config has changed, which is an error. After
-each the table is printed; with --out it is also written, as table.md, with results.json and curves.
+each the table is printed. With --out it is also written, as table.md, with results.json and curves; results
+that the folder has already are kept and not run again, so that several machines can make one record.
 Times and memory are of training: seconds an iteration (the median), and the most that was taken, of a GPU's
 memory or else of the process.
 """
@@ -32,7 +33,7 @@ import psutil
 import torch
 from mmengine.config import Config
 
-from revcol_mm.analysis.learning_curves import plot, read_records, read_run, summarise
+from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.analysis.machine import machine
 from revcol_mm.engine.launch import check_writable
 from revcol_mm.preflight import errors_in_one_line, merge_options
@@ -41,6 +42,10 @@ matplotlib.use('Agg')  # figures are files
 TOOLS = Path(__file__).parents[1]
 CONFIG = 'config.py'  # of a run, in the folder of its seeds
 KEYS = {'config', 'iterations', 'seeds', 'metrics', 'options', 'runs'}
+RECORD = 'results.json'
+
+Result = dict[str, Any]  # of one seed of a run
+Results = dict[str, dict[str, Result]]  # by run, then by seed: JSON has no keys but strings
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
@@ -100,8 +105,13 @@ def check_unchanged(cfg: Config, folder: Path) -> None:
         raise ValueError(f'{folder} is of a run with another config: remove it, or give another --work-dir')
 
 
-def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
-    """Metrics of the test and of the last validation, time and memory of training."""
+def train_and_test(cfg: Config, folder: Path, seed: int) -> Result:
+    """Train and test one seed of a run.
+
+    Returns:
+        Metrics of the test, those of the last validation as 'val/NAME', time and memory of training, the
+        machine, and the curves of the loss and of the validation metrics.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder.parent / CONFIG
     cfg.dump(config)
@@ -117,16 +127,56 @@ def train_and_test(cfg: Config, folder: Path, seed: int) -> dict[str, float]:
         **{f'val/{name}': curve[max(curve)] for name, curve in curves.items() if name != 'loss'},
         seconds_per_iteration=statistics.median(record['time'] for record in records),
         memory=max((record['memory'] for record in records if 'memory' in record), default=memory),
+        machine=machine(torch.device('cuda' if torch.cuda.is_available() else 'cpu')),
+        curves=curves,
     )
 
 
-def table(results: dict[str, list[dict[str, float]]], metrics: list[str]) -> str:
-    """Of every run the mean of its seeds, and the least and the most, as a Markdown table."""
+def read_record(out: Path, experiment: dict[str, Any]) -> Results:
+    """Results in a folder that an earlier call wrote, none if there was no such call.
+
+    Raises:
+        ValueError: If one of them is of a run that the experiment defines otherwise now.
+    """
+    if not (out / RECORD).exists():
+        return {}
+    record = json.loads((out / RECORD).read_text())
+    now = json.loads(json.dumps(experiment))  # tuples become lists, as in the record
+    for run in record['results']:
+        for key in ('config', 'iterations', 'options', 'runs'):
+            old, new = (each[key].get(run) if key == 'runs' else each[key] for each in (record, now))
+            if old != new:
+                raise ValueError(
+                    f'{out / RECORD} has {run} with {key} {old}, and the experiment has {new}: '
+                    'give another --out'
+                )
+    return record['results']
+
+
+def write_record(out: Path, experiment: dict[str, Any], results: Results) -> None:
+    """Write results.json, table.md and loss.png."""
+    results = {run: dict(sorted(results[run].items())) for run in experiment['runs'] if run in results}
+    (out / RECORD).write_text(json.dumps(dict(experiment, results=results), indent=1) + '\n')
+    (out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
+    rows = [
+        curve_row(
+            run,
+            'loss',
+            [{int(at): loss for at, loss in seed['curves']['loss'].items()} for seed in seeds.values()],
+        )
+        for run, seeds in results.items()
+    ]
+    plot(rows).savefig(out / 'loss.png', dpi=110)
+
+
+def table(results: Results, metrics: list[str]) -> str:
+    """Tabulate, as Markdown, the mean of each run's seeds, the least and the most."""
     lines = [
         f'| run | seeds | {" | ".join(metrics)} | s / iteration | memory, MiB |',
         '|---' * (len(metrics) + 4) + '|',
     ]
-    for run, seeds in results.items():
+    for run, by_seed in results.items():
+        seeds = list(by_seed.values())
         cells = [run, str(len(seeds))]
         for metric in metrics:
             if metric not in seeds[0]:
@@ -146,6 +196,7 @@ def main() -> None:
     )
     parser.add_argument('experiment', type=Path, metavar='EXPERIMENT')
     parser.add_argument('--runs', nargs='+', metavar='RUN', help='only these [all]')
+    parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED', help="instead of the experiment's")
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/experiments'), help='[%(default)s]')
     parser.add_argument('--out', type=Path, help='folder for the table, results and curves')
     args = parser.parse_args()
@@ -155,29 +206,30 @@ def main() -> None:
         if unknown := set(args.runs or ()) - set(runs):
             raise ValueError(f'no run {", ".join(sorted(unknown))}; there are {", ".join(runs)}')
         configs = {name: run_config(experiment, runs[name]) for name in args.runs or runs}
+        results: Results = {}
         if args.out:
             check_writable(args.out)
+            results = read_record(args.out, experiment)
         folders = {name: args.work_dir / args.experiment.stem / name.replace(' ', '_') for name in configs}
         jobs = [
-            (name, folders[name] / f'seed{seed}', seed) for name in configs for seed in experiment['seeds']
+            (name, seed)
+            for name in configs
+            for seed in args.seeds or experiment['seeds']
+            if str(seed) not in results.get(name, {})
         ]
-        for name, folder in folders.items():
-            check_unchanged(configs[name], folder)
-        results: dict[str, list[dict[str, float]]] = {}
-        for name, folder, seed in jobs:
+        for name in dict(jobs):
+            check_unchanged(configs[name], folders[name])
+        for name, seed in jobs:
+            folder = folders[name] / f'seed{seed}'
             done = folder / 'result.json'
             if not done.exists():
-                result = train_and_test(configs[name], folder, seed)
-                done.write_text(json.dumps(result, indent=1) + '\n')
-            results.setdefault(name, []).append(json.loads(done.read_text()))
+                done.write_text(json.dumps(train_and_test(configs[name], folder, seed), indent=1) + '\n')
+            results.setdefault(name, {})[str(seed)] = json.loads(done.read_text())
             print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
-        if args.out:
-            device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-            report = dict(machine=machine(device), **experiment, results=results)
-            (args.out / 'results.json').write_text(json.dumps(report, indent=1) + '\n')
-            (args.out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
-            curves = [row for folder in folders.values() for row in summarise(folder, None)]
-            plot([row for row in curves if row['metric'] == 'loss']).savefig(args.out / 'loss.png', dpi=110)
+            if args.out:
+                write_record(args.out, experiment, results)
+        if not jobs:
+            print(table(results, experiment['metrics']))
 
 
 if __name__ == '__main__':
