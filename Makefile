@@ -118,7 +118,9 @@ audit: install
 	done
 
 docs: install
-	@$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site
+	@rm -rf docs/reference
+	SPHINX_APIDOC_OPTIONS=members,ignore-module-all $(BIN)/sphinx-apidoc -q --no-toc --output-dir docs/reference revcol_mm revcol_mm/cli
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going -q docs work_dirs/site
 	echo documentation in work_dirs/site/index.html
 
 lint: install

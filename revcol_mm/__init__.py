@@ -7,7 +7,7 @@ these, and replaces nothing of theirs but one setting:
 - MMEngine's root registries, by names that they did not have: models, a data set, hooks, and more.
 - MMEngine's file backends, 'atomic': ResumableRunner writes its checkpoints by it.
 - What ``torch.load(weights_only=True)`` reads: what MMEngine's own checkpoints hold beside weights, so that
-  they can be resumed from; see :mod:`revcol_mm.engine.safe_globals`.
+  they can be resumed from; see :mod:`revcol_mm.checkpoints.safe_globals`.
 - PyTorch's operators, ``revcol::couple`` and ``revcol::uncouple``: the sums of reversible training.
 - Where transformers 5 is installed, that MMPretrain leaves out its multimodal models; see
   :mod:`revcol_mm.transformers_5`.
@@ -16,7 +16,7 @@ these, and replaces nothing of theirs but one setting:
 
 How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
 a run with a LoadFromHook begins, and then for the rest of the process: see
-:func:`revcol_mm.engine.load_from.restrict_loading`.
+:func:`revcol_mm.training.load_from.restrict_loading`.
 """
 
 from importlib import import_module
@@ -31,15 +31,12 @@ supply_modules()
 leave_out_multimodal_models()
 _missing = None
 try:
-    from .engine import (
-        ColumnStatisticsHook,
-        LayerDecayOptimWrapperConstructor,
-        LoadFromHook,
-        allow_mmengine_globals,
-    )
+    from .checkpoints.safe_globals import allow_mmengine_globals
     from .evaluation import CommonestClassIoU, ConfusionMetric
     from .models import ColumnSupervision, RevCol, RevColClassifier
     from .preflight import PreflightHook
+    from .training import ColumnStatisticsHook, LayerDecayOptimWrapperConstructor, LoadFromHook
+    from .visualization import PredictionPicturesHook
 
     allow_mmengine_globals()
 except ModuleNotFoundError as error:
@@ -48,7 +45,7 @@ except ModuleNotFoundError as error:
     # `python -m revcol_mm.check_env`, which imports this file first, must be able to say what is missing.
     _missing = error
 
-_LAZY = {'get_config': 'revcol_mm.configs', 'load': 'revcol_mm.apis.hub'}  # which import much more
+_LAZY = {'get_config': 'revcol_mm.config.find', 'load': 'revcol_mm.apis.hub'}  # which import much more
 
 
 def __getattr__(name: str) -> Any:
@@ -66,6 +63,7 @@ __all__ = [
     'ConfusionMetric',
     'LayerDecayOptimWrapperConstructor',
     'LoadFromHook',
+    'PredictionPicturesHook',
     'PreflightHook',
     'RevCol',
     'RevColClassifier',

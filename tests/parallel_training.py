@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
 
 import revcol_mm  # noqa: F401
-from revcol_mm.engine.launch import adapt_to_device
+from revcol_mm.training.launch import adapt_to_device
 
 ARCH = dict(channels=[8, 16, 24, 32], layers=(1, 1, 2, 1), num_columns=4)
 SIZE = 64

@@ -17,10 +17,12 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 
-from revcol_mm.engine import load_from
-from revcol_mm.models import checkpoint as checkpoints
-from revcol_mm.models.checkpoint import CheckpointError, local_checkpoint, plain, read_checkpoint
-from revcol_mm.models.sharded_checkpoint import REST, has_all_shards, read_weights, write_shards
+from revcol_mm.checkpoints import sources
+from revcol_mm.checkpoints.reading import plain, read_checkpoint
+from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights, write_shards
+from revcol_mm.checkpoints.sources import local_checkpoint
+from revcol_mm.errors import CheckpointError
+from revcol_mm.training import load_from
 
 from .subprocesses import run
 from .test_checkpoint import RunsCode
@@ -164,9 +166,7 @@ def test_models_of_zoos_are_read_and_not_unpickled(zoo, table, site, tmp_path, m
     files['/good.pth'] = saved(weights)
     files['/bad.pth'] = saved({**weights, 'code': RunsCode(eval, f'open({str(marker)!r}, "w")')})
     files['/worse.pth'] = saved({**weights, 'code': RunsCode(os.system, f'touch {marker}')})
-    monkeypatch.setitem(
-        checkpoints._ZOOS, zoo, lambda: {n: f'{url}/{n}.pth' for n in ('good', 'bad', 'worse')}
-    )
+    monkeypatch.setitem(sources._ZOOS, zoo, lambda: {n: f'{url}/{n}.pth' for n in ('good', 'bad', 'worse')})
     load_from.restrict_loading()
     for name in ('good', 'bad'):
         loaded = CheckpointLoader.load_checkpoint(f'{zoo}://{name}', 'cpu')['state_dict']
@@ -179,11 +179,11 @@ def test_models_of_zoos_are_read_and_not_unpickled(zoo, table, site, tmp_path, m
 
 
 def test_the_zoos_are_mmengine_s(monkeypatch):
-    url = checkpoints._zoo_url('torchvision://resnet50')
+    url = sources._zoo_url('torchvision://resnet50')
     assert url.startswith('https://download.pytorch.org/models/resnet50-')
-    address = checkpoints._zoo_url('open-mmlab://detectron2/resnet50_caffe')
+    address = sources._zoo_url('open-mmlab://detectron2/resnet50_caffe')
     assert re.match(r'https://(download\.openmmlab\.com|mmassets\.onedl\.ai)/', address)
-    assert checkpoints._zoo_url('s3://bucket/resnet50') == 's3://bucket/resnet50'
+    assert sources._zoo_url('s3://bucket/resnet50') == 's3://bucket/resnet50'
 
 
 def test_files_of_one_name_at_two_addresses_are_two(site):

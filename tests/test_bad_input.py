@@ -22,12 +22,14 @@ from PIL import Image
 
 from revcol_mm import RevCol
 from revcol_mm.apis import init_model, pick_device
-from revcol_mm.engine.checkpoint_files import is_whole
-from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.resumable_data import BrokenSampleError, SeededDataset
-from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.models.checkpoint import CheckpointError, plain, read_checkpoint
-from revcol_mm.preflight import PreflightError, PreflightHook, building, check_files, merge_options
+from revcol_mm.checkpoints.reading import plain, read_checkpoint
+from revcol_mm.checkpoints.run_files import is_whole
+from revcol_mm.config.command_line import read_config
+from revcol_mm.config.options import merge_options
+from revcol_mm.errors import CheckpointError, PreflightError, building
+from revcol_mm.preflight import PreflightHook, check_files
+from revcol_mm.training.resumable_data import BrokenSampleError, SeededDataset
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import REPO
 from .test_checkpoint import RunsCode
@@ -842,7 +844,7 @@ def test_pictures_of_detections_do_not_lead_out_of_the_output_folder(tmp_path):
     from mmdet.visualization import DetLocalVisualizer
     from mmengine.structures import InstanceData
 
-    from revcol_mm.engine import PredictionPicturesHook
+    from revcol_mm.visualization.prediction_pictures import PredictionPicturesHook
 
     (tmp_path / 'data').mkdir()
     Image.new('RGB', (4, 4)).save(tmp_path / 'escaped.png')

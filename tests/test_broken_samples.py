@@ -15,8 +15,8 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from revcol_mm.engine.resumable_data import BrokenSampleError, SeededDataset
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.training.resumable_data import BrokenSampleError, SeededDataset
+from revcol_mm.training.runner import ResumableRunner
 
 NUM_IMAGES = 12
 

@@ -19,16 +19,17 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm import RevCol, RevColClassifier
+from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
 from revcol_mm.apis import init_inferencer, init_model
 from revcol_mm.apis.image_header import ImageError
-from revcol_mm.engine.prediction_pictures import rgb_picture
-from revcol_mm.evaluation.complexity import count_complexity
-from revcol_mm.models.checkpoint import CheckpointError, adapt_stem, load_backbone
+from revcol_mm.checkpoints.fitting import adapt_stem, load_backbone
+from revcol_mm.errors import CheckpointError, PreflightError
 from revcol_mm.models.image_channels import image_channels
-from revcol_mm.preflight import PreflightError, check_normalisation
+from revcol_mm.preflight import check_normalisation
 from revcol_mm.preflight.channels import check_images
+from revcol_mm.visualization.prediction_pictures import rgb_picture
 
 from .subprocesses import REPO, run
 from .test_checkpoint import SMALL, Segmentor, load_from, randomize, save_mmcv1

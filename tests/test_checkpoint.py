@@ -17,7 +17,9 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner
 
 from revcol_mm import LoadFromHook, RevCol, RevColClassifier
-from revcol_mm.models.checkpoint import CheckpointError, load_backbone, read_checkpoint
+from revcol_mm.checkpoints.fitting import load_backbone
+from revcol_mm.checkpoints.reading import read_checkpoint
+from revcol_mm.errors import CheckpointError
 
 from .conftest import DATA
 from .subprocesses import REPO

@@ -9,7 +9,7 @@ import pytest
 
 import revcol_mm
 from revcol_mm.cli import COMMANDS, main
-from revcol_mm.configs import config_folder, find_config, get_config
+from revcol_mm.config.find import config_folder, find_config, get_config
 
 from .subprocesses import REPO
 

@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 from revcol_mm import RevCol
-from revcol_mm.evaluation.complexity import count_complexity
+from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.backbones.revcol import ARCHS
 from revcol_mm.models.without_weights import without_weights

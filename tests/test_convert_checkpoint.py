@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from revcol_mm import RevCol
-from revcol_mm.models.checkpoint import load_backbone, read_checkpoint
+from revcol_mm.checkpoints.fitting import load_backbone
+from revcol_mm.checkpoints.reading import read_checkpoint
 
 from .subprocesses import REPO
 from .test_checkpoint import SMALL, RunsCode, Segmentor, randomize, save_mmcv1, save_published

@@ -8,7 +8,7 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from revcol_mm.preflight.coco import CocoFile
+from revcol_mm.data.coco_file import CocoFile
 
 from .subprocesses import REPO, run
 from .test_documentation import blocks

@@ -14,9 +14,9 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from revcol_mm.engine.column_statistics import peak_memory
 from revcol_mm.ops import call, check_reconstruction
 from revcol_mm.testing import count_launches, gradients, worst_errors
+from revcol_mm.training.column_statistics import peak_memory
 
 from .conftest import CUDA
 from .subprocesses import run

@@ -18,11 +18,14 @@ from mmengine.registry import DefaultScope
 from PIL import Image
 from torch import nn
 
-from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.preflight import PreflightError, PreflightHook, check_data, check_files
-from revcol_mm.preflight.coco import CocoFile
-from revcol_mm.preflight.data import check_run, splits_of
-from revcol_mm.preflight.findings import report
+from revcol_mm.data.coco_file import CocoFile
+from revcol_mm.data.findings import report
+from revcol_mm.data.overlap import check_run
+from revcol_mm.data.splits import splits_of
+from revcol_mm.errors import PreflightError
+from revcol_mm.preflight import PreflightHook, check_files
+from revcol_mm.preflight.doctor import check_data
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import run
 from .test_preflight import Runner

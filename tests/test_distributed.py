@@ -13,9 +13,10 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
-from revcol_mm.engine.checkpoint_files import is_whole
-from revcol_mm.models.checkpoint import model_weights, read_checkpoint
-from revcol_mm.models.sharded_checkpoint import REST, has_all_shards, read_weights
+from revcol_mm.checkpoints.layouts import model_weights
+from revcol_mm.checkpoints.reading import read_checkpoint
+from revcol_mm.checkpoints.run_files import is_whole
+from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights
 from revcol_mm.testing import worst_errors
 
 from .subprocesses import REPO, run

@@ -30,7 +30,7 @@ class Data(Dataset):
 PROGRAM = """
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader
-from revcol_mm.engine.resumable_data import BrokenSampleError, SeededDataset
+from revcol_mm.training.resumable_data import BrokenSampleError, SeededDataset
 from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.preflight import PreflightError, building, errors_in_one_line
 import users_module

@@ -8,7 +8,7 @@ from runpy import run_path
 import pytest
 from mmengine.config import Config
 
-from revcol_mm.evaluation.complexity import count_complexity
+from revcol_mm.analysis.complexity import count_complexity
 
 from .subprocesses import REPO
 

@@ -11,8 +11,10 @@ from mmengine.config import Config
 
 import revcol_mm
 from revcol_mm.apis import init_inferencer, init_model
-from revcol_mm.models.checkpoint import is_remote, read_checkpoint, save_checkpoint
-from revcol_mm.models.hub_file import hub_file
+from revcol_mm.checkpoints.hub_file import hub_file
+from revcol_mm.checkpoints.reading import read_checkpoint
+from revcol_mm.checkpoints.sources import is_remote
+from revcol_mm.checkpoints.writing import save_checkpoint
 
 from .subprocesses import REPO
 

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm.analysis.labelled_images import LABEL_STRIDE, UNLABELLED, LabelledImages
-from revcol_mm.engine.prediction_pictures import without_ignored
-from revcol_mm.preflight import PreflightError, ignore_index
-from revcol_mm.preflight.ignore_label import check_ignore_label
+from revcol_mm.data.ignore_label import check_ignore_label
+from revcol_mm.data.pipelines import ignore_index
+from revcol_mm.errors import PreflightError
+from revcol_mm.visualization.prediction_pictures import without_ignored
 
 from .subprocesses import REPO, run
 from .test_prediction_pictures import draw, segmentation
@@ -165,7 +166,8 @@ def test_a_picture_leaves_a_void_label_out_that_is_one_of_the_classes():
 
 
 def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
-    from revcol_mm.engine import PredictionPicturesHook, prediction_pictures
+    from revcol_mm.visualization import prediction_pictures
+    from revcol_mm.visualization.prediction_pictures import PredictionPicturesHook
 
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     drawn = []

@@ -39,7 +39,7 @@ registry = importlib.import_module('{scope}.registry')
 model = registry.MODELS.build(ConfigDict(type='RevCol', arch='nano', out_indices=(-1,)))
 assert type(model).__module__ == 'revcol_mm.models.backbones.revcol'
 assert registry.OPTIM_WRAPPER_CONSTRUCTORS.get('LayerDecayOptimWrapperConstructor').__module__ == (
-    'revcol_mm.engine.layer_decay')
+    'revcol_mm.training.layer_decay')
 """
 
 NO_TORCH = """
@@ -68,13 +68,17 @@ LAYERS = [
     'panopticapi',
     'mmcv_ops',
     'check_env',
-    'configs',
+    'errors',
     'ops',
     'testing',
+    'checkpoints',
     'models',
     'evaluation',
+    'config',
+    'data',
     'preflight',
-    'engine',
+    'training',
+    'visualization',
     'apis',
     'analysis',
     'cli',
@@ -83,7 +87,7 @@ LAYERS = [
 
 @pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)
 def test_imports_go_one_way(path):
-    """ops -> models -> evaluation -> preflight -> engine -> apis -> analysis -> cli; ops know torch only."""
+    """In the order of LAYERS; ops know torch only."""
     folders = path.relative_to(REPO).parent.parts
     own = path.relative_to(REPO / 'revcol_mm').parts[0].removesuffix('.py')
     if own == '__init__':

@@ -15,8 +15,8 @@ import yaml
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.check_env import installed_set
-from revcol_mm.evaluation.complexity import count_complexity
 from revcol_mm.models.without_weights import without_weights
 
 from .subprocesses import REPO

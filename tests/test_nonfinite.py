@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from revcol_mm import RevCol
-from revcol_mm.engine.nonfinite import NonFiniteError, NonFiniteHook
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.training.nonfinite import NonFiniteError, NonFiniteHook
+from revcol_mm.training.runner import ResumableRunner
 
 
 class Images(Dataset):

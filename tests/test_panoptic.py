@@ -12,11 +12,11 @@ from mmengine.registry import MODELS, DefaultScope
 from PIL import Image
 
 import revcol_mm.supplied_modules
-from revcol_mm.engine.launch import read_config
+from revcol_mm.config.command_line import read_config
 from revcol_mm.models.without_weights import without_weights
 from revcol_mm.panopticapi.evaluation import PQStat
 from revcol_mm.panopticapi.utils import id2rgb, rgb2id
-from revcol_mm.preflight import check_data
+from revcol_mm.preflight.doctor import check_data
 
 REPO = Path(__file__).parents[1]
 SAMPLE = 'configs/mask2former_revcol_nano_panoptic_sample.py'

@@ -109,7 +109,7 @@ import torch
 from mmengine.model import BaseModel
 from torch.utils.data import Dataset
 from revcol_mm import ColumnStatisticsHook, RevCol
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.training.runner import ResumableRunner
 
 system, work_dir = sys.argv[1:]
 open_files = lambda: [os.path.realpath(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]
@@ -183,7 +183,7 @@ def test_it_imports_trains_and_is_interrupted_on(system, tmp_path):
 
 SHIELDED = """
 import os, signal, sys, time
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.training.runner import ResumableRunner
 
 class Stuck:
     def __len__(self):

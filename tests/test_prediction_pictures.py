@@ -13,14 +13,14 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
-from revcol_mm.engine.prediction_pictures import (
+from revcol_mm.visualization.prediction_pictures import (
     GAP,
     MAX_NAMES,
     draw_beside_truth,
     enlarge,
     without_empty_segments,
 )
-from revcol_mm.engine.segmentation_visualizer import SegmentationVisualizer
+from revcol_mm.visualization.segmentation_visualizer import SegmentationVisualizer
 
 CLASSES = ('background', 'Straße', 'cat', 'dog')
 PALETTE = [(20, 20, 20), (230, 25, 75), (60, 180, 75), (0, 130, 200)]

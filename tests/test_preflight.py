@@ -9,7 +9,9 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm import RevCol
-from revcol_mm.preflight import PreflightHook, check_files, check_scope, merge_options, tell_of_misspelt_keys
+from revcol_mm.config.options import merge_options, tell_of_misspelt_keys
+from revcol_mm.config.scope import check_scope
+from revcol_mm.preflight import PreflightHook, check_files
 
 from .subprocesses import REPO
 

@@ -19,9 +19,8 @@ from mmseg.evaluation import IoUMetric
 from torch import nn
 from torch.utils.data import DataLoader
 
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.errors import PreflightError
 from revcol_mm.models.without_weights import without_weights
-from revcol_mm.preflight import PreflightError
 from revcol_mm.preflight.metrics import check_metrics, metric_names
 from revcol_mm.preflight.model import (
     check_batch_norm,
@@ -31,6 +30,7 @@ from revcol_mm.preflight.model import (
     check_weighted_pixels,
 )
 from revcol_mm.preflight.schedule import check_schedule
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import REPO
 

@@ -13,15 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from revcol_mm import RevCol
-from revcol_mm.models.checkpoint import (
-    load_backbone,
-    model_weights,
-    plain,
-    published_layout,
-    read_checkpoint,
-    save_checkpoint,
-)
-from revcol_mm.preflight import merge_options
+from revcol_mm.checkpoints.fitting import load_backbone
+from revcol_mm.checkpoints.layouts import model_weights, published_layout
+from revcol_mm.checkpoints.reading import plain, read_checkpoint
+from revcol_mm.checkpoints.writing import save_checkpoint
+from revcol_mm.config.options import merge_options
 from revcol_mm.testing import gradients, worst_errors
 
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None)

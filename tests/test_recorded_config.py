@@ -12,14 +12,9 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, TRANSFORMS, DefaultScope
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.recorded_config import (
-    MAX_BYTES,
-    read_recorded_config,
-    read_recorded_model,
-    read_run_config,
-)
-from revcol_mm.preflight import PreflightError
+from revcol_mm.config.command_line import read_config
+from revcol_mm.config.recorded import MAX_BYTES, read_recorded_config, read_recorded_model, read_run_config
+from revcol_mm.errors import PreflightError
 
 from .subprocesses import REPO
 from .test_checkpoint import RunsCode

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from revcol_mm.models.checkpoint import model_weights, read_checkpoint
+from revcol_mm.checkpoints.layouts import model_weights
+from revcol_mm.checkpoints.reading import read_checkpoint
 
 from .subprocesses import REPO
 from .test_distributed import check_processes, one_process  # noqa: F401

@@ -14,9 +14,9 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 
-from revcol_mm.engine.checkpoint_files import is_whole, newest_whole_checkpoint
-from revcol_mm.engine.interruption import INTERRUPTED
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.checkpoints.run_files import is_whole, newest_whole_checkpoint
+from revcol_mm.training.interruption import INTERRUPTED
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import SEARCHED
 
@@ -33,7 +33,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from torch.utils.data import Dataset
 from revcol_mm import RevCol
-from revcol_mm.engine.runner import ResumableRunner
+from revcol_mm.training.runner import ResumableRunner
 
 if not torch.cuda.is_available():  # of this on a CPU MMEngine knows nothing
     amp.is_cuda_available = lambda: True

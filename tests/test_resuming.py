@@ -17,13 +17,12 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
-from revcol_mm.engine import checkpoint_files
-from revcol_mm.engine.checkpoint_files import is_whole, newest_whole_checkpoint
-from revcol_mm.engine.interruption import INTERRUPTED
-from revcol_mm.engine.runner import ResumableRunner
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.models.sharded_checkpoint import REST, write_shards
-from revcol_mm.preflight import PreflightError
+from revcol_mm.checkpoints import run_files
+from revcol_mm.checkpoints.run_files import is_whole, newest_whole_checkpoint
+from revcol_mm.checkpoints.shards import REST, write_shards
+from revcol_mm.errors import CheckpointError, PreflightError
+from revcol_mm.training.interruption import INTERRUPTED
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import run
 
@@ -171,7 +170,7 @@ def test_an_error_of_the_disk_is_no_damage(tmp_path, monkeypatch):
     def fail(path):
         raise OSError(5, 'Input/output error', str(path))
 
-    monkeypatch.setattr(checkpoint_files, 'check_size', fail)
+    monkeypatch.setattr(run_files, 'check_size', fail)
     with pytest.raises(CheckpointError, match=r'cannot resume: .*iter_2\.pth: Input/output error'):
         make(tmp_path, resume=True)
 
@@ -223,7 +222,7 @@ def test_an_error_of_the_disk_is_no_damage_of_shards(tmp_path, monkeypatch):
 RANK = """
 import os, sys
 import torch.distributed as dist
-from revcol_mm.engine.resuming import find_resume_point
+from revcol_mm.training.resuming import find_resume_point
 rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.chdir(f'{folder}/{rank}')
 dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)

@@ -12,8 +12,8 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from revcol_mm import LoadFromHook
+from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns, Stages, split_stages
-from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.ops import call
 from revcol_mm.testing import StoringChain, check_reversible, worst_errors
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from revcol_mm.apis import init_inferencer, init_model
+from revcol_mm.errors import PreflightError
 from revcol_mm.models.semantic_mask2former_head import IGNORED, SemanticMask2FormerHead
-from revcol_mm.preflight import PreflightError, check_sliding_windows
+from revcol_mm.preflight import check_sliding_windows
 
 from .subprocesses import REPO, run
 from .test_tools import on

@@ -82,7 +82,7 @@ def settings():
 load_others()
 modules = sorted(each for each in sys.modules.items() if each[1] and each[0].split('.')[0] in PACKAGES)
 settings_before, before = settings(), snapshot()  # in this order: matplotlib picks its backend when asked
-import revcol_mm, revcol_mm.apis, revcol_mm.engine.launch, revcol_mm.testing
+import revcol_mm, revcol_mm.apis, revcol_mm.training.launch, revcol_mm.testing
 assert revcol_mm.RevCol
 after = snapshot()
 assert settings() == settings_before

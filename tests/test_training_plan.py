@@ -10,7 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import revcol_mm.analysis.training_plan as plan
-from revcol_mm.evaluation.complexity import count_complexity
+from revcol_mm.analysis.complexity import count_complexity
 
 from .subprocesses import REPO
 

@@ -24,7 +24,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.preflight import Findings, errors_in_one_line, image_size
+from revcol_mm.data.findings import Findings
+from revcol_mm.data.samples import image_size
+from revcol_mm.errors import errors_in_one_line
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LEFT_OUT = 'they are left out'

@@ -14,8 +14,8 @@ from typing import Iterator
 
 import yaml
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.evaluation.complexity import count_complexity
+from revcol_mm.analysis.complexity import count_complexity
+from revcol_mm.config.command_line import read_config
 
 ROOT = Path(__file__).parents[1]
 HEADER = '# Parameters, FLOPs and their input are counted: tools/model_zoo.py writes them.\n'

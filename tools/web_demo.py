@@ -50,10 +50,9 @@ from werkzeug.wrappers import Request, Response
 from revcol_mm.analysis.feature_maps import column_backbone, draw_feature_maps, feature_maps
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
 from revcol_mm.apis.image_header import check_image_size
-from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.load_from import restrict_loading
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.command_line import read_config
+from revcol_mm.errors import CheckpointError, errors_in_one_line
+from revcol_mm.training.load_from import restrict_loading
 
 LOCAL = '127.0.0.1'
 MAX_UPLOAD = 100 * 2**20  # bytes

@@ -76,7 +76,7 @@ test_evaluator = val_evaluator
 custom_imports = dict(
     imports=[
         *_base_.custom_imports.imports,
-        'revcol_mm.engine.segmentation_visualizer',
+        'revcol_mm.visualization.segmentation_visualizer',
         'revcol_mm.models.semantic_mask2former_head',
     ]
 )

@@ -8,8 +8,8 @@ from typing import Any
 import matplotlib
 from mmengine.config import Config
 
-from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.preflight import merge_options
+from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
+from revcol_mm.config.options import merge_options
 
 matplotlib.use('Agg')  # figures are files
 

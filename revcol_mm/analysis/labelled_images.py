@@ -13,8 +13,9 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F
 
+from revcol_mm.data.pipelines import ignore_index
 from revcol_mm.evaluation.confusion import BACKGROUND
-from revcol_mm.preflight import check_files, ignore_index
+from revcol_mm.preflight import check_files
 
 LABEL_STRIDE = 4  # of dense labels: that of level 0
 COARSEST_STRIDE = 32  # of features; sizes are multiples of it

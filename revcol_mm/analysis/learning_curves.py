@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from revcol_mm.engine.recorded_config import read_run_config
+from revcol_mm.config.recorded import read_run_config
 
 Curve = dict[int, float]  # iteration to value
 NOT_METRICS = ('time', 'data_time', 'step')

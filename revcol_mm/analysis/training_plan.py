@@ -14,10 +14,10 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-from revcol_mm.evaluation.complexity import count_complexity
 from revcol_mm.models import RevCol
 from revcol_mm.testing import peak_bytes
 
+from .complexity import count_complexity
 from .synthetic_batch import synthetic_batch
 
 OPTIMIZER_STATES = dict(AdamW=2, Adam=2, SGD=1)  # numbers for each parameter; of SGD its momentum

@@ -9,9 +9,9 @@ from typing import Any
 
 from mmengine.config import Config
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.models.checkpoint import save_checkpoint
-from revcol_mm.models.hub_file import HUB, hub_file
+from revcol_mm.checkpoints.hub_file import HUB, hub_file
+from revcol_mm.checkpoints.writing import save_checkpoint
+from revcol_mm.config.command_line import read_config
 
 from .inferencer import Inferencer
 from .init_inferencer import init_inferencer
@@ -49,7 +49,7 @@ def load(name: str | Path, device: str | None = None, **options: Any) -> Inferen
 
     Args:
         name: A folder that ``tools/publish_model.py --hub`` wrote, or such a repository of the Hugging Face
-            Hub, 'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.models.hub_file.hub_file`.
+            Hub, 'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.checkpoints.hub_file.hub_file`.
         device: Such as 'cpu' or 'cuda:1'. None: a GPU where there is one.
         **options: ``score_threshold``, ``top_k``, ``tile`` and ``overlap`` of :func:`init_inferencer`.
 
@@ -85,7 +85,7 @@ def write_folder(
     """Write a model as :func:`load` takes it, which is tried, with a card that says what it is.
 
     Args:
-        checkpoint: Its weights and ``meta``, see :func:`revcol_mm.models.checkpoint.save_checkpoint`.
+        checkpoint: Its weights and ``meta``, see :func:`revcol_mm.checkpoints.writing.save_checkpoint`.
         cfg: Its config.
         out: The folder; of files of these names it replaces those that are there.
         title: Of the card, and the repository's name.

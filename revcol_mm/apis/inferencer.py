@@ -19,8 +19,9 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
 from torch import Tensor
 
-from revcol_mm.engine.prediction_pictures import reads_bgr, rgb_picture
-from revcol_mm.preflight import reads_images, revcol_channels
+from revcol_mm.data.pipelines import reads_images
+from revcol_mm.preflight import revcol_channels
+from revcol_mm.visualization.prediction_pictures import reads_bgr, rgb_picture
 
 from .image_header import ImageError, image_size
 from .tile_mergers import TileMerger

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-from revcol_mm.engine.launch import read_config
+from revcol_mm.config.command_line import read_config
 
 from .exported_model import ExportedModel, is_exported
 from .inferencer import Inferencer

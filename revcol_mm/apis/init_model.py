@@ -10,16 +10,14 @@ from mmengine.logging import MMLogger
 from mmengine.model import BaseModel
 from mmengine.registry import MODELS, DefaultScope
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.engine.load_from import restrict_loading
-from revcol_mm.models.checkpoint import fit_weights, model_weights, read_checkpoint
-from revcol_mm.preflight import (
-    PreflightError,
-    building,
-    check_normalisation,
-    check_sliding_windows,
-    files_with_code,
-)
+from revcol_mm.checkpoints.fitting import fit_weights
+from revcol_mm.checkpoints.layouts import model_weights
+from revcol_mm.checkpoints.reading import read_checkpoint
+from revcol_mm.config.code import files_with_code
+from revcol_mm.config.command_line import read_config
+from revcol_mm.errors import PreflightError, building
+from revcol_mm.preflight import check_normalisation, check_sliding_windows
+from revcol_mm.training.load_from import restrict_loading
 
 
 def pick_device(device: str | None = None) -> torch.device:

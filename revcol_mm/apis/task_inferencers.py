@@ -5,7 +5,7 @@ from typing import Any, Sequence
 import numpy as np
 from mmengine.model import BaseModel
 
-from revcol_mm.engine.prediction_pictures import without_empty_segments
+from revcol_mm.visualization.prediction_pictures import without_empty_segments
 
 from .inferencer import Inferencer, of_ready_model, taking_arrays
 from .tile_mergers import DetectionMerger, LabelMerger

@@ -25,8 +25,11 @@ require_parts('checking data', CORE)
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.preflight import Finding, check_data, errors_in_one_line, merge_options
+from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
+from revcol_mm.config.options import merge_options
+from revcol_mm.data.findings import Finding
+from revcol_mm.errors import errors_in_one_line
+from revcol_mm.preflight.doctor import check_data
 
 
 def parse_args() -> argparse.Namespace:

@@ -8,8 +8,8 @@ Wherever a config is asked for, such a name does as well: revcol train dino_revc
 
 import argparse
 
-from revcol_mm.configs import config_folder, find_config
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.find import config_folder, find_config
+from revcol_mm.errors import errors_in_one_line
 
 
 def main() -> None:

@@ -10,16 +10,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from revcol_mm.models.checkpoint import (
-    BACKBONE,
-    model_weights,
-    pad_kernel,
-    plain,
-    published_layout,
-    read_checkpoint,
-    save_checkpoint,
-)
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.checkpoints.fitting import pad_kernel
+from revcol_mm.checkpoints.layouts import BACKBONE, model_weights, published_layout
+from revcol_mm.checkpoints.reading import plain, read_checkpoint
+from revcol_mm.checkpoints.writing import save_checkpoint
+from revcol_mm.errors import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:

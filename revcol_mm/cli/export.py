@@ -47,16 +47,17 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import revcol_mm
+from revcol_mm.analysis.complexity import default_shape
 from revcol_mm.apis import init_model
 from revcol_mm.apis.detection_graph import DetectionGraph
 from revcol_mm.apis.exported_model import Run, open_onnx, open_torch_export
 from revcol_mm.apis.image_graph import ImageGraph, image_graph
 from revcol_mm.apis.mask2former_graph import Mask2FormerGraph
 from revcol_mm.check_env import require_parts
-from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.evaluation.complexity import default_shape
+from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
+from revcol_mm.config.options import merge_options
+from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models.image_channels import image_channels
-from revcol_mm.preflight import errors_in_one_line, merge_options
 
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx; protobuf ends at 2 GiB
 

@@ -36,8 +36,8 @@ from revcol_mm.apis.image_files import UNREADABLE, Source, batches, find_sources
 from revcol_mm.apis.image_header import ImageError
 from revcol_mm.apis.inferencer import Inferencer
 from revcol_mm.apis.prediction_writer import PredictionWriter
-from revcol_mm.engine.launch import check_writable
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.errors import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:

@@ -14,8 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from revcol_mm.models.checkpoint import has_ema, model_weights, plain, read_checkpoint, save_checkpoint
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.checkpoints.layouts import has_ema, model_weights
+from revcol_mm.checkpoints.reading import plain, read_checkpoint
+from revcol_mm.checkpoints.writing import save_checkpoint
+from revcol_mm.errors import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:
@@ -45,7 +47,7 @@ def check_options(args: argparse.Namespace) -> None:
 def publish_to_hub(checkpoint: dict[str, Any], args: argparse.Namespace) -> None:
     """Write the folder, and say how it is used."""
     from revcol_mm.apis.hub import read_metrics, write_folder
-    from revcol_mm.engine.launch import read_config
+    from revcol_mm.config.command_line import read_config
 
     metrics = read_metrics(args.metrics) if args.metrics else None
     write_folder(checkpoint, read_config(args.hub), args.out, args.out.name, args.license, args.data, metrics)

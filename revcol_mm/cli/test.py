@@ -13,16 +13,11 @@ require_parts('testing', CORE)
 from mmengine.config import Config, ConfigDict
 from mmengine.dist import is_main_process
 
-from revcol_mm.engine import ResumableRunner
-from revcol_mm.engine.launch import (
-    adapt_to_device,
-    add_common_arguments,
-    check_writable,
-    leave_processes,
-    load_config,
-)
-from revcol_mm.engine.resumable_data import BrokenSampleError
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.errors import errors_in_one_line
+from revcol_mm.training.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
+from revcol_mm.training.resumable_data import BrokenSampleError
+from revcol_mm.training.runner import ResumableRunner
 
 
 def parse_args() -> argparse.Namespace:

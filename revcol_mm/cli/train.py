@@ -12,10 +12,10 @@ require_parts('training', CORE)
 
 from mmengine.registry import RUNNERS
 
-from revcol_mm.engine.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
-from revcol_mm.engine.nonfinite import NonFiniteError
-from revcol_mm.engine.resumable_data import BrokenSampleError
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.errors import errors_in_one_line
+from revcol_mm.training.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
+from revcol_mm.training.nonfinite import NonFiniteError
+from revcol_mm.training.resumable_data import BrokenSampleError
 
 
 def parse_args() -> argparse.Namespace:

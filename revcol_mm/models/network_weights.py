@@ -5,7 +5,9 @@ from collections import OrderedDict
 
 from torch import Tensor, nn
 
-from .checkpoint import BACKBONE, CheckpointError
+from revcol_mm.checkpoints.layouts import BACKBONE
+from revcol_mm.errors import CheckpointError
+
 from .stages import split_stages
 
 

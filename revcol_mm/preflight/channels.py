@@ -10,11 +10,10 @@ from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from revcol_mm.data.pipelines import image_loader, innermost_datasets
+from revcol_mm.errors import PreflightError
 from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import LevelwiseDecoder, PixelShuffleDecoder
-
-from .errors import PreflightError
-from .pipelines import image_loader, innermost_datasets
 
 # OpenMMLab's that change colours, some of them now and then, and fail on images of other than 3 channels
 FOR_COLOURS = {'ColorJitter', 'ColorTransform', 'Lighting', 'PhotoMetricDistortion', 'RandomGrayscale'}

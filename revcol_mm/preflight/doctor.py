@@ -11,13 +11,15 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 from torch.utils.data import Dataset
 
+from revcol_mm.data.coco_file import CocoFile, annotation_files
+from revcol_mm.data.findings import WARNING, Findings
+from revcol_mm.data.overlap import check_between
+from revcol_mm.data.split_checks import check_split
+from revcol_mm.data.splits import Split, build_dataset, splits_of
+from revcol_mm.errors import PreflightError, building
 from revcol_mm.models.without_weights import without_weights
 
-from .coco import CocoFile, annotation_files
-from .data import Split, build_dataset, check_between, check_split, splits_of
-from .errors import PreflightError, building
 from .files import dataset_configs, missing_data
-from .findings import WARNING, Findings
 from .model import check_num_classes
 
 SPLITS = ('train', 'val', 'test')

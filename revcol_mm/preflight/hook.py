@@ -6,10 +6,12 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
+from revcol_mm.data.findings import report
+from revcol_mm.data.overlap import check_run
+from revcol_mm.data.splits import splits_of
+from revcol_mm.errors import PreflightError
+
 from .channels import check_images, check_normalisation
-from .data import check_run, splits_of
-from .errors import PreflightError
-from .findings import report
 from .metrics import check_metrics
 from .model import (
     check_batch_norm,

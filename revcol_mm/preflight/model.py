@@ -18,9 +18,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import Dataset
 
+from revcol_mm.errors import PreflightError
 from revcol_mm.models import ColumnBackbone
-
-from .errors import PreflightError
 
 # Whose num_classes is that of other data than the detector's or segmentor's: ImageNet, foreground or not,
 # people, COCO's stuff, boundaries.

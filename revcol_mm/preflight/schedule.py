@@ -8,7 +8,7 @@ from mmengine.logging import print_log
 from mmengine.optim.scheduler.param_scheduler import INF  # the end of a schedule that has none
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from .errors import PreflightError
+from revcol_mm.errors import PreflightError
 
 
 def check_length(train_cfg: dict[str, Any]) -> None:

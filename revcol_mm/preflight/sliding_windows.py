@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from .errors import PreflightError
+from revcol_mm.errors import PreflightError
 
 
 def check_sliding_windows(model: nn.Module) -> None:

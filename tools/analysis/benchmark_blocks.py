@@ -29,8 +29,8 @@ from revcol_mm.analysis.command_line import add_image_arguments, make_parser, re
 from revcol_mm.analysis.labelled_images import LabelledImages
 from revcol_mm.analysis.machine import machine
 from revcol_mm.apis import init_model
+from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models import ReversibleBlocks
-from revcol_mm.preflight import errors_in_one_line
 from revcol_mm.testing import peak_bytes
 
 BETAS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.004)

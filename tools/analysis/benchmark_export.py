@@ -30,8 +30,8 @@ from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.exported_model import open_onnx
 from revcol_mm.apis.image_files import find_sources, read_pictures
 from revcol_mm.apis.image_graph import ImageGraph, image_graph
-from revcol_mm.engine.launch import check_writable
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.errors import errors_in_one_line
 
 COUNTED = 0.3  # score of detections that are compared
 

@@ -33,13 +33,13 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from revcol_mm import RevCol
 from revcol_mm.analysis.machine import machine
 from revcol_mm.apis import pick_device
+from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models import ColumnBackbone, ReversibleColumns
 from revcol_mm.models.backbones.revcol import ARCHS
 from revcol_mm.models.backbones.reversible_columns import StageLevel
 from revcol_mm.models.layers import Column, Level
 from revcol_mm.models.stage_modules import TokenStage, VitStage
 from revcol_mm.models.stages import evaluating
-from revcol_mm.preflight import errors_in_one_line
 from revcol_mm.testing import Launches, StoringChain, count_launches, gradients, peak_bytes, worst_errors
 
 matplotlib.use('Agg')

@@ -27,15 +27,11 @@ from revcol_mm.analysis.command_line import (
     write_report,
 )
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
-from revcol_mm.engine.prediction_pictures import enlarge, reads_bgr, rgb_picture, without_ignored
-from revcol_mm.engine.resumable_data import seed_everything
-from revcol_mm.preflight import (
-    check_files,
-    errors_in_one_line,
-    ignore_index,
-    image_loader,
-    innermost_datasets,
-)
+from revcol_mm.data.pipelines import ignore_index, image_loader, innermost_datasets
+from revcol_mm.errors import errors_in_one_line
+from revcol_mm.preflight import check_files
+from revcol_mm.training.resumable_data import seed_everything
+from revcol_mm.visualization.prediction_pictures import enlarge, reads_bgr, rgb_picture, without_ignored
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:

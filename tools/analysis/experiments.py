@@ -35,8 +35,9 @@ from mmengine.config import Config
 
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.analysis.machine import machine
-from revcol_mm.engine.launch import check_writable
-from revcol_mm.preflight import errors_in_one_line, merge_options
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.config.options import merge_options
+from revcol_mm.errors import errors_in_one_line
 
 matplotlib.use('Agg')  # figures are files
 TOOLS = Path(__file__).parents[1]

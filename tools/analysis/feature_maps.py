@@ -30,7 +30,7 @@ from revcol_mm.analysis.feature_maps import (
 )
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, find_sources, read_pictures
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.errors import errors_in_one_line
 
 
 def table(maps: FeatureMaps) -> str:

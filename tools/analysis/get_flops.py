@@ -10,9 +10,9 @@ Example: python tools/analysis/get_flops.py configs/cascade_mask_rcnn_revcol_t_c
 
 import argparse
 
-from revcol_mm.engine.launch import read_config
-from revcol_mm.evaluation.complexity import Complexity, count_complexity
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.analysis.complexity import Complexity, count_complexity
+from revcol_mm.config.command_line import read_config
+from revcol_mm.errors import errors_in_one_line
 
 
 def parse_args() -> argparse.Namespace:

@@ -37,8 +37,8 @@ from revcol_mm.analysis.command_line import (
 from revcol_mm.analysis.information import ALL, Probes, label_scores, psnr
 from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages
 from revcol_mm.apis import init_model
+from revcol_mm.errors import errors_in_one_line
 from revcol_mm.evaluation.confusion import count_confusion
-from revcol_mm.preflight import errors_in_one_line
 
 VALIDATION = 5  # every so many training images choose the ridge
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from revcol_mm.analysis.learning_curves import plot, summarise, table
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.errors import errors_in_one_line
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from revcol_mm.analysis.training_plan import (
     training_memory,
 )
 from revcol_mm.apis import pick_device
-from revcol_mm.engine.launch import add_config_arguments, check_writable, read_config
-from revcol_mm.preflight import errors_in_one_line, merge_options
+from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
+from revcol_mm.config.options import merge_options
+from revcol_mm.errors import errors_in_one_line
 
 MOST_GPUS = 1024
 

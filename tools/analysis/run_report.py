@@ -25,9 +25,9 @@ from mmengine.config import Config
 from PIL import Image
 
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
-from revcol_mm.engine.launch import check_writable
-from revcol_mm.engine.recorded_config import read_run_config
-from revcol_mm.preflight import errors_in_one_line
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.config.recorded import read_run_config
+from revcol_mm.errors import errors_in_one_line
 
 TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.M)
 PICTURE_SIDE = 640  # pixels; larger pictures are scaled down

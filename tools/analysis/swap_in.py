@@ -29,9 +29,9 @@ from mmengine.config import Config
 from revcol_mm.analysis.machine import machine
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.trial import Trial, reason, try_model
-from revcol_mm.engine.launch import check_writable, read_config
+from revcol_mm.config.command_line import check_writable, read_config
+from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models.backbones.revcol import ARCHS
-from revcol_mm.preflight import errors_in_one_line
 
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
 VERDICTS = ('yes', 'neither', 'no')  # with RevCol; nor with ResNet-50, as it stands; with ResNet-50 alone

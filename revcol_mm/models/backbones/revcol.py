@@ -12,7 +12,8 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from ..checkpoint import load_backbone
+from revcol_mm.checkpoints.fitting import load_backbone
+
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, Level, LevelFusion, init_layer
 from .column_backbone import ColumnBackbone
 
@@ -99,9 +100,9 @@ class RevCol(ColumnBackbone):
         frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
         layer_scale_init_value: Initial layer scale of the blocks. RevCol official code: 1e-6.
         in_channels: Channels of the images: 1 of grey ones, 4 of RGB and infrared, and so on. Published
-            weights, which are for 3, are adapted, see :func:`revcol_mm.models.checkpoint.adapt_stem`.
+            weights, which are for 3, are adapted, see :func:`revcol_mm.checkpoints.fitting.adapt_stem`.
         init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes a published checkpoint as it is, see
-            :func:`revcol_mm.models.checkpoint.load_backbone`.
+            :func:`revcol_mm.checkpoints.fitting.load_backbone`.
 
     Attributes:
         out_channels: Channels of each returned feature.

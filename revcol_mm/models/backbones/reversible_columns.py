@@ -15,7 +15,10 @@ import torch.nn.functional as F
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
-from ..checkpoint import load_backbone, model_weights, read_checkpoint
+from revcol_mm.checkpoints.fitting import load_backbone
+from revcol_mm.checkpoints.layouts import model_weights
+from revcol_mm.checkpoints.reading import read_checkpoint
+
 from ..image_channels import image_channels
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, PointwiseLinear
 from ..network_weights import is_of_columns, load_network
@@ -248,8 +251,9 @@ class ReversibleColumns(ColumnBackbone):
         A network that was given as a module keeps the weights that it has.
 
         Raises:
-            FileNotFoundError, CheckpointError: As :func:`revcol_mm.models.checkpoint.read_checkpoint`; or if
-                a weight of the network is missing or has another shape, or the checkpoint has more of its.
+            FileNotFoundError, CheckpointError: See :func:`revcol_mm.checkpoints.reading.read_checkpoint`.
+            CheckpointError: If a weight of the network is missing or has another shape, or the checkpoint has
+                weights that the network lacks.
         """
         self._is_init = True
         if self.net is None:

@@ -6,7 +6,7 @@ from typing import Iterable, Iterator
 
 from mmengine.logging import print_log
 
-from .errors import PreflightError
+from revcol_mm.errors import PreflightError
 
 MAX_EXAMPLES = 5
 MAX_LINES = 10  # of an error

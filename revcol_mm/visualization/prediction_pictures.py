@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement, InstanceData, PixelData
 from mmengine.visualization import Visualizer
 
-from revcol_mm.preflight import image_loader, innermost_datasets
+from revcol_mm.data.pipelines import image_loader, innermost_datasets
 
 LEGIBLE_SIDE = 640  # pixels, about, of the longer side of an image, to look at it on a screen
 MAX_NAMES = 40  # in a legend

@@ -10,9 +10,8 @@ from mmengine.dist import all_gather_object, broadcast_object_list, is_main_proc
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from torch import nn
 
-from revcol_mm.models.checkpoint import CheckpointError
-
-from .checkpoint_files import is_whole, newest_whole_checkpoint, read_meta, record_last
+from revcol_mm.checkpoints.run_files import is_whole, newest_whole_checkpoint, read_meta, record_last
+from revcol_mm.errors import CheckpointError
 
 T = TypeVar('T')
 

@@ -10,9 +10,12 @@ from typing import Any
 import torch
 from mmengine.fileio import LocalBackend, register_backend
 
-from revcol_mm.models.checkpoint import CheckpointError, check_size, is_remote, unreadable_because
-from revcol_mm.models.sharded_checkpoint import REST, has_all_shards
-from revcol_mm.models.whole_files import replacing
+from revcol_mm.errors import CheckpointError
+
+from .reading import check_size, unreadable_because
+from .shards import REST, has_all_shards
+from .sources import is_remote
+from .whole_files import replacing
 
 LAST = 'last_checkpoint'  # MMEngine's record of which a run wrote last
 

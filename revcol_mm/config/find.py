@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 def config_folder() -> Path:

@@ -22,9 +22,9 @@ from mmengine.dist import (
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from revcol_mm.models.whole_files import replacing
+from revcol_mm.checkpoints.run_files import record_last
+from revcol_mm.checkpoints.whole_files import replacing
 
-from .checkpoint_files import record_last
 from .resumable_data import seed_everything
 
 VALIDATED = 'last_validation'  # record of the iteration of the last validation that came to its end

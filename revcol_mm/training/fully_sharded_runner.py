@@ -17,13 +17,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from revcol_mm.checkpoints.run_files import replace_folder
+from revcol_mm.checkpoints.shards import REST, is_sharded, load_shards, shapes, write_shards
+from revcol_mm.errors import CheckpointError, PreflightError
 from revcol_mm.models import ColumnBackbone
-from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.models.layers import bound_alphas_
-from revcol_mm.models.sharded_checkpoint import REST, is_sharded, load_shards, shapes, write_shards
-from revcol_mm.preflight import PreflightError
 
-from .checkpoint_files import replace_folder
 from .runner import ResumableRunner
 
 
@@ -57,7 +56,7 @@ class FullyShardedRunner(ResumableRunner):
     are those of MMDistributedDataParallel, with ``save_memory=True`` too. (MMEngine's FSDPStrategy is FSDP1,
     which hides the parameters that reversible training needs.)
 
-    A checkpoint such as ``iter_4000.pth`` is a folder, see :mod:`revcol_mm.models.sharded_checkpoint`, either
+    A checkpoint such as ``iter_4000.pth`` is a folder, see :mod:`revcol_mm.checkpoints.shards`, either
     whole or not there. ``--resume`` takes it with any number of processes. ``load_from``, ``tools/test.py``,
     ``tools/publish_model.py`` and ``tools/convert_checkpoint.py`` take it as they take a file; the last makes
     a file of its weights. Any checkpoint can be in ``load_from``.

@@ -17,10 +17,11 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 from torch.utils.data import DataLoader
 
-from revcol_mm.models.checkpoint import CheckpointError, is_remote
-from revcol_mm.preflight import PreflightError, annotation_files, building
+from revcol_mm.checkpoints.run_files import checkpoint_folder, is_whole, remove_unfinished, saved_checkpoints
+from revcol_mm.checkpoints.sources import is_remote
+from revcol_mm.data.coco_file import annotation_files
+from revcol_mm.errors import CheckpointError, PreflightError, building
 
-from .checkpoint_files import checkpoint_folder, is_whole, remove_unfinished, saved_checkpoints
 from .checkpoint_hook import KeepingCheckpointHook
 from .interruption import InterruptionHook, ResumeValidationHook, SeedHook, exit_notice_of, shield_worker
 from .load_from import restrict_loading

@@ -5,7 +5,8 @@ from typing import Any, Iterator
 from torch import nn
 from torch.utils.data import Dataset
 
-from .errors import PreflightError
+from revcol_mm.errors import PreflightError
+
 from .pipelines import innermost_datasets
 
 DEFAULT = 255  # MMSegmentation's, which reduce_zero_label and classes that are left out turn labels into

@@ -15,7 +15,9 @@ from mmengine.config import Config
 from mmengine.registry import Registry
 
 from revcol_mm.check_env import SCOPES
-from revcol_mm.preflight import PreflightError, files_with_code, leaves
+from revcol_mm.errors import PreflightError
+
+from .code import files_with_code, leaves
 
 MAX_BYTES = 2**20  # real ones have some 20,000; Python's syntax tree takes up to 500 times that
 PACKAGES = ('mmengine', 'mmcv', *SCOPES, 'revcol_mm')

@@ -8,16 +8,12 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 
+from revcol_mm.checkpoints.fitting import fit_weights
+from revcol_mm.checkpoints.layouts import BACKBONE, model_weights
+from revcol_mm.checkpoints.reading import read_checkpoint
+from revcol_mm.checkpoints.sources import is_remote, local_checkpoint
+from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
-from revcol_mm.models.checkpoint import (
-    BACKBONE,
-    CheckpointError,
-    fit_weights,
-    is_remote,
-    local_checkpoint,
-    model_weights,
-    read_checkpoint,
-)
 from revcol_mm.models.network_weights import is_of_columns
 
 # All that MMEngine registers; a test holds them against its table.

@@ -13,9 +13,11 @@ from typing import Any, Iterator
 
 from mmengine.logging import MMLogger
 
-from revcol_mm.models.checkpoint import CheckpointError
-
 LIBRARIES = ('revcol_mm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')  # also if installed with -e
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint and a model do not fit each other, or there is no checkpoint to load."""
 
 
 class PreflightError(ValueError):

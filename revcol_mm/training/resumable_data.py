@@ -18,8 +18,8 @@ from mmengine.logging import print_log
 from mmengine.registry import DATA_SAMPLERS, DATASETS
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import build_dataset
+from revcol_mm.data.splits import build_dataset
+from revcol_mm.errors import CheckpointError
 
 
 def seed_everything(*entropy: int) -> None:

@@ -1,4 +1,4 @@
-"""What the tools have in common: from a command line to a checked config."""
+"""Launch training and testing: from a command line to a checked config, and the processes of a run."""
 
 import argparse
 import logging
@@ -6,36 +6,18 @@ import os
 import shlex
 import subprocess
 import sys
-import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 from mmengine.utils import get_git_hash
 
-from revcol_mm.check_env import SCOPES, require
-from revcol_mm.configs import find_config
-from revcol_mm.preflight import building, check_files, check_scope, merge_options, tell_of_misspelt_keys
-
-from .recorded_config import read_recorded_model
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a config and options that override its values."""
-    parser.add_argument(
-        'config', help='config file, or the name of one of `revcol configs`, such as dino_revcol_t_coco'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        default={},
-        metavar='KEY=VALUE',
-        help='override values of the config, such as train_cfg.max_iters=1000',
-    )
+from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
+from revcol_mm.config.options import merge_options, tell_of_misspelt_keys
+from revcol_mm.preflight import check_files
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,30 +30,6 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         default='none',
         help='how the processes of a distributed run were started [none]',
     )
-
-
-def read_config(path: str | Path, recorded: bool = False) -> Config:
-    """Read a config, and check that what its task needs is installed.
-
-    Args:
-        path: The file, or the name of a config that comes with this package; see
-            :func:`revcol_mm.configs.find_config`. It is code, and is run.
-        recorded: It was found beside somebody's checkpoint: nothing in it is run, see
-            :func:`read_recorded_model`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, has no model, or its ``default_scope`` is wrong.
-        SystemExit: If the environment lacks what the config's task needs.
-    """
-    path = find_config(path)
-    with building(f'the config {path}'):
-        cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
-    check_scope(cfg)
-    if not isinstance(cfg.get('model'), dict):
-        raise ValueError(f'{path} has no model')
-    require(SCOPES[cfg.default_scope])
-    return cfg
 
 
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
@@ -105,19 +63,6 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or f'work_dirs/{Path(args.config).stem}'
     check_writable(Path(cfg.work_dir))
     return cfg
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder where there is none, and write in it.
-
-    Raises:
-        ValueError: If that fails, with the reason.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        raise ValueError(f'cannot write in the work dir {folder}: {error.strerror}') from error
 
 
 def adapt_to_device(cfg: Config) -> None:

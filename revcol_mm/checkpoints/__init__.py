@@ -1,0 +1,1 @@
+"""Find, read, fit and write checkpoints without running anything that is pickled in them."""

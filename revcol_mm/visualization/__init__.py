@@ -1,0 +1,3 @@
+from .prediction_pictures import PredictionPicturesHook
+
+__all__ = ['PredictionPicturesHook']
