@@ -59,11 +59,15 @@ def test_what_cannot_be_is_refused(options, message):
     assert message in run(TOOL, 'nano', *options, expect=2)
 
 
-def test_the_readme_quotes_the_recorded_figures():
+def test_readme_and_docs_quote_the_recorded_figures():
     report = json.loads(FIGURES.read_text())
-    readme = (REPO / 'README.md').read_text()
-    assert runpy.run_path(str(REPO / TOOL))['table'](report) in readme
-    assert report['machine'] in ' '.join(readme.split())
+    docs = (REPO / 'docs/reversible.md').read_text()
+    assert runpy.run_path(str(REPO / TOOL))['table'](report) in docs
+    assert report['machine'] in ' '.join(docs.split())
+    modes = {row['num_columns']: row['modes'] for row in report['rows']}[32]
+    reversible, plain = (f'{modes[mode]["activation_mib"]:.0f} MiB' for mode in ('reversible', 'plain'))
+    readme = ' '.join((REPO / 'README.md').read_text().split())
+    assert f'need {reversible} of activations instead of {plain}.' in readme
 
 
 @pytest.mark.parametrize('name', ['h200_bf16', 'h200_fp32'])
