@@ -1,5 +1,5 @@
 # Do backbones that were trained on CamVid (camvid_backbones, which is to be run first) help on BCCD?
-config = 'configs/cascade_rcnn_revcol_nano_bccd.py'
+config = 'configs/retinanet_revcol_nano_bccd.py'
 iterations = 1000
 seeds = [0]
 metrics = ['coco/bbox_mAP', 'coco/bbox_mAP_50', 'coco/bbox_mAP_75']
@@ -17,7 +17,7 @@ runs = {
     }
     for name, path in (
         ('RevCol', config),
-        ('ConvNeXt', 'configs/baselines/cascade_rcnn_convnext_bccd.py'),
+        ('ConvNeXt', 'configs/baselines/retinanet_convnext_bccd.py'),
     )
     for start in ('random', 'from CamVid')
 }
