@@ -1,22 +1,21 @@
 """RevCol, the Reversible Column Network, for MMEngine, MMDetection, MMSegmentation and MMPretrain.
 
-Importing the package registers all of it with MMEngine's root registries, where every OpenMMLab package
-finds it: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough. Of other packages it adds to
-these, and replaces nothing of theirs but one setting:
+Importing the package registers its classes with MMEngine's root registries, where every OpenMMLab package
+finds them: ``custom_imports = dict(imports=['revcol_mm'])`` in a config is enough. The import changes other
+packages in these places only, and only by additions, except for one setting of MMPretrain:
 
-- MMEngine's root registries, by names that they did not have: models, a data set, hooks, and more.
-- MMEngine's file backends, 'atomic': ResumableRunner writes its checkpoints by it.
-- What ``torch.load(weights_only=True)`` reads: what MMEngine's own checkpoints hold beside weights, so that
-  they can be resumed from; see :mod:`revcol_mm.checkpoints.safe_globals`.
-- PyTorch's operators, ``revcol::couple`` and ``revcol::uncouple``: the sums of reversible training.
-- Where transformers 5 is installed, that MMPretrain leaves out its multimodal models; see
-  :mod:`revcol_mm.transformers_5`.
-- Where Python looks for modules: ``mmcv._ext`` and ``panopticapi``, where these are not installed; see
+- MMEngine's root registries: models, a data set, hooks and more, under new names.
+- MMEngine's file backends: 'atomic', by which ResumableRunner writes checkpoints.
+- The types that ``torch.load(weights_only=True)`` accepts: those in MMEngine's checkpoints, so that runs can
+  resume from them, see :mod:`revcol_mm.checkpoints.safe_globals`.
+- PyTorch's operators: ``revcol::couple`` and ``revcol::uncouple``, the sums of reversible training.
+- Python's import system: finds ``mmcv._ext`` and ``panopticapi`` where they are not installed, see
   :mod:`revcol_mm.supplied_modules`.
+- MMPretrain, if transformers 5 is installed: its multimodal models are disabled, see
+  :mod:`revcol_mm.transformers_5`.
 
-How MMEngine reads checkpoints changes only when a ResumableRunner, which this project's tools use, is made or
-a run with a LoadFromHook begins, and then for the rest of the process: see
-:func:`revcol_mm.training.load_from.restrict_loading`.
+Creating a ResumableRunner, or starting a run with a LoadFromHook, changes how MMEngine reads checkpoints for
+the rest of the process, see :func:`revcol_mm.training.load_from.restrict_loading`.
 """
 
 from importlib import import_module
@@ -25,7 +24,7 @@ from typing import Any
 from .supplied_modules import supply_modules
 from .transformers_5 import leave_out_multimodal_models
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 supply_modules()
 leave_out_multimodal_models()
@@ -42,10 +41,9 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or 'revcol_mm').startswith('revcol_mm'):
         raise
-    # `python -m revcol_mm.check_env`, which imports this file first, must be able to say what is missing.
-    _missing = error
+    _missing = error  # `python -m revcol_mm.check_env` imports this file, and must be able to report it
 
-_LAZY = {'get_config': 'revcol_mm.config.find', 'load': 'revcol_mm.apis.hub'}  # which import much more
+_LAZY = {'get_config': 'revcol_mm.config.find', 'load': 'revcol_mm.apis.hub'}  # slow to import
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
-"""Tell which OpenMMLab set is installed, what can run on it, and how to mend what is missing.
+"""Report which OpenMMLab packages are installed, which tasks can run, and how to install what is missing.
 
-``python -m revcol_mm.check_env`` prints a report and exits with 1 if something is to be mended. Nothing
-but the standard library is needed to import this file.
+``python -m revcol_mm.check_env`` prints a report, and exits with status 1 if a package is missing or broken.
+This file imports only the standard library.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from typing import NamedTuple, Sequence
 
 from .mmcv_ops import sort_ops
 
-# The versions that this project's tests run on. Both sets have the same import names.
+# The versions that the tests run with. Both sets of packages have the same import names.
 UPSTREAM = {
     'mmengine': ('mmengine', '0.10.7'),
-    'mmcv': ('mmcv-lite', '2.1.0'),  # mmcv without its compiled ops, which revcol_mm.mmcv_ops replaces
+    'mmcv': ('mmcv-lite', '2.1.0'),  # without compiled ops, for which revcol_mm.mmcv_ops is a substitute
     'mmdet': ('mmdet', '3.3.0'),
     'mmseg': ('mmsegmentation', '1.2.2'),
     'mmpretrain': ('mmpretrain', '1.2.0'),
@@ -32,12 +32,12 @@ ONEDL = {
     'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
 }
 SETS = {'upstream': UPSTREAM, 'onedl': ONEDL}
-COMPILED = 'mmcv'  # the distribution of mmcv-lite's modules with compiled ops, instead of it
-# The oldest and the newest that the tests run on.
+COMPILED = 'mmcv'  # the distribution with compiled ops, an alternative to mmcv-lite
+# The oldest and the newest versions that the tests run with.
 TORCH = ('2.10.0', '2.14.1')
 PYTHON = ('3.10', '3.13')
 
-DISTRIBUTIONS = {  # of packages with another import name
+DISTRIBUTIONS = {  # by import name, where they differ
     'PIL': 'pillow',
     'cv2': 'opencv-python-headless',
     'modelindex': 'model-index',
@@ -46,31 +46,22 @@ DISTRIBUTIONS = {  # of packages with another import name
 }
 
 CORE = ('torch', 'cv2', 'mmengine')
+DETECTION = (*CORE, 'tensorboard', 'mmcv', 'torchvision', 'mmcv.ops', 'mmdet')
 TASKS = {
-    'segmentation': (
-        *CORE,
-        'tensorboard',
-        'mmcv',
-        'torchvision',
-        'mmcv.ops',
-        'mmdet',
-        'ftfy',
-        'regex',
-        'mmseg',
-    ),
-    'detection': (*CORE, 'tensorboard', 'mmcv', 'torchvision', 'mmcv.ops', 'mmdet'),
+    'segmentation': (*DETECTION, 'ftfy', 'regex', 'mmseg'),
+    'detection': DETECTION,
     'classification': (*CORE, 'tensorboard', 'mmcv', 'mmpretrain'),
 }
 SCOPES = {'mmseg': 'segmentation', 'mmdet': 'detection', 'mmpretrain': 'classification'}
 
 
 class Part(NamedTuple):
-    """What was found of one importable part.
+    """State of one importable package or module.
 
     Args:
         name: Import name.
-        state: Version, and what is wrong, in words.
-        fix: The command that mends it; None if nothing is wrong.
+        state: Its version, or what is wrong.
+        fix: The command that repairs it; None if nothing is wrong.
     """
 
     name: str
@@ -86,7 +77,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _distributions(name: str) -> dict[str, str]:
-    """Installed distributions that provide an OpenMMLab import name, and the set that each belongs to."""
+    """Return the installed distributions of an OpenMMLab package, with the set that each belongs to."""
     sets = {SETS[label][name][0]: label for label in SETS}
     if name == 'mmcv':
         sets[COMPILED] = 'upstream'
@@ -94,17 +85,17 @@ def _distributions(name: str) -> dict[str, str]:
 
 
 def installed_set() -> str | None:
-    """'upstream', 'onedl' or, with no OpenMMLab package installed, None; MMEngine decides."""
+    """Return 'upstream' or 'onedl', judged by MMEngine first; None if no OpenMMLab package is installed."""
     return next((label for name in UPSTREAM for label in _distributions(name).values()), None)
 
 
 def examine(name: str) -> Part:
-    """Try to import a part and say what is wrong with it, if anything is."""
+    """Import a package or module, and report its version or what is wrong with it."""
     label = installed_set() or 'upstream'
     package = name.split('.')[0]
+    fix = _fix(package, label)
     if package in UPSTREAM:
         found = _distributions(package)
-        fix = 'pip install {}=={}'.format(*SETS[label][package])
         remove = f'pip uninstall -y {" ".join(found)} && {fix}'
         if len(found) > 1:
             return Part(name, f'two distributions, {" ".join(found)}', remove)
@@ -112,23 +103,14 @@ def examine(name: str) -> Part:
             return Part(name, f'{" ".join(found)}, but MMEngine is {label}', remove)
         if COMPILED in found:
             fix = remove
-    elif package == 'torch':
-        fix = f'pip install torch=={TORCH[1]} torchvision'
-    elif package == 'torchvision':  # each is made for one torch, which is to stay
-        fix = f'pip install --force-reinstall torch=={_version("torch") or TORCH[1]} torchvision'
-    elif package == 'cv2':  # the plain one wants libGL, which servers lack
-        fix = 'pip install --force-reinstall --no-deps opencv-python-headless'
-    else:
-        fix = f'pip install {DISTRIBUTIONS.get(package, package)}'
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
         needed = (error.name or package).split('.')[0]
         if needed not in (package, 'mmcv'):
-            fix = f'pip install {DISTRIBUTIONS.get(needed, needed)}'
-            return Part(name, f'without {needed}, which it imports', fix)
+            return Part(name, f'without {needed}, which it imports', _fix(needed, label))
         return Part(name, 'missing' if error.name == name else f'broken: {error}', fix)
-    except Exception as error:  # packages assert on each other's versions; compiled ops fail as OSError
+    except Exception as error:  # AssertionError for mismatched versions, OSError for compiled ops, and others
         return Part(name, f'broken: {error}', fix)
     version = getattr(module, '__version__', '')
     if name == 'torch':
@@ -141,21 +123,34 @@ def examine(name: str) -> Part:
     return Part(name, _tested(version, tested, tested), None)
 
 
+def _fix(package: str, label: str) -> str:
+    """Return the command that installs a package; ``label`` is the set to take OpenMMLab's packages from."""
+    if package in UPSTREAM:
+        return 'pip install {}=={}'.format(*SETS[label][package])
+    if package == 'torch':
+        return f'pip install torch=={TORCH[1]} torchvision'
+    if package == 'torchvision':  # each version is built for one version of torch, which is to stay
+        return f'pip install --force-reinstall torch=={_version("torch") or TORCH[1]} torchvision'
+    if package == 'cv2':  # the headless one, because opencv-python needs libGL, which servers lack
+        return 'pip install --force-reinstall --no-deps opencv-python-headless'
+    return f'pip install {DISTRIBUTIONS.get(package, package)}'
+
+
 def _examine_torch(torch: ModuleType, fix: str) -> Part:
-    """Its version, whether checkpoints are safe with it, and what it computes on."""
+    """Report torch's version, known vulnerabilities in reading checkpoints, and CUDA devices."""
     version = torch.__version__.split('+')[0]
     if _numbers(version) < (2, 6):
-        return Part('torch', f'{version}, which runs the code of checkpoints', fix)
+        return Part('torch', f'{version}, in which checkpoints can run code', fix)
     device = f'CUDA {torch.version.cuda}' if torch.version.cuda else 'no CUDA'
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     state = f'{_tested(version, *TORCH)}, {device}, {", ".join(gpus) or "no GPU"}'
     if _numbers(version) < (2, 10):
-        state += '; CVE-2026-24747: checkpoints of others can corrupt memory, which torch 2.10 mends'
+        state += '; CVE-2026-24747: untrusted checkpoints can corrupt memory, fixed in torch 2.10'
     return Part('torch', state, None)
 
 
 def _examine_ops(ops: ModuleType, fix: str) -> Part:
-    """Whether they are compiled, and for what."""
+    """Report whether MMCV's ops are compiled, and for which CUDA."""
     import torch
 
     cuda = ops.get_compiling_cuda_version()
@@ -169,7 +164,7 @@ def _numbers(version: str) -> tuple[int, ...]:
 
 
 def _tested(version: str, oldest: str, newest: str) -> str:
-    """A version, and those that the tests run on if it is not between them."""
+    """Return a version; if it is outside of the tested ones, with a note that says so."""
     numbers, last = _numbers(version), _numbers(newest)
     if _numbers(oldest) <= numbers and numbers[: len(last)] <= last:
         return version
@@ -177,10 +172,10 @@ def _tested(version: str, oldest: str, newest: str) -> str:
 
 
 def require_parts(what: str, names: Sequence[str]) -> None:
-    """End the program, with the line that mends it, if a part cannot be imported or is mismatched.
+    """End the program with a repair command if a package cannot be imported or is of the wrong set.
 
     Args:
-        what: What needs the parts, for the message.
+        what: What needs the packages, for the message.
         names: Import names.
     """
     for name in names:
@@ -188,17 +183,17 @@ def require_parts(what: str, names: Sequence[str]) -> None:
         if part.fix:
             sys.exit(
                 f'error: {what} cannot run: {part.name} is {part.state}.\nFix: {part.fix}\n'
-                'The whole report: python -m revcol_mm.check_env'
+                'Full report: python -m revcol_mm.check_env'
             )
 
 
 def require(task: str) -> None:
-    """:func:`require_parts` of 'detection', 'segmentation' or 'classification'."""
+    """Call :func:`require_parts` for 'detection', 'segmentation' or 'classification'."""
     require_parts(task, TASKS[task])
 
 
 def main() -> int:
-    """Print the report; return the exit status."""
+    """Print the report, and return the exit status."""
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     parts = {name: examine(name) for names in TASKS.values() for name in names}
     python = _tested(platform.python_version(), *PYTHON)
@@ -208,7 +203,7 @@ def main() -> int:
     print()
     for task, names in TASKS.items():
         lacking = [name for name in names if parts[name].fix]
-        print(f'{task:14} ' + (f'cannot run, for want of {", ".join(lacking)}' if lacking else 'can run'))
+        print(f'{task:14} ' + (f'cannot run without {", ".join(lacking)}' if lacking else 'can run'))
     if parts['mmcv.ops'].fix is None and (ops := sort_ops()):
         supplied, missing = ops
         print()
@@ -216,7 +211,7 @@ def main() -> int:
         print(f'{len(missing)} are missing: rotated boxes, point clouds and others, see docs/environment.md')
     fixes = dict.fromkeys(part.fix for part in parts.values() if part.fix)
     if fixes:
-        print('\nTo mend it, in this order:', *fixes, sep='\n  ')
+        print('\nTo repair it, run in this order:', *fixes, sep='\n  ')
     return 1 if fixes else 0
 
 

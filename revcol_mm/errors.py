@@ -1,4 +1,4 @@
-"""What is wrong with a config, its data or its model, told in one line; bugs keep their traceback."""
+"""Errors that users can fix are printed in one line; bugs keep their traceback."""
 
 import logging
 import re
@@ -13,29 +13,33 @@ from typing import Any, Iterator
 
 from mmengine.logging import MMLogger
 
-LIBRARIES = ('revcol_mm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')  # also if installed with -e
+# Installed packages, even if they are outside of site-packages because of `pip install -e`.
+LIBRARIES = ('revcol_mm', 'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain')
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint and a model do not fit each other, or there is no checkpoint to load."""
+    """A checkpoint cannot be read, or does not fit the model."""
 
 
 class PreflightError(ValueError):
-    """The data and the model of a run do not fit each other, or one of them cannot be built."""
+    """A part of a run cannot be built, or its config, data and model do not fit together."""
 
 
 @contextmanager
 def building(what: str) -> Iterator[None]:
-    """Say what could not be built of a config, why and where, instead of whatever its code raises.
+    """Replace an error in the block by a PreflightError that says what could not be built, why and where.
+
+    Args:
+        what: What is built in the block, such as 'the model'.
 
     Raises:
-        PreflightError: If anything but one of this package's own errors is raised.
+        PreflightError: On any error but PreflightError and CheckpointError, which pass unchanged.
     """
     try:
         yield
     except (PreflightError, CheckpointError):
         raise
-    except Exception as error:  # of a class that the config names
+    except Exception as error:  # a class that the config names may raise anything
         place = traceback.extract_tb(error.__traceback__)[-1]
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise PreflightError(
@@ -45,24 +49,24 @@ def building(what: str) -> Iterator[None]:
 
 @contextmanager
 def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
-    """End the program with one line, and exit status 1, if what the user gave is at fault.
+    """End the program with a one-line message and exit status 1 on errors that users can fix.
 
-    The traceback stands above that line where it may be needed: if code of the user's own (in no installed
-    package, and no config) was running, or if another package has raised the error and no file is to blame.
-    The log file, if there is one, has it always, also that of an error that is not caught here.
+    The traceback is printed above the message if it may be needed: if code of the user (outside of installed
+    packages and configs) was running, or if another package raised the error without naming a file. The log
+    file, if there is one, gets the traceback of every error, including those that are not caught here.
 
     Args:
-        more: Errors to catch besides OSError, ValueError and CheckpointError.
+        more: Error classes to catch besides OSError, ValueError and CheckpointError.
 
     Raises:
-        SystemExit: Instead of these errors.
+        SystemExit: In place of these errors.
     """
     try:
         yield
     except (OSError, ValueError, CheckpointError, *more) as error:
         _log_traceback(error)
         expected = isinstance(error, (PreflightError, CheckpointError, *more)) or _is_raised_here(error)
-        expected |= getattr(error, 'filename', None) is not None  # the system has named a file
+        expected |= getattr(error, 'filename', None) is not None  # an OSError that names a file
         if not expected or _runs_users_code(error):
             traceback.print_exception(type(error), error, error.__traceback__)
         sys.exit(f'error: {error}')
@@ -72,7 +76,7 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that led to it, as a traceback shows them."""
+    """Yield an error and those that led to it, as in a traceback."""
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
@@ -83,14 +87,14 @@ def _frames(error: BaseException) -> list[FrameType]:
 
 
 def _is_raised_here(error: BaseException) -> bool:
-    """Whether the tool or this package has raised it, and so chosen its words."""
+    """Return whether the running program or this package raised the error, so that its message is ours."""
     frames = _frames(error)
     raised_in = frames[-1].f_globals
     return raised_in is _tool(frames) or (raised_in.get('__name__') or '').partition('.')[0] == 'revcol_mm'
 
 
 def _tool(frames: list[FrameType]) -> dict[str, Any]:
-    """The globals of the program that asks for errors in one line: behind this file's own frame."""
+    """Return the globals of the program that called :func:`errors_in_one_line`: the first frame elsewhere."""
     return next((frame.f_globals for frame in frames if frame.f_globals is not globals()), {})
 
 
@@ -101,15 +105,15 @@ def _runs_users_code(error: BaseException) -> bool:
             is_config = frame.f_globals.get('__name__') is None
             if not is_config and frame.f_globals is not tool and _is_users(frame.f_code.co_filename):
                 return True
-        # What torch hands on from a worker that loads data is the text of a traceback.
+        # An error in a worker of a data loader arrives as the text of its traceback.
         if any(map(_is_users, re.findall(r'File "(.*?)", line', str(cause)))):
             return True
     return False
 
 
 def _is_users(file: str) -> bool:
-    """Whether a source file belongs neither to Python nor to an installed package."""
-    if file.startswith('<'):  # frozen modules, and what was typed
+    """Return whether a source file belongs neither to Python nor to an installed package."""
+    if file.startswith('<'):  # frozen modules, `python -c`
         return False
     folders = [sysconfig.get_path(name) for name in ('stdlib', 'platstdlib', 'purelib', 'platlib')]
     folders += [*site.getsitepackages(), site.getusersitepackages()]
@@ -119,7 +123,7 @@ def _is_users(file: str) -> bool:
 
 
 def _log_traceback(error: BaseException) -> None:
-    """Write it to the log file alone: on the screen it would hide the line that matters."""
+    """Write the traceback to the log file, but not to the terminal, where it would hide the message."""
     logger = MMLogger.get_current_instance()
     text = ''.join(traceback.format_exception(type(error), error, error.__traceback__))
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, text, (), None)

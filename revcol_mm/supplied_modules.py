@@ -1,10 +1,10 @@
-"""Modules that OpenMMLab imports and pip may not have installed, for Python to find under their names.
+"""Supply modules that OpenMMLab imports, and that may not be installed.
 
-- ``mmcv._ext``, MMCV's compiled ops, which ``mmcv-lite`` lacks: :mod:`revcol_mm.mmcv_ops`.
-- ``panopticapi``, which MMDetection's panoptic data sets and metric need, and which is on no package index:
+- ``mmcv._ext``, MMCV's compiled ops, which ``mmcv-lite`` lacks: from :mod:`revcol_mm.mmcv_ops`.
+- ``panopticapi``, which MMDetection's panoptic data sets and metric need, and which is not on PyPI: from
   :mod:`revcol_mm.panopticapi`.
 
-Nothing is replaced: Python asks this finder last, so that a module that is installed is found first.
+Installed modules are not replaced, because Python asks this finder last.
 """
 
 import sys
@@ -21,7 +21,7 @@ FILES = {
 
 
 class SuppliedModuleFinder:
-    """Finds the modules of :data:`FILES`."""
+    """Import finder for the modules in :data:`FILES`."""
 
     @staticmethod
     def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -32,6 +32,6 @@ class SuppliedModuleFinder:
 
 
 def supply_modules() -> None:
-    """Let Python find the modules of :data:`FILES` where they are not installed. Imports none of them."""
+    """Add the finder to Python's import system; imports none of the modules."""
     if SuppliedModuleFinder not in sys.meta_path:
         sys.meta_path.append(SuppliedModuleFinder)

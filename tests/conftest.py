@@ -5,17 +5,19 @@ import logging
 import os
 import runpy
 import sys
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch: two workers' threads would fight for 2 cores
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # before torch is imported: pytest runs 2 processes on 2 cores
 
 import pytest
 import torch
 from mmengine.logging import MMLogger
 
-import revcol_mm  # noqa: F401  supplies mmcv's ops to test files that import them
+import revcol_mm  # noqa: F401  supplies mmcv's ops, which some test files import
 
+from .checkpoints import Trap
 from .subprocesses import REPO, run
 
 DATA = Path(__file__).parent / 'data'
@@ -34,8 +36,7 @@ def _seed():
 
 @pytest.fixture(params=['cpu', CUDA])
 def device(request, monkeypatch):
-    """The CPU, and a GPU as exact as it: by default cuDNN convolves float32 in TF32, which has 10 bits, and
-    may add in random order."""
+    """The CPU, and a GPU that is as exact: without TF32, and with deterministic algorithms."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', False)
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', True)
     return torch.device(request.param)
@@ -43,21 +44,19 @@ def device(request, monkeypatch):
 
 @pytest.fixture(params=['backbone_4col', 'backbone_huge_4col'])
 def golden(request, device):
-    """A model's weights, input, features of every column, loss and gradients, computed in float64 with the
-    published code."""
+    """Weights, input, features of all columns, loss and gradients of the published code in float64."""
     return torch.load(DATA / f'{request.param}.pt', device, weights_only=True)
 
 
 @pytest.fixture(scope='session')
 def published_keys():
-    """Keys and shapes of the published classification checkpoints."""
+    """Keys and shapes in the published classification checkpoints."""
     return json.loads((DATA / 'checkpoint_keys.json').read_text())
 
 
 @pytest.fixture(scope='session')
 def sample_data(tmp_path_factory):
-    """A small run of tools/prepare_sample_data.py. Where scikit-learn, whose digits it takes, is missing:
-    data/sample, made with the same options."""
+    """A small run of tools/prepare_sample_data.py; data/sample where scikit-learn is missing."""
     if find_spec('sklearn') is None:
         prepared = REPO / 'data/sample'
         return prepared if prepared.is_dir() else pytest.skip('needs scikit-learn, or data/sample')
@@ -67,10 +66,15 @@ def sample_data(tmp_path_factory):
 
 
 @pytest.fixture
-def log_messages():
-    """What is logged by MMEngine's current logger during a test."""
+def trap(tmp_path):
+    """Code that must not run."""
+    return Trap(tmp_path)
+
+
+@contextmanager
+def recorded_log(level):
     messages = []
-    handler = logging.Handler()
+    handler = logging.Handler(level)
     handler.emit = lambda record: messages.append(record.getMessage())
     logger = MMLogger.get_current_instance()
     logger.addHandler(handler)
@@ -79,8 +83,22 @@ def log_messages():
 
 
 @pytest.fixture
+def log_messages():
+    """The messages that MMEngine's current logger gets during a test."""
+    with recorded_log(logging.NOTSET) as messages:
+        yield messages
+
+
+@pytest.fixture
+def log_warnings():
+    """The warnings that MMEngine's current logger gets during a test."""
+    with recorded_log(logging.WARNING) as messages:
+        yield messages
+
+
+@pytest.fixture
 def call_tool(monkeypatch, capsys):
-    """Runs a tool in this process, which has imported everything; returns what it printed, and its error."""
+    """A function that runs a tool in this process, and returns its output and its error message."""
 
     def call(tool, *arguments):
         monkeypatch.chdir(REPO)

@@ -1,4 +1,4 @@
-"""Running Python programs in their own process, one thread each: two of torch's on 2 cores fight."""
+"""Run Python programs in processes of their own, with one thread each."""
 
 import os
 import subprocess
@@ -10,7 +10,7 @@ SEARCHED = os.pathsep.join(filter(None, [str(REPO), os.environ.get('PYTHONPATH')
 
 
 def run(*args, expect=0, cwd=REPO, **env):
-    """Run ``python *args`` and return what it printed, stdout and stderr together."""
+    """Run ``python *args``, check its exit status, and return its stdout and stderr together."""
     done = subprocess.run(
         [sys.executable, *map(str, args)],
         cwd=cwd,

@@ -1,1 +1,1 @@
-"""Find, read, fit and write checkpoints without running anything that is pickled in them."""
+"""Find, read, match and write checkpoints, without running code that is pickled in them."""

@@ -1,4 +1,4 @@
-"""Files on the Hugging Face Hub, by address: hf://ORG/REPO/FILE, or hf://ORG/REPO@REVISION/FILE."""
+"""Files on the Hugging Face Hub, addressed as hf://ORG/REPO/FILE or hf://ORG/REPO@REVISION/FILE."""
 
 import re
 from pathlib import Path
@@ -9,16 +9,16 @@ _ADDRESS = re.compile(r'hf://(?P<repo_id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/@]+
 
 
 def hub_file(address: str) -> Path:
-    """Return the path of a file in huggingface_hub's cache, fetched if it is not there or has changed.
+    """Return the path of a file in huggingface_hub's cache; download it if it is new or has changed.
 
-    Environment variables are that package's: HF_HOME says where its cache is, HF_HUB_OFFLINE=1 that nothing
-    is fetched, HF_TOKEN opens private repositories.
+    huggingface_hub's environment variables apply: HF_HOME sets the cache folder, HF_HUB_OFFLINE=1 forbids
+    downloads, HF_TOKEN gives access to private repositories.
 
     Args:
-        address: As above. A revision is a branch, a tag or a commit; '/' in its name is written %2F.
+        address: As above. REVISION is a branch, a tag or a commit; write '/' in its name as %2F.
 
     Raises:
-        FileNotFoundError: If there is no such file, it cannot be fetched, or huggingface_hub is missing.
+        FileNotFoundError: If there is no such file, it cannot be downloaded, or huggingface_hub is missing.
     """
     parts = _ADDRESS.fullmatch(address)
     if parts is None:
@@ -34,6 +34,6 @@ def hub_file(address: str) -> Path:
     revision = parts['revision'] and unquote(parts['revision'])
     try:
         return Path(hf_hub_download(parts['repo_id'], parts['filename'], revision=revision))
-    except Exception as error:  # of the package, of its HTTP client, or of the disk
+    except Exception as error:  # huggingface_hub, its HTTP client and the disk have no common error class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise FileNotFoundError(f'cannot fetch {address}: {reason}') from error

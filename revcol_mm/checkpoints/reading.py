@@ -1,4 +1,9 @@
-"""Read checkpoints without running anything that is pickled in them."""
+"""Read checkpoints without running code that is pickled in them.
+
+A published classification checkpoint holds, beside its weights, a pickled yacs config and a Python builtin,
+which ``torch.load(weights_only=True)`` refuses. Here such objects are replaced while the file is read;
+nothing that a file names is imported or called.
+"""
 
 import json
 import mmap
@@ -6,6 +11,7 @@ import os
 import re
 import zipfile
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,14 +26,14 @@ from revcol_mm.errors import CheckpointError
 from .shards import REST, is_sharded, read_weights
 from .sources import is_remote, local_checkpoint
 
-MAX_PLAIN = 1_000_000  # items of all that a checkpoint tells beside its weights
-MAX_SHARING = 8  # bytes of weights for each byte of a file, where weights share memory
+MAX_PLAIN = 1_000_000  # items that a checkpoint may hold beside its weights
+MAX_SHARING = 8  # bytes of weights per byte of the file, for weights that share memory
 
 
 class _Inert:
-    """Stands in for the type of whatever is pickled beside weights; of that, a Counter keeps items alone.
+    """Replacement for any type that is pickled beside the weights: instances are read as an empty Counter.
 
-    Of the types whose items torch lets a file set, that is the one that may have a state as well.
+    A Counter, because it is the only type whose items and state torch's unpickler both restores.
     """
 
     def __new__(cls, *args: Any) -> Counter:
@@ -35,37 +41,37 @@ class _Inert:
 
 
 def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
-    """Read a checkpoint onto the CPU: file or URL, in torch's format or as safetensors, or a sharded folder.
+    """Read a checkpoint onto the CPU: torch's format, safetensors, or a sharded folder.
 
-    Tensors, containers, numbers and strings come back as they are, any other pickled object as a Counter of
-    its items, if it had any.
+    Tensors, containers, numbers and strings are returned as they are; any other pickled object is replaced by
+    a Counter with its items, if it had any.
 
     Args:
-        source: See :func:`local_checkpoint`; also what a file backend of MMEngine can fetch, such as s3://.
+        source: See :func:`local_checkpoint`; also an address that a file backend of MMEngine can fetch, such
+            as s3://.
         setting: See :func:`local_checkpoint`.
 
     Raises:
         FileNotFoundError: See :func:`local_checkpoint`.
-        CheckpointError: If the file is damaged, of another kind, holds something else than a dict, asks for
-            something that is not even safe to replace or for more memory than it has bytes; or if it is a
-            safetensors file and that package is missing.
+        CheckpointError: If the file is damaged or no checkpoint, does not hold a dict, names a global that
+            cannot be replaced safely, or would take much more memory than its size; or if it is a safetensors
+            file and that package is missing.
     """
     if is_remote(source):
-        suffix = Path(str(source)).suffix
-        try:
-            with get_local_path(str(source)) as path:
-                return _read(Path(path), suffix)
-        except Exception as error:  # of a backend, or as below
-            raise CheckpointError(f'cannot read {source}: {unreadable_because(error)}') from error
-    path = local_checkpoint(source, setting)
+        shown = str(source)
+        opened = get_local_path(shown)
+    else:
+        shown = local_checkpoint(source, setting)
+        opened = nullcontext(shown)
     try:
-        return _read(path, path.suffix)
-    except Exception as error:  # of files of others torch raises all sorts
-        raise CheckpointError(f'cannot read {path}: {unreadable_because(error)}') from error
+        with opened as path:
+            return _read(Path(path), Path(shown).suffix)
+    except Exception as error:  # torch, zipfile and file backends have no common error class
+        raise CheckpointError(f'cannot read {shown}: {reason_in_one_line(error)}') from error
 
 
-def unreadable_because(error: Exception) -> str:
-    """What torch says of a file, in one line and without its advice to unpickle it the unsafe way."""
+def reason_in_one_line(error: Exception) -> str:
+    """Return why a file could not be read, without torch's advice to set ``weights_only=False``."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     told = re.search(r'(?:WeightsUnpickler error: |Trying to load )(.*)', str(error))
@@ -73,22 +79,25 @@ def unreadable_because(error: Exception) -> str:
 
 
 def check_size(path: str | Path) -> None:
-    """Refuse what unpacks to much more than the file has bytes, which no checkpoint of torch does.
+    """Check that a file in torch's format cannot take much more memory than its size.
 
     Raises:
-        ValueError: If parts of an archive are compressed or overlap, or a pickle asks for a bytearray, by
-            which a few bytes can fill any memory; or Python and torch do not agree whether it is an archive.
+        ValueError: If parts of an archive are compressed or overlap, a pickle asks for a bytearray, of which
+            a few bytes can allocate any amount of memory, or Python and torch disagree on whether the file is
+            an archive. torch writes no such checkpoints.
     """
     with open(path, 'rb') as file:
-        is_archive = file.read(4) == b'PK\3\4'  # as torch tells
-    if is_archive != zipfile.is_zipfile(path):  # such as one behind whose end there is too much else
+        is_archive = file.read(4) == b'PK\3\4'  # torch's own test
+    if is_archive != zipfile.is_zipfile(path):  # for example, if too many bytes follow the archive
         raise ValueError('it is half an archive')
     if is_archive:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()
         size = sum(part.file_size for part in parts)
         if size > os.path.getsize(path) or any(part.compress_type != zipfile.ZIP_STORED for part in parts):
-            raise ValueError(f'it is compressed, to unpack to {size} bytes; torch compresses no checkpoint')
+            raise ValueError(
+                f'it is compressed, and would unpack to {size} bytes; torch compresses no checkpoint'
+            )
     with open(path, 'rb') as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b'\nbytearray\n') >= 0:
             raise ValueError('it asks for a bytearray, which no checkpoint holds')
@@ -102,7 +111,7 @@ def _read(path: Path, suffix: str) -> dict[str, Any]:
     check_size(path)
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # torch's format before 1.6: read as weights only
+    except ValueError:  # the format before torch 1.6 cannot be examined: read with torch's own allow-list
         unsafe = []
     with torch.serialization.safe_globals([(_Inert, name) for name in unsafe]):
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
@@ -113,21 +122,22 @@ def _read(path: Path, suffix: str) -> dict[str, Any]:
 
 
 def _check_strides(checkpoint: dict[str, Any], size: int) -> None:
-    """Refuse weights that are few bytes in the file, seen again and again.
+    """Check that no tensor is a few bytes that are repeated by a stride of 0.
+
+    Weights that share memory, or occur under two names, are legitimate, so some sharing is allowed.
 
     Raises:
-        ValueError: If all weights together take much more memory than the file has bytes. Weights that
-            share memory, or are there under two names, are honest.
+        ValueError: If all weights together take over :data:`MAX_SHARING` times the size of the file.
     """
     places = [checkpoint, *(value for value in checkpoint.values() if isinstance(value, dict))]
     tensors = [value for place in places for value in place.values() if isinstance(value, Tensor)]
     total = sum(tensor.nbytes for tensor in tensors)
     if total > MAX_SHARING * size:
-        raise ValueError(f'its weights unfold to {total} bytes')
+        raise ValueError(f'its weights would take {total} bytes of memory, the file has {size}')
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    safetensors = _safetensors()
+    safetensors = import_safetensors()
     try:
         with safetensors.safe_open(path, framework='pt') as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}
@@ -137,7 +147,8 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
     return {'meta': meta, 'state_dict': weights}
 
 
-def _safetensors() -> ModuleType:
+def import_safetensors() -> ModuleType:
+    """Import safetensors, or raise a RuntimeError that says how to install it."""
     try:
         import safetensors.torch
     except ModuleNotFoundError as error:
@@ -146,11 +157,11 @@ def _safetensors() -> ModuleType:
 
 
 def plain(value: Any) -> Any:
-    """Copy what JSON can hold: dicts, lists, numbers and strings; None stands for anything else.
+    """Copy what JSON can hold: dicts, lists, numbers and strings. Anything else becomes None.
 
     Raises:
-        CheckpointError: If it is larger than any honest one: lists that share lists, or contain themselves,
-            unfold without end.
+        CheckpointError: If the copy would have over :data:`MAX_PLAIN` items, as with nested lists that share
+            lists, or if a container contains itself.
     """
     room = MAX_PLAIN
 
@@ -159,7 +170,7 @@ def plain(value: Any) -> Any:
         is_array = isinstance(value, (np.ndarray, np.generic))
         room -= value.size if is_array else 1
         if room < 0:
-            raise CheckpointError(f'beside weights the checkpoint unfolds to over {MAX_PLAIN} items')
+            raise CheckpointError(f'the checkpoint holds over {MAX_PLAIN} items beside its weights')
         if is_array:
             value = value.tolist()
         if isinstance(value, dict) and not isinstance(value, Counter):
@@ -171,4 +182,4 @@ def plain(value: Any) -> Any:
     try:
         return copy(value)
     except RecursionError as error:
-        raise CheckpointError('what the checkpoint holds beside weights contains itself') from error
+        raise CheckpointError('the checkpoint holds a list or dict that contains itself') from error

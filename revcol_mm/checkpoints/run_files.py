@@ -1,4 +1,4 @@
-"""Checkpoint files of a run: writing them whole, and finding the one to go on from."""
+"""Checkpoint files of a run: write them atomically, and find the one to resume from."""
 
 import os
 import re
@@ -12,19 +12,19 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from revcol_mm.errors import CheckpointError
 
-from .reading import check_size, unreadable_because
+from .reading import check_size, reason_in_one_line
 from .shards import REST, has_all_shards
 from .sources import is_remote
 from .whole_files import replacing
 
-LAST = 'last_checkpoint'  # MMEngine's record of which a run wrote last
+LAST = 'last_checkpoint'  # the file in which MMEngine records the path of the newest checkpoint
 
 
 class AtomicLocalBackend(LocalBackend):
-    """Local files that are either whole or not there: written under another name, then renamed."""
+    """MMEngine's backend for local files, but with atomic writes, see :func:`replacing`."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write a file, and make its folder where there is none."""
+        """Write a file, and create its folder if it is missing."""
         with replacing(filepath) as file:
             file.unfinished.write_bytes(obj)
 
@@ -33,12 +33,13 @@ register_backend('atomic', AtomicLocalBackend)
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether all of a checkpoint's parts have the checksums that were written with them.
+    """Return whether a checkpoint is complete and undamaged.
 
-    Of a sharded checkpoint's tensors, which have none, whether all bytes are there.
+    All parts of a file are compared with the checksums in its archive. The tensors of a sharded checkpoint
+    have no checksums: only their sizes are compared.
 
     Raises:
-        OSError: If the file is there and cannot be read, which does not mean that it is damaged.
+        OSError: If the file exists but cannot be read, so that it is unknown whether it is damaged.
     """
     if checkpoint.is_dir():
         return is_whole(checkpoint / REST) and has_all_shards(checkpoint)
@@ -50,15 +51,15 @@ def is_whole(checkpoint: Path) -> bool:
         return False
     except OSError:
         raise
-    except Exception:  # zipfile raises all sorts
+    except Exception:  # zipfile raises errors of many classes for damaged archives
         return False
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """Read what a checkpoint tells of its run, and nothing that is not data.
+    """Read the ``meta`` of a checkpoint that a training run wrote, with ``weights_only=True``.
 
     Raises:
-        CheckpointError: If it tells nothing, or cannot be read.
+        CheckpointError: If it cannot be read, or lacks the iteration, the epoch or the seed.
     """
     file = checkpoint / REST if checkpoint.is_dir() else checkpoint
     try:
@@ -69,23 +70,30 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         return meta
     except (KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
-            f'cannot resume: {file} does not tell of its run ({error}); load_from takes weights alone'
+            f'cannot resume: {file} has no metadata of a run ({error}); use load_from for weights alone'
         ) from error
-    except Exception as error:  # of files of others torch raises all sorts
-        raise CheckpointError(f'cannot resume: {file}: {unreadable_because(error)}') from error
+    except Exception as error:  # torch raises errors of many classes for damaged files
+        raise CheckpointError(f'cannot resume: {file}: {reason_in_one_line(error)}') from error
 
 
 def checkpoint_folder(work_dir: str | Path, out_dir: str | None) -> str:
-    """Where MMEngine's CheckpointHook writes: ``out_dir``, if given, with the work dir's name below it."""
+    """Return where MMEngine's CheckpointHook writes: ``out_dir`` plus the work dir's name, or work dir."""
     return os.path.join(out_dir, Path(work_dir).name) if out_dir else str(work_dir)
 
 
 def saved_checkpoints(
     work_dir: str | Path, out_dir: str | None = None, filename_tmpl: str | None = None
 ) -> list[Path]:
-    """Find a run's checkpoints, the one to go on from first; see :func:`newest_whole_checkpoint`.
+    """Return a run's checkpoints, in the order in which to try to resume from them.
 
-    Folders of sharded checkpoints that were written to their end, but not yet renamed, are among them.
+    First those that cannot be read, so that they are reported as damaged; then the one that MMEngine recorded
+    as the last; then by iteration, newest first. File dates are not used, because copying changes them.
+    Sharded checkpoints may be complete but not yet renamed: their names start with a dot.
+
+    Args:
+        work_dir: Folder of the run.
+        out_dir: The CheckpointHook's, if set.
+        filename_tmpl: The CheckpointHook's, if set, such as 'step_{}.pth'.
     """
     templates = filter(None, ('iter_{}.pth', 'epoch_{}.pth', filename_tmpl))
     names = [re.escape(template).replace(r'\{\}', r'\d+') for template in templates]
@@ -104,7 +112,7 @@ def saved_checkpoints(
         try:
             iteration = read_meta(path)['iter']
         except CheckpointError:
-            iteration = float('inf')  # first, to be named as damaged
+            iteration = float('inf')
         number = int(re.findall(r'\d+', path.name)[-1])
         return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, number
 
@@ -114,24 +122,18 @@ def saved_checkpoints(
 def newest_whole_checkpoint(
     work_dir: str | Path, out_dir: str | None = None, filename_tmpl: str | None = None
 ) -> tuple[Path | None, list[Path]]:
-    """Find the checkpoint to go on from: the one that the run wrote last, else that of most iterations.
-
-    Dates of files are not looked at: copying changes them.
-
-    Args:
-        work_dir: Folder of the run.
-        out_dir: The CheckpointHook's, if it has one.
-        filename_tmpl: The CheckpointHook's, if it has one, such as 'step_{}.pth'.
+    """Find the checkpoint to resume from; see :func:`saved_checkpoints` for the order and the arguments.
 
     Returns:
-        The checkpoint, None if there is none at all, and those before it that are damaged.
+        The first undamaged checkpoint, or None if the run has none at all; and the damaged ones before it.
 
     Raises:
-        CheckpointError: If there are only damaged ones, one cannot be read, or they are in a remote store.
+        CheckpointError: If all are damaged, one cannot be read, or they are in a remote store.
     """
     if out_dir and is_remote(out_dir):
         last = _recorded(work_dir)
-        if is_remote(last) or not is_whole(Path(last)):  # else a run that a signal ended has saved it here
+        # A run that a signal interrupted saves its last checkpoint in the work dir.
+        if is_remote(last) or not is_whole(Path(last)):
             raise CheckpointError(
                 f'cannot resume from {out_dir}: copy a checkpoint from there, and name it with --resume'
             )
@@ -147,19 +149,19 @@ def newest_whole_checkpoint(
     if damaged:
         raise CheckpointError(
             f'cannot resume: all checkpoints in {work_dir} are damaged: '
-            f'{", ".join(path.name for path in damaged)}; remove them to begin anew'
+            f'{", ".join(path.name for path in damaged)}; remove them to start from the beginning'
         )
     return None, damaged
 
 
 def _recorded(work_dir: str | Path) -> str:
-    """Which checkpoint a run wrote last; '' if it does not say."""
+    """Return the path of the checkpoint that a run wrote last; '' if none is recorded."""
     record = Path(work_dir, LAST)
     return record.read_text().strip() if record.is_file() else ''
 
 
 def _renamed(checkpoint: Path) -> Path:
-    """Give a whole folder whose writer was killed before it could do so its name."""
+    """Rename a complete sharded checkpoint whose writer was killed before it could do so."""
     final = checkpoint.with_name(checkpoint.name.removeprefix('.'))
     if final != checkpoint:
         replace_folder(checkpoint, final)
@@ -167,19 +169,22 @@ def _renamed(checkpoint: Path) -> Path:
 
 
 def replace_folder(new: Path, final: Path) -> None:
-    """Put a folder, whole, in the place of another: at every moment one of the two is whole."""
+    """Move a complete folder to ``final``, and remove the one that was there.
+
+    If the process is killed in between, the complete folder is still there under its old name.
+    """
     shutil.rmtree(final, ignore_errors=True)
     os.replace(new, final)
 
 
 def record_last(work_dir: str | Path, checkpoint: str | Path) -> None:
-    """Write down which checkpoint a run goes on from, as MMEngine's CheckpointHook does."""
+    """Record the newest checkpoint of a run, as MMEngine's CheckpointHook does."""
     with replacing(Path(work_dir, LAST)) as file:
         file.unfinished.write_text(str(checkpoint))
 
 
 def remove_unfinished(folder: str | Path) -> None:
-    """Remove what a killed process left of checkpoints that it was writing in a folder of its own."""
+    """Remove unfinished checkpoints of a killed process; no other process may be writing to the folder."""
     for path in Path(folder).glob('.*.pth.part'):
         path.unlink(missing_ok=True)
     for path in Path(folder).glob('.*.pth'):  # sharded

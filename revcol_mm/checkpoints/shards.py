@@ -1,7 +1,7 @@
-"""Checkpoints of fully sharded training: folders of which every process of a run has written its part.
+"""Sharded checkpoints: folders into which each process of fully sharded training writes its part.
 
-``torch.distributed.checkpoint`` keeps the tensors, in ``*.distcp`` files, whatever number of processes writes
-and reads them. What else a checkpoint holds is in ``rest.pth``, as MMEngine writes checkpoints.
+``torch.distributed.checkpoint`` stores the tensors in ``*.distcp`` files, which any number of processes can
+read. ``rest.pth`` holds everything else, in MMEngine's layout.
 """
 
 import pickle
@@ -17,7 +17,7 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 REST = 'rest.pth'
-_METADATA = '.metadata'  # where torch describes the tensors; written when all of them are
+_METADATA = '.metadata'  # torch's description of the tensors, written after all of them
 _SAFE = {
     ('collections', 'OrderedDict'),
     ('torch', 'Size'),
@@ -34,11 +34,11 @@ _SAFE = {
 
 
 class _MetadataUnpickler(pickle.Unpickler):
-    """Reads torch's description of tensors, and refuses whatever does not belong in it."""
+    """Unpickler for torch's description of the tensors, restricted to the classes in :data:`_SAFE`."""
 
     def find_class(self, module: str, name: str) -> Any:
         if module in ('pathlib', 'pathlib._local') and name in ('PosixPath', 'WindowsPath'):
-            return PurePath  # the folder that was written, perhaps by Python 3.13 or on another system
+            return PurePath  # the path may have been pickled by Python 3.13 or on another system
         is_dtype = module == 'torch' and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_dtype and (module, name) not in _SAFE:
             raise pickle.UnpicklingError(f"{module}.{name} is not in a checkpoint's description of tensors")
@@ -46,7 +46,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, which would run what is pickled in the description."""
+    """torch's reader, but with :class:`_MetadataUnpickler` in place of ``pickle.load``."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         folder = Path(self.path)
@@ -57,13 +57,13 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _check_sizes(metadata: Metadata, folder: Path) -> None:
-    """Refuse parts in files elsewhere, and tensors that take more memory than the files have bytes.
+    """Check that all parts lie in the folder, uncompressed, and that tensors are no larger than their files.
 
     Raises:
-        pickle.UnpicklingError: If there are any.
+        pickle.UnpicklingError: If not.
     """
     stored = metadata.storage_data.values()
-    if any(getattr(part, 'transform_descriptors', None) for part in stored):  # torch since 2.7
+    if any(part.transform_descriptors for part in stored):
         raise pickle.UnpicklingError('it is compressed')
     names = {part.relative_path for part in stored}
     for name in names:
@@ -78,15 +78,15 @@ def _check_sizes(metadata: Metadata, folder: Path) -> None:
 
 
 def is_sharded(path: str | Path) -> bool:
-    """Whether a path is a folder with a sharded checkpoint, whole or not."""
+    """Return whether a path is the folder of a sharded checkpoint, complete or not."""
     return (Path(path) / _METADATA).is_file()
 
 
 def has_all_shards(path: Path) -> bool:
-    """Whether a sharded checkpoint has all bytes of its tensors; their checksums are not read.
+    """Return whether the files of a sharded checkpoint are as long as its description says.
 
     Raises:
-        OSError: If a file is there and cannot be read, which does not mean that it is damaged.
+        OSError: If a file exists but cannot be read, so that it is unknown whether it is damaged.
     """
     try:
         stored = _Reader(path).read_metadata().storage_data.values()
@@ -96,7 +96,7 @@ def has_all_shards(path: Path) -> bool:
 
 
 def write_shards(tensors: dict[str, Any], path: Path) -> None:
-    """Write this process's part of nested dicts of tensors; every process calls it.
+    """Write this process's part of nested dicts of tensors; every process must call it.
 
     Raises:
         torch.distributed.checkpoint.CheckpointException: If a process cannot write.
@@ -106,7 +106,7 @@ def write_shards(tensors: dict[str, Any], path: Path) -> None:
 
 
 def shapes(path: str | Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dtype]]:
-    """Shape and type of every tensor of a sharded checkpoint, by the keys that lead to it."""
+    """Return the shape and dtype of every tensor of a sharded checkpoint, by its keys in the nested dicts."""
     metadata = _Reader(path).read_metadata()
     tensors = metadata.state_dict_metadata
     return {
@@ -116,12 +116,12 @@ def shapes(path: str | Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dt
 
 
 def load_shards(tensors: dict[str, Any], path: str | Path) -> None:
-    """Fill tensors in nested dicts, sharded ones too, in place; every process of a group calls it."""
+    """Load tensors in nested dicts in place; they may be sharded. Every process must call it."""
     dcp.load(tensors, storage_reader=_Reader(path))
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """All weights of a sharded checkpoint, whole, onto the CPU of each process."""
+    """Return all weights of a sharded checkpoint, unsharded and on the CPU."""
     weights = {
         keys[-1]: torch.empty(shape, dtype=dtype)
         for keys, (shape, dtype) in shapes(path).items()
@@ -134,7 +134,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without torch's warnings about its own calls, and that a process reads alone."""
+    """Suppress torch's warnings about its own deprecated calls, and about reading in a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'TypedStorage is deprecated')
         warnings.filterwarnings('ignore', 'torch.distributed is disabled')

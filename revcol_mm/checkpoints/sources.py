@@ -1,4 +1,4 @@
-"""Where a checkpoint is: a file, a URL, a name in a model zoo, an address on a hub."""
+"""Find checkpoints by path, URL, name in a model zoo, or address on the Hugging Face Hub."""
 
 import difflib
 import hashlib
@@ -16,7 +16,7 @@ from .hub_file import HUB, hub_file
 from .shards import is_sharded
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
-OTHER_STORE = re.compile(r'(?!https?:)(\S+:)?\w[\w-]*://')  # such as s3://, which MMEngine's backends fetch
+_OTHER_STORE = re.compile(r'(?!https?:)(\S+:)?\w[\w-]*://')
 _ZOOS = {
     'torchvision': zoos.get_torchvision_models,
     'modelzoo': zoos.get_torchvision_models,
@@ -27,11 +27,49 @@ _ZOOS = {
 _HASH = re.compile(r'-([0-9a-f]{8,64})\.\w+$')
 
 
-def _zoo_url(source: str) -> str:
-    """What a name in MMEngine's model zoos, such as torchvision://resnet50, stands for; others as they are.
+def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.init_cfg') -> Path:
+    """Return the local path of a checkpoint, after downloading it if it is on the web and not yet cached.
+
+    A URL is downloaded into torch hub's cache. If its file name contains the start of its SHA-256, as in
+    ``resnet50-0676ba61.pth``, the file is checked against it.
+
+    Args:
+        source: A path, a URL, a name in one of MMEngine's model zoos, such as torchvision://resnet50, or an
+            address on the Hugging Face Hub, see :mod:`revcol_mm.checkpoints.hub_file`.
+        setting: The config key that names the checkpoint, for the error message; None if it was not named
+            in a config.
 
     Raises:
-        FileNotFoundError: If a zoo has no such model.
+        FileNotFoundError: If the file does not exist or cannot be downloaded.
+        CheckpointError: If the file does not have the hash in its name.
+    """
+    source = _zoo_url(str(source))
+    advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
+    if not source.startswith((HUB, 'http://', 'https://')):
+        path = Path(source)
+        if not path.is_file() and not is_sharded(path):
+            raise FileNotFoundError(
+                f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'
+            )
+        return path
+    fetch = hub_file if source.startswith(HUB) else _download
+    path = None
+    # The main process downloads first; the processes of other machines, which have their own disk, follow.
+    for may_fetch in (is_main_process(), True):
+        if may_fetch and path is None:
+            try:
+                path = fetch(source)
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f'{error}{advice}') from error
+        barrier()
+    return path
+
+
+def _zoo_url(source: str) -> str:
+    """Return the URL of a name in a model zoo of MMEngine; return any other source unchanged.
+
+    Raises:
+        FileNotFoundError: If the zoo has no such model.
     """
     zoo, _, name = source.partition('://')
     if zoo not in _ZOOS:
@@ -44,70 +82,37 @@ def _zoo_url(source: str) -> str:
     return urls[name]
 
 
-def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.init_cfg') -> Path:
-    """Return the path of a checkpoint on this machine; a URL is fetched into torch hub's cache, once.
-
-    Where a file's name has a dash and digits of its SHA-256 before its suffix, as torch's and OpenMMLab's
-    have them, they are checked.
-
-    Args:
-        source: File, URL, a name in one of MMEngine's model zoos, such as torchvision://resnet50, or an
-            address of :func:`revcol_mm.checkpoints.hub_file.hub_file`.
-        setting: What names the checkpoint in a config, for the error's advice. None: no config does.
-
-    Raises:
-        FileNotFoundError: If the file is not there or cannot be fetched; says what to do.
-        CheckpointError: If the file has another hash than its name says.
-    """
-    source = _zoo_url(str(source))
-    advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
-    if source.startswith(HUB):
-        path = None
-        for may_fetch in (is_main_process(), True):  # the main process first, then other machines' ones
-            try:
-                path = path or (hub_file(source) if may_fetch else None)
-            except FileNotFoundError as error:
-                raise FileNotFoundError(f'{error}{advice}') from error
-            barrier()
-        return path
-    if not source.startswith(('http://', 'https://')):
-        path = Path(source)
-        if not path.is_file() and not is_sharded(path):
+def _download(url: str) -> Path:
+    # Each URL has a cache folder of its own, because many hosts serve a file called model.bin.
+    folder = hashlib.sha256(url.encode()).hexdigest()[:16]
+    path = Path(torch.hub.get_dir(), 'checkpoints', folder, Path(urlparse(url).path).name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path))
+        except OSError as error:
             raise FileNotFoundError(
-                f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'
-            )
-        return path
-    # A folder for each address: many hosts have a model.bin.
-    address = hashlib.sha256(source.encode()).hexdigest()[:16]
-    path = Path(torch.hub.get_dir(), 'checkpoints', address, Path(urlparse(source).path).name)
-    for may_fetch in (is_main_process(), True):  # the main process first, then other machines' ones
-        if may_fetch and not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                torch.hub.download_url_to_file(source, str(path))
-            except OSError as error:
-                raise FileNotFoundError(
-                    f'cannot fetch {source} ({error}); fetch it by other means to {path}{advice}'
-                ) from error
-        barrier()
+                f'cannot fetch {url} ({error}); download it by other means to {path}'
+            ) from error
     named = _HASH.search(path.name)
-    if named and not _sha256(path).startswith(named[1]):
+    if named and not sha256(path).startswith(named[1]):
         raise CheckpointError(
-            f'{path} is not what its name says: its SHA-256 does not begin with {named[1]}; remove it, and '
-            f'fetch {source} anew'
+            f'{path} is damaged or another file: its SHA-256 does not start with {named[1]}, as in its name; '
+            f'remove it, and download {url} again'
         )
     return path
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal."""
+    digest = hashlib.sha256()
     with path.open('rb') as file:
-        digest = hashlib.sha256()
         for chunk in iter(lambda: file.read(2**20), b''):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def is_remote(source: str | Path) -> bool:
-    """Whether a source is in a store, such as s3://, that only a file backend of MMEngine can reach."""
+    """Return whether only a file backend of MMEngine can read a source, such as s3://BUCKET/FILE."""
     source = str(source)
-    return bool(OTHER_STORE.match(source)) and source.partition('://')[0] not in (*_ZOOS, 'hf')
+    return bool(_OTHER_STORE.match(source)) and source.partition('://')[0] not in (*_ZOOS, 'hf')

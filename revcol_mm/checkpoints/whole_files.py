@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, whatever happens while they are written."""
+"""Write files atomically: a crash leaves either the previous file or the complete new one."""
 
 import os
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ class Replacement:
     """A file that is being written.
 
     Args:
-        path: What it will be called; may be changed until it is done.
+        path: Its final path; may be changed until the ``with`` block ends.
         unfinished: Where to write it, in the same folder.
     """
 
@@ -22,17 +22,18 @@ class Replacement:
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Replacement]:
-    """Write a file that takes the place of ``path`` at the end of the block, when it is on the disk.
+    """Write a temporary file that replaces ``path`` when the block ends, after it was synced to the disk.
 
-    After an error nothing has changed. What a killed process leaves behind is overwritten by the next one
-    that writes the same file. Folders are made where they are missing.
+    After an error the previous file is unchanged. The temporary file of a process that was killed is
+    overwritten the next time that the same path is written. Missing folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = Replacement(path, path.with_name(f'.{path.name}.part'))
     try:
         file.unfinished.unlink(missing_ok=True)
-        file.unfinished.touch(exist_ok=False)  # with the mode of any new file, which some writers change
+        # Some writers, such as safetensors, set another mode than new files have: restored below.
+        file.unfinished.touch(exist_ok=False)
         mode = file.unfinished.stat().st_mode
         yield file
         file.unfinished.chmod(mode)
@@ -46,7 +47,7 @@ def replacing(path: str | Path) -> Iterator[Replacement]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Write a folder's list of names to the disk; Windows, which has no such call, does so by itself."""
+    """Sync a folder's entries to the disk; a no-op on Windows, which does not need it."""
     if os.name == 'nt':
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""Find configs, read them, change them by options, and read recorded ones without running them."""
+"""Find configs, read them, override their values, and read recorded ones without running them."""

@@ -1,4 +1,4 @@
-"""Read the config that a command line names."""
+"""Command-line arguments for a config, and reading the config that they name."""
 
 import argparse
 import tempfile
@@ -11,13 +11,12 @@ from revcol_mm.errors import building
 
 from .find import find_config
 from .recorded import read_recorded_model
-from .scope import check_scope
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a config and options that override its values."""
+    """Add the arguments for a config and for options that override its values."""
     parser.add_argument(
-        'config', help='config file, or the name of one of `revcol configs`, such as dino_revcol_t_coco'
+        'config', help='config file, or a name listed by `revcol configs`, such as dino_revcol_t_coco'
     )
     parser.add_argument(
         '--cfg-options',
@@ -30,34 +29,39 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_config(path: str | Path, recorded: bool = False) -> Config:
-    """Read a config, and check that what its task needs is installed.
+    """Read a config, and check that the packages for its task are installed.
 
     Args:
-        path: The file, or the name of a config that comes with this package; see
-            :func:`revcol_mm.config.find.find_config`. It is code, and is run.
-        recorded: It was found beside somebody's checkpoint: nothing in it is run, see
-            :func:`read_recorded_model`.
+        path: The file, or the name of a config that comes with this package, see
+            :func:`revcol_mm.config.find.find_config`. Its code is run.
+        recorded: The config was found beside a checkpoint and is not trusted: read it without running its
+            code, see :func:`read_recorded_model`.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read, has no model, or its ``default_scope`` is wrong.
-        SystemExit: If the environment lacks what the config's task needs.
+        ValueError: If it cannot be read, has no model, or has no valid ``default_scope``.
+        SystemExit: If a package that its task needs is missing.
     """
     path = find_config(path)
     with building(f'the config {path}'):
         cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
-    check_scope(cfg)
+    scope = cfg.get('default_scope')
+    if scope not in SCOPES:
+        raise ValueError(
+            f'{path}: default_scope is {scope!r}; set it to one of {", ".join(SCOPES)}, the package that the '
+            'model comes from'
+        )
     if not isinstance(cfg.get('model'), dict):
         raise ValueError(f'{path} has no model')
-    require(SCOPES[cfg.default_scope])
+    require(SCOPES[scope])
     return cfg
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder where there is none, and write in it.
+    """Create a folder if it is missing, and check that files can be written to it.
 
     Raises:
-        ValueError: If that fails, with the reason.
+        ValueError: If not, with the reason.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The configs that come with this package: in the repository beside it, installed in ``.mim/configs``."""
+"""Find configs that come with this package: in the repository, or, when installed, in ``.mim/configs``."""
 
 import difflib
 from pathlib import Path
@@ -9,26 +9,26 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def config_folder() -> Path:
-    """Where the configs are: where OpenMMLab's packages have theirs, or in the repository.
+    """Return the folder of the configs: ``.mim/configs``, as in OpenMMLab's packages, or the repository's.
 
     Raises:
-        FileNotFoundError: If they are in neither.
+        FileNotFoundError: If there is neither.
     """
     folders = PACKAGE / '.mim/configs', PACKAGE.parent / 'configs'
     for folder in folders:
         if (folder / '_base_').is_dir():
             return folder
-    raise FileNotFoundError(f'no configs in {" or ".join(map(str, folders))}: install revcol_mm anew')
+    raise FileNotFoundError(f'no configs in {" or ".join(map(str, folders))}: install revcol_mm again')
 
 
 def find_config(name: str | Path) -> Path:
-    """Find a config by its path, or by the name of one that comes with this package.
+    """Return the path of a config, given its path or the name of one that comes with this package.
 
     Args:
         name: Such as 'configs/my_detector.py', 'dino_revcol_t_coco' or 'baselines/upernet_resnet_camvid'.
 
     Raises:
-        FileNotFoundError: If there is neither a file nor such a config; names similar ones.
+        FileNotFoundError: If there is no such file and no such config; the message suggests similar names.
     """
     path = Path(name)
     if path.is_file():
@@ -43,7 +43,7 @@ def find_config(name: str | Path) -> Path:
 
 
 def get_config(name: str | Path) -> Config:
-    """Read a config, which is code, by its path or by the name of one that comes with this package.
+    """Read a config, given its path or the name of one that comes with this package. Its code is run.
 
     Raises:
         FileNotFoundError: See :func:`find_config`.

@@ -1,4 +1,4 @@
-"""Options of a command line that override a config's values, each checked against what the config builds."""
+"""Override a config's values by command-line options, each checked against what the config builds."""
 
 import difflib
 import inspect
@@ -13,7 +13,7 @@ from torch.distributed import init_process_group
 from torch.nn.utils import clip_grad_norm_
 from torch.utils.data import DataLoader
 
-DEFAULT_TYPES = dict(  # of MMEngine, for what has no type
+DEFAULT_TYPES = dict(  # what MMEngine builds from a dict without a type
     train_cfg=('IterBasedTrainLoop', 'EpochBasedTrainLoop'),
     val_cfg=('ValLoop',),
     test_cfg=('TestLoop',),
@@ -22,7 +22,7 @@ DEFAULT_TYPES = dict(  # of MMEngine, for what has no type
     visualizer=('Visualizer',),
     model_wrapper_cfg=('MMDistributedDataParallel',),
 )
-KEYS = dict(  # all that there is in dicts without a type
+KEYS = dict(  # all keys of dicts that are not passed to a class
     auto_scale_lr={'enable', 'base_batch_size'},
     randomness={'seed', 'diff_rank_seed', 'deterministic'},
     env_cfg={'cudnn_benchmark', 'mp_cfg', 'dist_cfg', 'resource_limit'},
@@ -31,7 +31,7 @@ KEYS = dict(  # all that there is in dicts without a type
     custom_imports={'imports', 'allow_failed_imports'},
     clip_grad={'type', 'clip_value', *inspect.signature(clip_grad_norm_).parameters} - {'parameters'},
 )
-WORDS = dict(  # documented keys of dicts that may have others
+DOCUMENTED_KEYS = dict(  # of dicts that may also have other keys
     test_cfg={'mode', 'crop_size', 'stride', 'rpn', 'rcnn', 'nms', 'nms_pre', 'score_thr', 'max_per_img'},
     optim_wrapper={'constructor', 'paramwise_cfg'},
     paramwise_cfg={
@@ -41,40 +41,41 @@ WORDS = dict(  # documented keys of dicts that may have others
     metainfo={'classes', 'palette'},
     norm_cfg={'requires_grad'},
 )
-FREE = ('metainfo', 'custom_keys')  # with keys of the user's own
+FREE = ('metainfo', 'custom_keys')  # dicts in which users choose the keys
 
 
 def merge_options(cfg: Config, options: dict[str, Any]) -> None:
     """Merge ``--cfg-options`` into a config, in place.
 
-    A dict without a type that is an argument of a class, such as ``model.test_cfg``, takes what only the
-    class knows: there any key is allowed but one that looks like a known one misspelt.
+    Which keys a dict without a type may have, such as ``model.test_cfg``, is known only to the class that it
+    is passed to. There any key is allowed, unless it looks like a misspelt known key.
 
     Raises:
-        ValueError: If a key is neither in the config nor an argument of what the config builds there, or an
-            element of a list, which MMEngine merges only if it is a dict.
+        ValueError: If a key is neither in the config nor an argument of what the config builds there, or if
+            it names an element of a list that is not a dict, which MMEngine cannot replace.
     """
     types = {key: value for key, value in options.items() if key.endswith('.type')}
-    for part in (types, options):  # a new type has arguments of its own
+    for part in (types, options):  # types first, because the other options may be arguments of a new type
         for key, value in part.items():
             _check_option(cfg, key, value)
         cfg.merge_from_dict(part)
 
 
-def tell_of_misspelt_keys(cfg: Config) -> None:
-    """Warn of keys such as ``custom_hook`` in a config's file, which MMEngine would take for variables."""
+def warn_about_misspelt_keys(cfg: Config) -> None:
+    """Warn about top-level keys such as ``custom_hook``, which MMEngine silently takes for variables."""
     arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
     for key, value in cfg.items():
         meant = difflib.get_close_matches(key, arguments, n=1, cutoff=0.9)
         if meant and key not in arguments and meant[0] not in cfg and isinstance(value, (dict, list)):
-            message = f'{cfg.filename}: nothing reads {key}; it may be meant for {meant[0]}'
+            message = f'{cfg.filename}: {key} is not used; did you mean {meant[0]}?'
             print_log(message, 'current', level=logging.WARNING)
 
 
 def _check_option(cfg: Config, key: str, value: Any) -> None:
     node: Any = cfg
     parts = key.split('.')
-    is_argument = is_new = False  # an argument of a class, or a part of one; not in the config yet
+    is_argument = False  # whether the node is an argument of a class, or inside one
+    is_new = False  # whether the option adds the node to the config
     for depth, part in enumerate(parts):
         if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
@@ -90,7 +91,7 @@ def _check_option(cfg: Config, key: str, value: Any) -> None:
         where, name = '.'.join(parts[:depth]) or 'the config', parts[depth - 1] if depth else ''
         known, are_all = _known_keys(cfg, parts[:depth], node)
         if parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
-            return  # one more hook
+            return  # adds a hook
         if part not in known:
             may_be = not are_all and (is_argument or is_new or name in FREE)
             close = difflib.get_close_matches(part, known, n=3, cutoff=0.8 if may_be else 0.6)
@@ -98,21 +99,28 @@ def _check_option(cfg: Config, key: str, value: Any) -> None:
                 has = ', '.join(close or sorted(known - {'type'}))
                 raise ValueError(f'--cfg-options {key}: {where} has no {part!r}; it has {has}')
             if name != 'custom_keys' and not is_new:
-                message = (
-                    f'--cfg-options {key}: {where} had no {part!r}, and nobody can tell whether it is read'
-                )
+                message = f'--cfg-options {key}: {where} had no {part!r}; it may have no effect'
                 print_log(message, 'current', level=logging.WARNING)
         is_argument |= 'type' in node
-        node, is_new = {}, True  # what is in it may be known, too
+        node, is_new = {}, True  # go on, because keys inside it may be known too
 
 
 def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[set[str], bool]:
-    """What a dict has or may have, as far as that is known; and whether that is all."""
+    """Find the keys that a dict of a config may have.
+
+    Args:
+        cfg: The whole config.
+        place: The keys that lead to the dict.
+        node: The dict.
+
+    Returns:
+        The known keys, and whether there can be no others.
+    """
     if not place:
         arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
         return {*node, *arguments, 'compile', 'model_wrapper_cfg', 'runner_type'}, True
     name, is_top = place[-1], len(place) == 1
-    types = [node[key] for key in ('type', 'model_type') if key in node]  # the latter of SupervisedColumns
+    types = [node[key] for key in ('type', 'model_type') if key in node]  # model_type: of SupervisedColumns
     types = types or (DEFAULT_TYPES.get(name, []) if is_top else [])
     arguments = set().union(*(_arguments(cfg, type_name) for type_name in types)) | KEYS.get(name, set())
     known = {*node, *arguments}
@@ -127,12 +135,12 @@ def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[se
         known |= dict(param_scheduler={'convert_to_iter_based'}).get(place[0], set())
         known |= {'priority'} if place[0] in ('default_hooks', 'custom_hooks') else set()
     if not is_top or name == 'optim_wrapper':
-        known |= WORDS.get(name, set())
+        known |= DOCUMENTED_KEYS.get(name, set())
     return known, bool(arguments)
 
 
 def _arguments(cfg: Config, type_name: Any) -> set[str]:
-    """Names of the arguments of what is registered, those that a class passes on to its bases included."""
+    """Return the arguments of a registered function or class; with ``**kwargs``, also of its bases."""
     found = _find(cfg, type_name) if isinstance(type_name, str) else type_name
     calls = [found] if inspect.isfunction(found) else []
     if inspect.isclass(found):
@@ -147,7 +155,7 @@ def _arguments(cfg: Config, type_name: Any) -> set[str]:
 
 
 def _find(cfg: Config, type_name: str) -> Any:
-    """Look a name up in all of MMEngine's registries, from the config's scope."""
+    """Look up a class or function in all of MMEngine's registries, from the config's scope."""
     import mmengine.registry
 
     scope = cfg.get('default_scope', 'mmengine')

@@ -1,7 +1,7 @@
-"""Configs that trainings recorded in their work dirs, read as data.
+"""Read configs that training runs recorded in their work dirs, without running code in them.
 
-MMEngine reads a config by running it, also one that it wrote itself. A work dir may come from somebody else:
-here nothing of its config runs, neither as it is read nor as its model is built.
+MMEngine runs a config to read it, even one that it dumped itself. A work dir may come from somebody else, so
+its config is parsed here instead, and can be checked for values that would run code when the model is built.
 """
 
 import ast
@@ -17,36 +17,36 @@ from mmengine.registry import Registry
 from revcol_mm.check_env import SCOPES
 from revcol_mm.errors import PreflightError
 
-from .code import files_with_code, leaves
+from .unsafe_files import find_unsafe_files, leaves
 
-MAX_BYTES = 2**20  # real ones have some 20,000; Python's syntax tree takes up to 500 times that
+MAX_BYTES = 2**20  # recorded configs have about 20,000; parsing takes up to 500 times as much memory
 PACKAGES = ('mmengine', 'mmcv', *SCOPES, 'revcol_mm')
-BUILT = ('model', 'data_preprocessor', 'test_dataloader', 'visualizer')  # what it takes to predict
-OPS = ('nms', 'soft_nms', 'RoIAlign', 'RoIPool')  # of mmcv.ops, where their names are looked up
-# Strings that classes of OpenMMLab evaluate, and Python files and configs that they read.
+BUILT = ('model', 'data_preprocessor', 'test_dataloader', 'visualizer')  # the parts that prediction builds
+OPS = ('nms', 'soft_nms', 'RoIAlign', 'RoIPool')  # values of `type` that are looked up in mmcv.ops
+# Strings that OpenMMLab's classes may evaluate, and names of Python files and configs that they may read.
 CODE = re.compile(r'\(|\.(?:py|json)$')
-CODE_KEYS = ('trust_remote_code', 'target')  # of Hugging Face's models, and of latent diffusion's
-# What a data set that is asked for its classes alone neither evaluates nor reads.
+CODE_KEYS = ('trust_remote_code', 'target')  # import code: in Hugging Face's and latent diffusion's models
+# Values that a data set neither evaluates nor reads when only its class names are needed.
 DATA = re.compile(r'test_dataloader\.dataset\.(?:data_root|data_prefix|ann_file|metainfo|classes)\b')
 
 
 class _NoLiteralError(Exception):
-    """A part of a file that is no literal."""
+    """A config contains something else than assignments of literals."""
 
     def __init__(self, node: ast.AST) -> None:
         self.node = node
 
 
 def read_recorded_config(path: str | Path) -> Config:
-    """Read a config as MMEngine's ``Config.dump`` writes it, without running anything in it.
+    """Read a config that MMEngine's ``Config.dump`` wrote, without running code in it.
 
     Args:
-        path: The file: assignments of numbers, strings, booleans, None, lists, tuples, sets, dictionaries and
-            calls of ``dict`` to names.
+        path: The file. It may contain only assignments of numbers, strings, booleans, None, lists, tuples,
+            sets, dictionaries and calls of ``dict``.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        PreflightError: If it cannot be read, or something else is in it, with its line.
+        PreflightError: If it cannot be read or contains anything else; the message names the line.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,29 +58,29 @@ def read_recorded_config(path: str | Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise PreflightError(f'cannot read {path}: {error}') from error
     if len(data) > MAX_BYTES:
-        raise PreflightError(f'{path} has more than {MAX_BYTES} bytes: no config that a training recorded')
+        raise PreflightError(f'{path} is not a recorded config: it has more than {MAX_BYTES} bytes')
     try:
         content = dict(map(_assignment, ast.parse(text).body))
         return Config(content, cfg_text=text, filename=str(path))
     except _NoLiteralError as error:
         part = ast.get_source_segment(text, error.node) or ''
         raise PreflightError(
-            f'{path}:{error.node.lineno}: {part.splitlines()[0][:60]!r} is no literal; of a recorded config, '
-            'numbers, strings, lists, tuples and dict(...) are read, and nothing is run'
+            f'{path}:{error.node.lineno}: {part.splitlines()[0][:60]!r} is no literal; recorded configs are '
+            'not run, so they may contain only numbers, strings, lists, tuples and dict(...)'
         ) from None
     except SyntaxError as error:
         raise PreflightError(f'{path}:{error.lineno or 1}: {error.msg}') from error
     except (MemoryError, RecursionError) as error:
-        raise PreflightError(f'{path} is nested too deeply: no config that a training recorded') from error
-    except (KeyError, ValueError) as error:  # names that Config keeps for itself; null bytes
+        raise PreflightError(f'{path} is not a recorded config: it is nested too deeply') from error
+    except (KeyError, ValueError) as error:  # names that Config reserves; null bytes
         raise PreflightError(f'cannot read {path}: {error}') from error
 
 
 def read_run_config(work_dir: Path) -> Config:
-    """Read the config that MMEngine recorded when a run was last started.
+    """Read the config that MMEngine recorded in a work dir when the run was last started.
 
     Raises:
-        PreflightError: If there is none, or see :func:`read_recorded_config`.
+        PreflightError: If there is none, or it cannot be read, see :func:`read_recorded_config`.
     """
     paths = sorted(work_dir.glob('*/vis_data/config.py'))
     if not paths:
@@ -100,7 +100,7 @@ def _value(node: ast.expr) -> Any:
         match node:
             case ast.Constant(value) if value is not ...:
                 return value
-            case ast.Name('inf' | 'nan' as name):  # MMEngine writes them, but cannot read them again
+            case ast.Name('inf' | 'nan' as name):  # MMEngine dumps them so, but cannot read them back
                 return float(name)
             case ast.UnaryOp(ast.USub(), ast.Constant() | ast.Name() as operand):
                 return -_value(operand)
@@ -119,57 +119,57 @@ def _value(node: ast.expr) -> Any:
                 return content | {keyword.arg: _value(keyword.value) for keyword in keywords}
             case ast.Call(ast.Name('float'), [ast.Constant('inf' | '-inf' | 'nan' as number)], []):
                 return float(number)
-    except TypeError:  # a key that has no hash, or minus of a string
+    except TypeError:  # an unhashable key, or minus before a string
         pass
     raise _NoLiteralError(node)
 
 
 def read_recorded_model(path: str | Path) -> Config:
-    """Read a recorded config whose model is to be built, and check that this runs nobody else's code.
+    """Read a recorded config, and check that building its model would run no code but installed packages'.
 
-    What is built from literals can be any code: MMEngine imports a ``type`` that it does not know, and some
-    classes evaluate strings, or read configs and pickles. All such is refused: a user who trusts a config
-    can name it instead. Modules of this package that ``custom_imports`` names are imported.
+    Literals alone can lead to running any code: MMEngine imports a ``type`` that is not registered, and some
+    classes evaluate strings, or read configs and pickles. Configs with such values are refused; users who
+    trust one can pass it as a config instead. Modules of this package in ``custom_imports`` are imported.
 
     Raises:
-        FileNotFoundError, PreflightError: See :func:`read_recorded_config`; or if something is refused, with
+        FileNotFoundError, PreflightError: See :func:`read_recorded_config`; or if a value is refused, with
             its place in the config.
     """
     cfg = read_recorded_config(path)
-    for refusal in _refusals(cfg):
-        raise PreflightError(f'{path}: {refusal}')
+    for problem in _unsafe_values(cfg):
+        raise PreflightError(f'{path}: {problem}')
     return cfg
 
 
-def _refusals(cfg: Config) -> Iterator[str]:
-    """What building a config's model could run, and where."""
+def _unsafe_values(cfg: Config) -> Iterator[str]:
+    """Yield a message for every value that could run code when the config's model is built."""
     custom = cfg.get('custom_imports') or ()
     modules = custom.get('imports') or () if isinstance(custom, dict) else custom
     for module in [modules] if isinstance(modules, str) else modules:
         if re.fullmatch(r'revcol_mm(\.\w+)*', module):
             import_module(module)
         else:
-            yield f'custom_imports names {module!r}, which is not of revcol_mm'
+            yield f'custom_imports names {module!r}, which is no module of revcol_mm'
     dataset = (cfg.get('test_dataloader') or {}).get('dataset') or {}
     for key in ('dataset', 'datasets'):
         if key in dataset:
-            yield f'test_dataloader.dataset.{key} is read when it is built'
+            yield f'test_dataloader.dataset.{key} is not allowed, as it reads files when it is built'
     for place, value in leaves(dict(cfg)):
         part, key = place.partition('.')[0], place.rpartition('.')[2]
         if key == 'type' and (part in BUILT or '.' in str(value)):
             if value not in OPS and not _is_registered(value, cfg.get('default_scope')):
-                yield f'{place} is {value!r}, which neither OpenMMLab nor revcol_mm has registered'
+                yield f'{place} is {value!r}, which is registered neither by OpenMMLab nor by revcol_mm'
         elif key == '_scope_' and value not in PACKAGES:
-            yield f'{place} is {value!r}, none of {", ".join(PACKAGES)}'
+            yield f'{place} is {value!r}, not one of {", ".join(PACKAGES)}'
         elif part in BUILT and (key in CODE_KEYS or (CODE.search(str(value)) and not DATA.match(place))):
             yield f'{place} is {value!r}, which may be code or a file with code'
     for part in BUILT:
-        for place, problem in files_with_code(cfg.get(part), part):
+        for place, problem in find_unsafe_files(cfg.get(part), part):
             yield f'{place}: {problem}'
 
 
 def _is_registered(name: Any, scope: str | None) -> bool:
-    """Whether MMEngine takes a ``type`` from a registry, and not from wherever Python finds it."""
+    """Return whether MMEngine would find a ``type`` in a registry, rather than import it."""
     if not isinstance(name, str):
         return False
     first, _, rest = name.partition('.')
@@ -178,7 +178,7 @@ def _is_registered(name: Any, scope: str | None) -> bool:
         return any(name in registry.module_dict for each in scopes for registry in _registries(each))
     if any(rest in registry.module_dict for registry in _registries(first)):
         return True
-    # or the path of a class that is registered, as in configs of pure Python
+    # The import path of a registered class, as in pure-Python configs.
     module, _, attribute = name.rpartition('.')
     found = getattr(sys.modules.get(module), attribute, None)
     registries = (registry for each in ('mmengine', *SCOPES) for registry in _registries(each))
@@ -188,7 +188,7 @@ def _is_registered(name: Any, scope: str | None) -> bool:
 
 
 def _registries(scope: str | None) -> Iterator[Registry]:
-    """A package's registries, filled; none if it is not installed."""
+    """Yield a package's registries with all their classes imported; none if it is not installed."""
     if scope != 'mmengine' and scope not in SCOPES:
         return
     try:
