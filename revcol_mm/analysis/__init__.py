@@ -1,1 +1,1 @@
-"""What tools/analysis measures: representations of images, how alike they are and what they hold."""
+"""Measurements and plots of tools/analysis: representations, complexity, speed, memory and training runs."""

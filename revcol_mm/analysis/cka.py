@@ -1,12 +1,13 @@
-"""How alike two representations of the same images are: unbiased linear CKA, over minibatches.
+"""Unbiased linear CKA (centered kernel alignment), the similarity of two representations of the same images.
 
-Centered kernel alignment of representations X and Y is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the
-linear kernels K = X X^T and L = Y Y^T (Kornblith et al. 2019, arXiv 1905.00414). HSIC_1 (Song et al. 2012),
-the unbiased estimator, can be averaged over minibatches (Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327,
-section 3): memory does not depend on the number of images.
+CKA of representations X and Y is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with the linear kernels K = X X^T
+and L = Y Y^T (Kornblith et al. 2019, arXiv 1905.00414). The unbiased estimator HSIC_1 (Song et al. 2012) can
+be averaged over minibatches (Nguyen, Raghu and Kornblith 2020, arXiv 2010.15327, section 3), so memory does
+not depend on the number of images.
 
-Examples may be places of images instead of images: HSIC_1 is then estimated at every place over the images,
-and averaged over places. Images are independent of each other, places of the same image are not.
+Images can be compared as a whole or place by place. In the second case HSIC_1 is estimated over the images
+separately for every place and then averaged over places, because places of the same image are not independent
+samples.
 
 Letters: n images of a minibatch, P places, R representations.
 """
@@ -20,16 +21,20 @@ MIN_IMAGES = 4  # HSIC_1 divides by n - 3
 
 
 def gram(features: Tensor, grid: tuple[int, int] = (1, 1)) -> Tensor:
-    """Linear kernel of n images at each of P places, (P, n, n) in float64.
+    """Compute the linear kernel of n images at each of P places.
 
-    What a place has is flattened, and centred over the images. HSIC_1 is the same without, but for rounding.
+    The features of a place are flattened and centred over the images. Centring does not change HSIC_1, but
+    reduces rounding errors.
 
     Args:
-        features: (n, C, H, W), or (n, ...) on a grid of one place.
+        features: (n, C, H, W), or (n, ...) with a grid of one place.
         grid: Number of places along height and width; (1, 1) compares whole images.
 
+    Returns:
+        (P, n, n) in float64.
+
     Raises:
-        ValueError: If the features do not fall into such a grid.
+        ValueError: If the features cannot be divided into the grid.
     """
     rows, columns = grid
     if grid == (1, 1):
@@ -38,16 +43,16 @@ def gram(features: Tensor, grid: tuple[int, int] = (1, 1)) -> Tensor:
         places = features.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))
         places = places.permute(2, 4, 0, 1, 3, 5).flatten(3).flatten(0, 1)
     else:
-        raise ValueError(f'features {tuple(features.shape)} do not fall into {rows} x {columns} places')
+        raise ValueError(f'features {tuple(features.shape)} cannot be divided into {rows} x {columns} places')
     places = places.double()
     places = places - places.mean(1, keepdim=True)
     return places @ places.mT
 
 
 def unbiased_hsic(grams: Tensor) -> Tensor:
-    """HSIC_1 of every two of R kernels, Song et al.'s eq. 5, summed over places.
+    """Compute HSIC_1 (Song et al. 2012, eq. 5) of every pair of R kernels, summed over places.
 
-    With the kernels' diagonals set to 0 and 1 a vector of ones it is ::
+    With the kernels' diagonals set to 0 and 1 a vector of ones, HSIC_1 is ::
 
         (tr(K L) + (1'K 1)(1'L 1) / ((n - 1)(n - 2)) - 2 (1'K L 1) / (n - 2)) / (n (n - 3))
 
@@ -70,7 +75,7 @@ def unbiased_hsic(grams: Tensor) -> Tensor:
 
 
 class MinibatchCKA:
-    """CKA of every two of R representations, from minibatch after minibatch.
+    """CKA of every pair of R representations, accumulated over minibatches.
 
     Examples:
         >>> import torch
@@ -84,7 +89,7 @@ class MinibatchCKA:
     """
 
     def __init__(self) -> None:
-        self.hsic: Tensor | None = None  # a sum: the number of minibatches and places cancels
+        self.hsic: Tensor | None = None  # a sum suffices: the number of summands cancels in the ratio
 
     def update(self, grams: Sequence[Tensor]) -> None:
         """Add a minibatch.
@@ -96,7 +101,10 @@ class MinibatchCKA:
         self.hsic = hsic if self.hsic is None else self.hsic + hsic
 
     def compute(self) -> Tensor:
-        """CKA, (R, R); nan for a representation that does not vary. It may lie a little outside 0 to 1."""
+        """Return CKA, (R, R).
+
+        Values can lie slightly outside 0 to 1. They are nan for a representation that does not vary.
+        """
         scale = self.hsic.diagonal().clamp(min=0).sqrt()
         return self.hsic / torch.outer(scale, scale)
 
@@ -104,16 +112,16 @@ class MinibatchCKA:
 def layer_grams(
     network: nn.Module, image: Tensor, layers: Sequence[str], grid: tuple[int, int] = (1, 1)
 ) -> list[Tensor]:
-    """:func:`gram` of the outputs of some of a network's layers, while it runs.
+    """Run a network and compute :func:`gram` of the outputs of some of its layers.
 
     Args:
         network: Called with ``image``.
         image: Images, (n, 3, H, W).
         layers: Names of modules.
-        grid: As in :func:`gram`.
+        grid: See :func:`gram`.
 
     Raises:
-        ValueError: If a layer does not run, or returns anything but a tensor that falls into the grid.
+        ValueError: If a layer does not run, or its output is not a tensor that can be divided into the grid.
     """
     grams = {}
 

@@ -1,4 +1,4 @@
-"""Parameters and FLOPs of a config's model, part by part, without memory for its weights.
+"""Parameters and FLOPs of every part of a config's model, counted without allocating its weights.
 
 FLOPs are multiply-accumulates, as papers report them, of convolutions, linear layers and matrix products for
 one image at inference. The model runs on torch's meta device, where tensors have a shape but no values.
@@ -20,16 +20,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from revcol_mm.models.image_channels import image_channels
 from revcol_mm.models.without_weights import without_weights
 
-OTHER = 'other'  # what belongs to no part: of Mask2Former, the product of classes and masks
+OTHER = 'other'  # FLOPs outside of all parts, such as Mask2Former's product of classes and masks
 
 
 class Complexity(NamedTuple):
-    """What was counted.
+    """Parameters and FLOPs of a model.
 
     Args:
         shape: Height and width of the input, in pixels.
-        parameters: Number of parameters of each part of the model, such as 'backbone'. They are those of the
-            model as trained: auxiliary heads, which inference does not run, are among them.
+        parameters: Number of parameters of each part of the model, such as 'backbone'. Parts that only
+            training uses, such as auxiliary heads, are included.
         flops: Multiply-accumulates of each part.
     """
 
@@ -39,10 +39,10 @@ class Complexity(NamedTuple):
 
 
 class _ReadableSizes(TorchDispatchMode):
-    """Lets code that runs on the meta device read sizes of feature maps back from tensors.
+    """Keeps the values of integer tensors when a model runs on the meta device.
 
-    Deformable attention does so. Integers that are moved to the meta device stay on the CPU, with their
-    values, and lose them only where they meet tensors that have none.
+    Deformable attention reads the sizes of feature maps from an integer tensor. Integers that are moved to
+    the meta device therefore stay on the CPU, and are moved only when combined with a meta tensor.
     """
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
@@ -57,13 +57,13 @@ class _ReadableSizes(TorchDispatchMode):
 
 
 def default_shape(cfg: Config) -> tuple[int, int]:
-    """Height and width that the field counts with.
+    """Return the height and width for which papers report FLOPs.
 
-    They are 800 x 1280 for detectors, a crop four times as wide for segmentors (512 x 2048 and 640 x 2560 in
-    the papers of Swin and of RevCol) and a crop for classifiers.
+    Detectors: 800 x 1280. Segmentors: the training crop, four times as wide (512 x 2048 and 640 x 2560 in the
+    Swin and RevCol papers). Classifiers: the training crop.
 
     Raises:
-        ValueError: If the config's training data are not cropped.
+        ValueError: If the training pipeline has no crop.
     """
     if cfg.default_scope == 'mmdet':
         return 800, 1280
@@ -72,7 +72,7 @@ def default_shape(cfg: Config) -> tuple[int, int]:
         t.get('crop_size', t.get('scale')) for t in pipeline if t.type in ('RandomCrop', 'RandomResizedCrop')
     ]
     if not crops:
-        raise ValueError(f'{cfg.filename}: its training images are not cropped; give an input shape')
+        raise ValueError(f'{cfg.filename}: the training pipeline has no crop; give an input shape')
     height, width = crops[0] if isinstance(crops[0], (list, tuple)) else (crops[0], crops[0])
     return height, 4 * width if cfg.default_scope == 'mmseg' else width
 
@@ -80,19 +80,19 @@ def default_shape(cfg: Config) -> tuple[int, int]:
 def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> Complexity:
     """Count the parameters and FLOPs of a config's model.
 
-    Of RoI heads every box head sees as many RoIs as the config's RPN keeps, every mask head as many as there
-    are detections. Not counted, as usual: RoI pooling, NMS, normalisation, activations, interpolation.
+    Every box head is run on the number of proposals that the RPN keeps, every mask head on the largest number
+    of detections. As usual, RoI pooling, NMS, normalisation, activations and interpolation do not count.
 
     Args:
         cfg: Config with ``default_scope`` and ``model``.
-        shape: Height and width of the input, in pixels. None: :func:`default_shape`.
+        shape: Height and width of the input, in pixels; None for :func:`default_shape`.
 
     Raises:
         ValueError: If the shape is not positive or too small for the model.
     """
     shape = tuple(shape or default_shape(cfg))
     if min(shape) < 1:
-        raise ValueError(f'height and width of an input are positive, got {shape[0]} and {shape[1]}')
+        raise ValueError(f'height and width of the input must be positive, got {shape[0]} and {shape[1]}')
     with without_weights(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = MODELS.build(cfg.model).eval()
     parameters = Counter()
@@ -104,13 +104,13 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> Compl
     flops[OTHER] = counter.get_total_flops() - flops.total()
     for part in flops:
         flops[part] //= 2  # torch counts a multiplication and an addition as two
-    return Complexity(shape, parameters, +flops)  # without the parts that have none
+    return Complexity(shape, parameters, +flops)  # unary + drops parts without FLOPs
 
 
 def _by_part(model: nn.Module, counter: FlopCounterMode) -> Counter[str]:
-    """A Counter to which all that is run from now on adds its FLOPs, by the model's parts.
+    """Return a Counter to which the model adds the FLOPs of each of its parts when it runs.
 
-    (The counter's own attribution misses parts of which only children are called.)
+    FlopCounterMode's own attribution misses parts whose children are called directly.
     """
     flops, totals = Counter(), []
 
@@ -130,7 +130,7 @@ def _by_part(model: nn.Module, counter: FlopCounterMode) -> Counter[str]:
 
 
 def _infer(model: nn.Module, image: Tensor) -> None:
-    """Run what inference runs, but for what has no multiply-accumulates and needs values, such as NMS."""
+    """Run inference without the steps that need values, such as NMS, which have no multiply-accumulates."""
     size = tuple(image.shape[2:])
     meta = dict(img_shape=size, batch_input_shape=size)
     if hasattr(model, 'decode_head'):
@@ -147,7 +147,7 @@ def _infer(model: nn.Module, image: Tensor) -> None:
 
 
 def _roi_heads(model: nn.Module) -> Iterator[tuple[nn.Module, nn.Module, int]]:
-    """Every RoI head of a two-stage detector, with the module that pools its RoIs and their number."""
+    """Yield the RoI extractor, the head and the number of RoIs of every RoI head of a two-stage detector."""
     for kind, num_rois in (
         ('bbox', model.test_cfg.rpn.max_per_img),
         ('mask', model.test_cfg.rcnn.max_per_img),

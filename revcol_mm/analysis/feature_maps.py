@@ -1,6 +1,6 @@
-"""Feature maps of every column and level in colours: their three principal components as red, green and blue.
+"""Pictures of feature maps, with their first three principal components as red, green and blue.
 
-Letters: N columns, L levels; C_l channels, h_l and w_l size of level l, as far as the image reaches.
+Letters: N columns, L levels; C_l channels, h_l and w_l height and width of level l without padding.
 """
 
 from typing import NamedTuple, Sequence
@@ -16,15 +16,15 @@ from revcol_mm.models import ColumnBackbone
 
 FITS = ('level', 'map')
 NUM_COMPONENTS = 3  # red, green, blue
-CLIPPED = (1, 99)  # percentiles of a component that become the darkest and the brightest value
+CLIPPED = (1, 99)  # percentiles of a component that are mapped to 0 and 1
 
 
 class FeatureMaps(NamedTuple):
-    """What is drawn.
+    """Coloured feature maps of one image.
 
     Args:
         colours: For each column and level, (h_l, w_l, 3), 0 to 1.
-        explained: The share of each map's variance that its colours show, (N, L). NaN: the map is constant.
+        explained: Share of each map's variance that its colours explain, (N, L); NaN for a constant map.
         channels: C_l of every level.
     """
 
@@ -34,10 +34,10 @@ class FeatureMaps(NamedTuple):
 
 
 def column_backbone(model: BaseModel) -> ColumnBackbone:
-    """The model's backbone.
+    """Return the model's backbone.
 
     Raises:
-        ValueError: If it is not made of columns.
+        ValueError: If the backbone has no columns.
     """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ColumnBackbone):
@@ -49,22 +49,22 @@ def column_backbone(model: BaseModel) -> ColumnBackbone:
 def feature_maps(
     backbone: ColumnBackbone, inputs: Tensor, size: Sequence[int], fit: str = 'level'
 ) -> FeatureMaps:
-    """Colour all maps of one image.
+    """Colour the feature maps of one image.
 
     Args:
-        backbone: In evaluation mode.
+        backbone: The backbone, in evaluation mode.
         inputs: The normalised image, (1, C, H', W').
-        size: Its height and width without padding, in pixels; maps are cut to them.
-        fit: 'level': one set of components for all columns of a level, whose channels the couplings tie one
-            by one: the same colour is the same direction in every column. Before, maps are centred and
-            divided by their standard deviation, for it differs between columns. 'map': components of each
-            map alone, which show more of it, but the same colour means something else in every map.
+        size: Height and width of the image without padding, in pixels. Maps are cropped accordingly.
+        fit: What principal components are computed from. 'level': all columns of a level together, so that a
+            colour means the same direction in every column (reversible couplings relate columns channel by
+            channel). 'map': each map separately, which explains more of its variance, but colours of
+            different maps cannot be compared.
 
     Raises:
-        ValueError: If ``fit`` is neither, or see :meth:`RevCol.forward_columns`.
+        ValueError: If ``fit`` is invalid, or the image does not suit :meth:`RevCol.forward_columns`.
     """
     if fit not in FITS:
-        raise ValueError(f'fit is {" or ".join(FITS)}, got {fit!r}')
+        raise ValueError(f'fit must be {" or ".join(FITS)}, got {fit!r}')
     levels = [[] for _ in backbone.channels]
     for column in backbone.forward_columns(inputs):
         for level, features in enumerate(column):
@@ -82,14 +82,16 @@ def feature_maps(
 
 
 def principal_colours(maps: Sequence[np.ndarray]) -> list[tuple[np.ndarray, float]]:
-    """Colour maps by the principal components of them all, each centred and of unit variance.
+    """Colour maps by their common principal components.
+
+    Every map is first centred and scaled to unit variance, because the scale differs between columns.
 
     Args:
         maps: (C, h, w) each.
 
     Returns:
-        For each map the colours, (h, w, 3), 0 to 1 on a scale that all share, and the share of its variance
-        that is in them.
+        For each map: its colours, (h, w, 3), 0 to 1 on a common scale; and the share of its variance that
+        they explain, NaN for a constant map.
     """
     pixels = [single.reshape(len(single), -1).T for single in maps]
     pixels = [values - values.mean(0) for values in pixels]
@@ -113,18 +115,15 @@ def principal_colours(maps: Sequence[np.ndarray]) -> list[tuple[np.ndarray, floa
 
 
 def draw_feature_maps(picture: np.ndarray, maps: FeatureMaps) -> Figure:
-    """Draw the maps, one level a row and one column a column, beside the image.
+    """Draw the input image and its feature maps, with levels as rows and columns as columns.
 
     Args:
-        picture: What the network sees, (h, w, 3), RGB.
+        picture: The input of the network, (h, w, 3), RGB.
         maps: Its feature maps.
-
-    Returns:
-        A figure, to be saved.
     """
     num_columns, num_levels = maps.explained.shape
     height, width = (side / max(picture.shape[:2]) for side in picture.shape[:2])
-    cell = 1.5  # inches of a map's longer side
+    cell = 1.5  # longer side of a map, in inches
     figure = Figure(
         figsize=(cell * width * (num_columns + 2) + 1, (cell * height + 0.3) * num_levels + 0.6),
         layout='constrained',

@@ -1,4 +1,4 @@
-"""Matrices as heat maps with their numbers in them."""
+"""Heat maps of matrices, annotated with their values."""
 
 from typing import Sequence
 
@@ -6,16 +6,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.image import AxesImage
 
-MAX_NUMBERS = 16  # rows or columns; in more, numbers are too small to read
+MAX_NUMBERS = 16  # rows or columns; in larger matrices the numbers would be too small to read
 
 
 def heat_map(
     axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], highest: float = 1.0
 ) -> AxesImage:
-    """Draw a matrix whose values are not negative.
+    """Draw a non-negative matrix.
 
     Args:
-        axis: Where.
+        axis: Axes to draw on.
         matrix: (len(rows), len(columns)); nan is left blank.
         rows: Labels from top to bottom.
         columns: Labels from left to right.
@@ -30,6 +30,6 @@ def heat_map(
     if max(matrix.shape) <= MAX_NUMBERS:
         for (y, x), value in np.ma.ndenumerate(np.ma.masked_invalid(matrix)):
             colour = 'black' if value > highest / 2 else 'white'
-            number = round(value, 2) + 0.0  # no -0.00
+            number = round(value, 2) + 0.0  # turns -0.0 into 0.0
             axis.text(x, y, f'{number:.2f}', ha='center', va='center', color=colour, fontsize='small')
     return image

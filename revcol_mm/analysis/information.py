@@ -1,7 +1,7 @@
-"""What the columns of a network hold of its images and their labels, as linear probes find.
+"""Linear probes, which measure how much a network's features tell about its images and their labels.
 
-Letters: B images, C channels, h and w size of a feature map, n cells or places of an image, D features and T
-targets of one.
+Letters: B images; C channels, h and w height and width of a feature map; n samples per image, each with D
+features and T targets.
 """
 
 from collections import defaultdict
@@ -23,10 +23,10 @@ IMAGE, LABELS = 'image', 'labels'
 
 
 def columns_of(model: BaseModel, batch: Batch) -> Iterator[list[Tensor]]:
-    """Levels (B, C, h, w) of every column; the stages of a network without columns are one column.
+    """Yield the levels, (B, C, h, w), of every column. A network without columns yields its stages once.
 
     Raises:
-        ValueError: If a level is no map whose cells fill the images.
+        ValueError: If a level is not a feature map with one stride that divides the images.
     """
     backbone, inputs = model.backbone, model.data_preprocessor(batch.data)['inputs']
     height, width = batch.images.shape[2:]
@@ -40,35 +40,40 @@ def columns_of(model: BaseModel, batch: Batch) -> Iterator[list[Tensor]]:
                 or height * level.shape[3] != width * level.shape[2]
             ):
                 raise ValueError(
-                    f'{type(backbone).__name__}: features {tuple(level.shape)} have no cells that fill '
-                    f'images of {height} x {width}; choose other out_indices, or another --size'
+                    f'{type(backbone).__name__}: features {tuple(level.shape)} do not divide images of '
+                    f'{height} x {width} into cells; choose other out_indices or another --size'
                 )
         yield list(levels)
 
 
 def cells(maps: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h * w, C)."""
+    """Reshape (B, C, h, w) to (B, h * w, C)."""
     return maps.flatten(2).mT
 
 
 class Probes:
-    """Probes of the image and of the labels, of each level of each column and of all levels together.
+    """Image and label probes for every level of every column, and for all levels of a column together.
+
+    Call :meth:`train` for all training batches, then :meth:`fit`, then :meth:`test` for all test batches.
 
     Args:
         model: The network.
-        num_classes: Classes K.
+        num_classes: Number of classes.
     """
 
     def __init__(self, model: BaseModel, num_classes: int) -> None:
         self.model = model
         self.num_classes = num_classes
-        self.moments = defaultdict(lambda: (Moments(), Moments()))  # of training and validation
+        self.moments = defaultdict(lambda: (Moments(), Moments()))  # training and validation samples
         self.weights, self.ridges = {}, {}
-        self.squared_errors = defaultdict(float)  # summed over pixels
+        self.squared_errors = defaultdict(float)  # summed over pixels and channels
         self.confusion = defaultdict(int)
 
     def _samples(self, batch: Batch) -> Iterator[tuple[tuple, Tensor, Tensor]]:
-        """What each probe is given and has to tell: its key, (B, n, D), and (B, n, T), of labels (B, n)."""
+        """Yield the key, the features (B, n, D) and the targets of every probe.
+
+        Targets are pixels, (B, n, T), for image probes and classes, (B, n), for label probes.
+        """
         for column, levels in enumerate(columns_of(self.model, batch)):
             images, labels = (tensor.to(levels[0].device) for tensor in (batch.images, batch.labels))
             finest = levels[0].shape[2:]
@@ -83,7 +88,7 @@ class Probes:
                     yield (LABELS, column, name), cells(read), labels.flatten(1)
 
     def train(self, batch: Batch, validation: Tensor) -> None:
-        """Add training images, of which those that ``validation``, (B,), tells choose the ridge."""
+        """Add a training batch. The ridge is chosen on images for which ``validation``, (B,), is True."""
         for key, features, targets in self._samples(batch):
             for moments, chosen in zip(self.moments[key], (~validation, validation)):
                 x, y = features[chosen].flatten(0, 1), targets[chosen].flatten(0, 1)
@@ -92,14 +97,14 @@ class Probes:
                 moments.add(x, y)
 
     def fit(self) -> None:
-        """Solve for the probes; forgets what training images have been added."""
+        """Solve for the weights of all probes and free the sums over training samples."""
         while self.moments:
             key, moments = self.moments.popitem()
             fit = fit_ridge if key[0] == IMAGE else fit_discriminant
             self.weights[key], self.ridges[key] = fit(*moments)
 
     def test(self, batch: Batch) -> None:
-        """Add test images."""
+        """Add a test batch."""
         for key, features, targets in self._samples(batch):
             predicted, targets = predict(self.weights[key], features.flatten(0, 1)), targets.flatten(0, 1)
             if key[0] == IMAGE:
@@ -111,7 +116,12 @@ class Probes:
                 )
 
     def rows(self, num_values: int, network: str) -> list[dict]:
-        """Results on ``num_values`` pixels times channels: a row for each level of each column, and all."""
+        """Return the test results of every level of every column, and of all levels together.
+
+        Args:
+            num_values: Number of pixels times channels of all test images.
+            network: Name of the network, added to every row.
+        """
         return [
             dict(
                 network=network,
@@ -127,11 +137,11 @@ class Probes:
 
 
 def psnr(squared_error: float, num_values: int) -> float:
-    """Peak signal-to-noise ratio in dB of values from 0 to 1."""
+    """Return the peak signal-to-noise ratio, in dB, of values from 0 to 1."""
     return -10 * np.log10(max(squared_error / num_values, np.finfo(float).tiny))
 
 
 def label_scores(confusion: Tensor) -> dict[str, float]:
-    """Accuracy and mean IoU, in percent, of a confusion matrix."""
+    """Return the accuracy and the mean IoU of a confusion matrix, in percent."""
     accuracy = confusion.diagonal().sum() / confusion.sum()
     return dict(accuracy=100 * accuracy.item(), miou=100 * class_scores(confusion)['iou'].nanmean().item())

@@ -1,6 +1,6 @@
-"""Images of a config's data sets, all of one size, with labels that lie on them; for analyses.
+"""Batches of equally sized images and labels from a config's data sets, for analyses.
 
-Letters: B images, H and W their size, K classes.
+Letters: B images, H and W their height and width, K classes.
 """
 
 from pathlib import Path
@@ -17,19 +17,19 @@ from revcol_mm.data.pipelines import ignore_index
 from revcol_mm.evaluation.confusion import BACKGROUND
 from revcol_mm.preflight import check_files
 
-LABEL_STRIDE = 4  # of dense labels: that of level 0
-COARSEST_STRIDE = 32  # of features; sizes are multiples of it
-UNLABELLED = -1
+LABEL_STRIDE = 4  # stride of dense labels, the same as that of level 0
+COARSEST_STRIDE = 32  # stride of level 3; image sizes are multiples of it
+UNLABELLED = -1  # label of pixels without a class
 
 
 class Batch(NamedTuple):
     """A batch of images.
 
     Args:
-        data: What the loader gives and a data preprocessor takes.
-        images: Pixels, (B, C, H, W), channels in the data set's order; of 8 bits from 0 to 1.
-        labels: Class of every image, (B,); for detection and segmentation of every LABEL_STRIDE x
-            LABEL_STRIDE pixels, (B, H / 4, W / 4). UNLABELLED where there is none.
+        data: Output of the data loader and input of the data preprocessor.
+        images: Pixels divided by 255, (B, C, H, W), with channels in the order of the data set.
+        labels: Classification: the class of every image, (B,). Detection and segmentation: the class at the
+            centre of every LABEL_STRIDE x LABEL_STRIDE pixels, (B, H / 4, W / 4), or UNLABELLED.
     """
 
     data: dict[str, Any]
@@ -38,25 +38,25 @@ class Batch(NamedTuple):
 
 
 class LabelledImages:
-    """Batches of a data set's images, without augmentation.
+    """Loads the images and labels of a data set in batches, without augmentation.
 
-    Detection and segmentation: images are read as in testing, then brought to one size, annotations with
-    them. The label of a detection data set's pixel is the class of the smallest box around it; without a box
-    it is one class more, 'background'. Classification: images are as in testing, unless a size is given.
+    Detection and segmentation: images are loaded as in testing and resized to one size, together with their
+    annotations. In detection the label of a pixel is the class of the smallest box around it, or the
+    additional class 'background'. Classification: images are as in testing, unless a size is given.
 
     Args:
         cfg: The config.
-        split: 'train', 'val' or 'test': whose dataloader's data set it is.
-        batch_size: Images in a batch, B.
-        size: H and W. None: what :func:`testing_size` says.
-        num_images: Use no more than so many. None: all.
-        seed: Seed of the order. None: the data set's own order.
-        drop_last: Leave out an incomplete last batch.
+        split: 'train', 'val' or 'test', the data loader whose data set is used.
+        batch_size: Number of images in a batch.
+        size: H and W; None for :func:`testing_size`.
+        num_images: Largest number of images to use; None for all.
+        seed: Seed of the order of the images; None for the data set's own order.
+        drop_last: Whether to leave out an incomplete last batch.
 
     Raises:
         FileNotFoundError: If data are missing.
-        ValueError: If the split has no data, the size does not fit, there is not one batch, its classes have
-            no names, or, later, an image to classify has several classes.
+        ValueError: If the split has no data or too few for a batch, the size is not a multiple of 32, or the
+            data set does not name its classes.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class LabelledImages:
     ) -> None:
         loader = cfg.get(f'{split}_dataloader')
         if loader is None or cfg.get('test_dataloader') is None:
-            raise ValueError(f'{cfg.filename} has no {split}_dataloader, or no test_dataloader to read as')
+            raise ValueError(f'{cfg.filename} lacks {split}_dataloader or test_dataloader, which are needed')
         if batch_size < 1 or (num_images is not None and num_images < 1):
-            raise ValueError(f'batch size and number of images start at 1, got {batch_size}, {num_images}')
+            raise ValueError(
+                f'batch size and number of images must be at least 1, got {batch_size} and {num_images}'
+            )
         pipeline = _fixed_size(cfg, size)
         self.config = ConfigDict(
             batch_size=batch_size,
@@ -90,7 +92,7 @@ class LabelledImages:
             self.num_images -= self.num_images % batch_size
         if not self.num_images:
             raise ValueError(
-                f'the {split} split has {len(self.loader.dataset)} images to use, a batch has {batch_size}'
+                f'the {split} split has {len(self.loader.dataset)} images, fewer than a batch of {batch_size}'
             )
         self.classes = tuple(self.loader.dataset.metainfo.get('classes') or ())
         if not self.classes:
@@ -103,7 +105,11 @@ class LabelledImages:
         return -(-self.num_images // self.config.batch_size)
 
     def batches(self, epoch: int = 0) -> Iterator[Batch]:
-        """Every image once, in another order in every epoch if there is a seed."""
+        """Yield every image once. With a seed, the order differs between epochs.
+
+        Raises:
+            ValueError: If an image of a classification data set has several classes.
+        """
         self.loader.sampler.set_epoch(epoch)
         left = self.num_images
         for data in self.loader:
@@ -118,36 +124,36 @@ class LabelledImages:
         if 'gt_label' in samples[0]:
             labels = torch.cat([sample.gt_label for sample in samples])
             if len(labels) != len(samples):
-                raise ValueError(f'images have one class each, but {len(samples)} have {len(labels)}')
+                raise ValueError(f'every image must have one class, but {len(samples)} have {len(labels)}')
             return labels
         centres = slice(LABEL_STRIDE // 2, None, LABEL_STRIDE)
         return torch.stack([self._label_map(sample, size)[centres, centres] for sample in samples])
 
     def _label_map(self, sample: Any, size: torch.Size) -> Tensor:
-        """Class of every pixel, (H, W)."""
+        """Return the class of every pixel, (H, W)."""
         if 'gt_sem_seg' in sample:
             labels = sample.gt_sem_seg.data[0].long()
             return labels.masked_fill(labels == ignore_index(self.loader.dataset), UNLABELLED)
         boxes = sample.gt_instances.bboxes
-        boxes = getattr(boxes, 'tensor', boxes)  # MMDetection's box types hold one
+        boxes = getattr(boxes, 'tensor', boxes)  # MMDetection's box types wrap a tensor
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         labels = torch.full(tuple(size), len(self.classes) - 1)
-        for index in areas.argsort(descending=True):  # smaller ones over larger ones
+        for index in areas.argsort(descending=True):  # smaller boxes overwrite larger ones
             left, top, right, bottom = boxes[index].round().long().clamp(min=0).tolist()
             labels[top:bottom, left:right] = sample.gt_instances.labels[index]
         return labels
 
 
 def label_shares(labels: Tensor, num_classes: int) -> Tensor:
-    """Which share of an image, or of each of its cells of COARSEST_STRIDE pixels, every class has.
+    """Compute the share of every class in an image, or in every cell of 32 x 32 pixels.
 
     Args:
-        labels: As in a :class:`Batch`.
-        num_classes: Classes K.
+        labels: See :class:`Batch`.
+        num_classes: K.
 
     Returns:
-        (B, K), one-hot, for labels of images, (B, K, H / 32, W / 32) for dense ones. Pixels without a label
-        have no class.
+        (B, K), one-hot, for image labels; (B, K, H / 32, W / 32) for dense labels. Unlabelled pixels count
+        for no class.
     """
     shares = F.one_hot(labels.clamp(min=0), num_classes) * (labels != UNLABELLED).unsqueeze(-1)
     if labels.ndim == 1:
@@ -156,50 +162,54 @@ def label_shares(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def testing_size(cfg: Config) -> tuple[int, int]:
-    """A square as large as the shorter side to which a detector's or segmentor's config scales test images.
+    """Return a square size with the length of the shorter side to which the config resizes test images.
 
-    Its side is the nearest multiple of COARSEST_STRIDE.
+    The length is rounded to a multiple of COARSEST_STRIDE.
 
     Raises:
-        ValueError: If it does not scale them.
+        ValueError: If the test pipeline does not resize images to one scale.
     """
     for transform in innermost_dataset(cfg.test_dataloader.dataset).pipeline:
         scale = transform.get('scale')
         if 'Resize' in transform_name(transform) and isinstance(scale, (tuple, list)):
             return (max(round(min(scale) / COARSEST_STRIDE), 1) * COARSEST_STRIDE,) * 2
-    raise ValueError(f'{Path(cfg.filename).name}: test images are not scaled to one size; give a size')
+    raise ValueError(
+        f'{Path(cfg.filename).name}: the test pipeline has no Resize with one scale; give a size'
+    )
 
 
 def _fixed_size(cfg: Config, size: Sequence[int] | None) -> list[dict]:
-    """The test pipeline, cut down to reading, scaling and packing."""
+    """Return the test pipeline, reduced to loading, resizing and packing."""
     pipeline = innermost_dataset(cfg.test_dataloader.dataset).pipeline
     if size is None:
         if cfg.default_scope == 'mmpretrain':
             return pipeline
         size = testing_size(cfg)
     if any(side < COARSEST_STRIDE or side % COARSEST_STRIDE for side in size):
-        raise ValueError(f'height and width are multiples of {COARSEST_STRIDE}, got {size[0]} and {size[1]}')
-    read, pack = (
+        raise ValueError(
+            f'height and width must be multiples of {COARSEST_STRIDE}, got {size[0]} and {size[1]}'
+        )
+    load, pack = (
         [transform for transform in pipeline if transform_name(transform).startswith(word)]
         for word in ('Load', 'Pack')
     )
-    return [*read, dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False), *pack]
+    return [*load, dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False), *pack]
 
 
 def transform_name(transform: dict) -> str:
-    """Name of a pipeline's transform, whose type is a name or a class."""
+    """Return the name of a transform whose type is a name or a class."""
     return transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:
-    """Config of the data set in wrappers that repeat, balance or mix; of several, the first."""
+    """Return the config inside data set wrappers such as RepeatDataset; of several data sets, the first."""
     while 'dataset' in dataset or 'datasets' in dataset:
         dataset = dataset['dataset'] if 'dataset' in dataset else dataset['datasets'][0]
     return dataset
 
 
 def _with_pipeline(dataset: ConfigDict, pipeline: list[dict]) -> ConfigDict:
-    """A data set's config with another pipeline, out of wrappers that repeat, balance or mix."""
+    """Return a data set's config with another pipeline and without wrappers of single data sets."""
     if 'dataset' in dataset:
         return _with_pipeline(dataset['dataset'], pipeline)
     if 'datasets' in dataset:

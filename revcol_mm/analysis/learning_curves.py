@@ -1,4 +1,4 @@
-"""Loss and validation metrics of trainings against iterations, from MMEngine's logs."""
+"""Curves of the loss and of validation metrics over iterations, from MMEngine's logs."""
 
 import itertools
 import json
@@ -14,27 +14,29 @@ from matplotlib.lines import Line2D
 
 from revcol_mm.config.recorded import read_run_config
 
+from .markdown_table import markdown_table
+
 Curve = dict[int, float]  # iteration to value
 NOT_METRICS = ('time', 'data_time', 'step')
 
 
 def read_records(work_dir: Path) -> Iterator[dict[str, Any]]:
-    """What a work dir's trainings logged, one after the other; a run that was resumed has several logs."""
+    """Yield the records of all logs of a work dir in the order of time; every resume starts a new log."""
     for log in sorted(work_dir.glob('*/vis_data/scalars.json')):
         yield from map(json.loads, log.read_text().splitlines())
 
 
 def read_run(work_dir: Path) -> dict[str, Curve]:
-    """Curves of a work dir by name, 'loss' and the validation metrics.
+    """Read the curves of the loss and of all validation metrics of a work dir, by name.
 
-    What a run that was resumed did again replaces what it did before.
+    Iterations that a resumed run repeated replace the earlier ones.
     """
     curves, end_of_epoch = defaultdict(dict), {}
     for record in read_records(work_dir):
         if 'loss' in record:
             curves['loss'][record['step']] = record['loss']
             end_of_epoch[record.get('epoch')] = record['step']
-        elif 'iter' not in record:  # validation, whose step is an epoch where training goes by epochs
+        elif 'iter' not in record:  # validation; in epoch-based training its step is the epoch
             step = end_of_epoch.get(record['step'], record['step'])
             for name in record:
                 if name not in NOT_METRICS:
@@ -43,15 +45,15 @@ def read_run(work_dir: Path) -> dict[str, Curve]:
 
 
 def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
-    """Name of the metric that the run's config calls best, in a list that is empty if it never validated."""
+    """Return the metric that selects the best checkpoint in a list, which is empty without validation."""
     logged = [name for name in curves if name != 'loss']
     hooks = read_run_config(work_dir).get('default_hooks', {})
     named = hooks.get('checkpoint', {}).get('save_best')
-    return [named] if named in logged else logged[:1]  # 'auto' means the first
+    return [named] if named in logged else logged[:1]  # 'auto' selects the first metric
 
 
 def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
-    """Curves of a work dir, or of every work dir in a folder, by work dir.
+    """Read the curves of a work dir, or of every work dir in a folder.
 
     Raises:
         ValueError: If there is no log.
@@ -63,12 +65,12 @@ def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
 
 
 def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
-    """Of the loss and every metric the mean curve of all seeds, its spread, and the values at the end.
+    """Summarise the loss and validation metrics of a run over its seeds; see :func:`curve_row`.
 
     Args:
-        folder: A work dir, or a folder of them.
-        metrics: Names of validation metrics, of which it takes those that the run has. None: the one that
-            the run's config calls best.
+        folder: A work dir, or a folder with the work dirs of several seeds.
+        metrics: Names of validation metrics; those that the run lacks are ignored. None for the metric that
+            selects the best checkpoint.
 
     Raises:
         ValueError: If the run has none of the metrics.
@@ -83,7 +85,7 @@ def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
 
 
 def curve_row(run: str, metric: str, curves: Sequence[Curve]) -> dict:
-    """A metric's mean over seeds where all have been, its spread, and the values at the end."""
+    """Return the mean, minimum and maximum of a metric over seeds, at the iterations that all seeds have."""
     steps = sorted(set.intersection(*map(set, curves)))
     values = [[curve[step] for curve in curves] for step in steps]
     return dict(
@@ -99,19 +101,17 @@ def curve_row(run: str, metric: str, curves: Sequence[Curve]) -> dict:
 
 
 def table(rows: list[dict]) -> str:
-    """The last validation of every run as a Markdown table: the mean of its seeds, and each of them."""
-    lines = ['| run | iterations | metric | last | seeds |', '|---|---|---|---|---|']
+    """Format the last validation of every run, the mean over seeds and every seed, as a Markdown table."""
+    cells = []
     for row in rows:
         if row['metric'] != 'loss':
             seeds = ', '.join(f'{value:.4g}' for value in row['last']) if row['seeds'] > 1 else ''
-            lines.append(
-                f'| {row["run"]} | {row["steps"][-1]} | {row["metric"]} | {row["mean"][-1]:.4g} | {seeds} |'
-            )
-    return '\n'.join(lines)
+            cells.append([row['run'], row['steps'][-1], row['metric'], f'{row["mean"][-1]:.4g}', seeds])
+    return markdown_table(['run', 'iterations', 'metric', 'last', 'seeds'], cells)
 
 
 def plot(rows: list[dict]) -> Figure:
-    """Draw a panel for the loss and one for each metric, against iterations."""
+    """Draw the loss and every metric over iterations, each in a panel of its own."""
     metrics = list(dict.fromkeys(row['metric'] for row in rows))
     runs = list(dict.fromkeys(row['run'] for row in rows))
     colour_cycle = colormaps['tab10' if len(runs) <= 10 else 'tab20'].colors
@@ -135,7 +135,7 @@ def plot(rows: list[dict]) -> Figure:
             axis.set_yscale('log')
         else:
             lowest = min(value for row in rows if row['metric'] == metric for value in row['low'])
-            axis.set_ylim(bottom=min(0, lowest))  # COCO's -1: there are no such objects
+            axis.set_ylim(bottom=min(0, lowest))  # COCO's metrics are -1 if there are no such objects
     if len(runs) == 1:
         figure.suptitle(runs[0])
     else:
@@ -145,6 +145,7 @@ def plot(rows: list[dict]) -> Figure:
 
 
 def draw(axis: Axes, row: dict, colour: tuple[float, float, float]) -> None:
+    """Draw one curve: the mean over seeds, with a band from the minimum to the maximum."""
     marker = '' if len(row['steps']) > 15 else 'o'
     axis.plot(row['steps'], row['mean'], color=colour, marker=marker, markersize=4, label=row['run'])
     if row['seeds'] > 1:

@@ -1,7 +1,7 @@
-"""Linear probes fitted to a stream of samples: ridge regression, and linear discriminants for classes.
+"""Ridge regression and linear discriminant analysis, fitted to a stream of samples.
 
-Both are closed forms of sums over samples, so the result is exact and depends neither on the order of the
-samples nor on how many are held at once.
+Both have closed-form solutions in terms of sums over samples. The result is therefore exact and depends
+neither on the order of the samples nor on the batch size.
 
 Letters: N samples, D features, T targets, K classes.
 """
@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 16384  # samples that are converted to float64 at once
-# In units of the features' mean variance. Features in float32 are not exact enough for less than 1e-10.
+CHUNK = 16384  # samples converted to float64 at a time
+# In units of the features' mean variance. Rounding of float32 features makes values below 1e-10 useless.
 RIDGES = tuple(10.0**exponent for exponent in range(-10, 1))
 
 
 class Moments:
-    """Sums over samples of features x, with a 1 appended, and targets y, in float64.
+    """Sums of products of features and targets over samples, in float64.
 
     Attributes:
-        xx: Sum of x x^T, (D + 1, D + 1).
-        xy: Sum of x y^T, (D + 1, T).
+        xx: Sum of x x^T, (D + 1, D + 1), where x are the features with a 1 appended.
+        xy: Sum of x y^T, (D + 1, T), where y are the targets.
         yy: Sum of y^T y, a scalar.
     """
 
@@ -38,20 +38,20 @@ class Moments:
             self.yy = self.yy + y.square().sum()
 
     def __add__(self, other: 'Moments') -> 'Moments':
-        """Those of both sets of samples."""
+        """Return the moments of both sets of samples together."""
         both = Moments()
         both.xx, both.xy, both.yy = self.xx + other.xx, self.xy + other.xy, self.yy + other.yy
         return both
 
     @property
     def means(self) -> tuple[Tensor, Tensor]:
-        """Of features, (D,), and of targets, (T,)."""
+        """Means of the features, (D,), and of the targets, (T,)."""
         count = self.xx[-1, -1]
         return self.xx[-1, :-1] / count, self.xy[-1] / count
 
     @property
     def covariances(self) -> tuple[Tensor, Tensor]:
-        """Of features with features, (D, D), and with targets, (D, T)."""
+        """Covariance matrix of the features, (D, D), and their covariance with the targets, (D, T)."""
         count = self.xx[-1, -1]
         mean_x, mean_y = self.means
         return (
@@ -60,15 +60,15 @@ class Moments:
         )
 
     def squared_error(self, weights: Tensor) -> Tensor:
-        """Sum over samples and targets of (y - weights^T x)^2."""
+        """Return the sum of (y - weights^T x)^2 over samples and targets; ``weights`` is (D + 1, T)."""
         return self.yy - 2 * (weights * self.xy).sum() + (weights * (self.xx @ weights)).sum()
 
 
 def _ridge_solutions(moments: Moments, ridges: Sequence[float]) -> list[Tensor]:
-    """Weights (D + 1, T) for each ridge; the last row, the intercept, is not penalised."""
+    """Solve for the weights (D + 1, T) for each ridge. The last row, the intercept, is not penalised."""
     (mean_x, mean_y), (covariance, cross) = moments.means, moments.covariances
     variances, axes = torch.linalg.eigh(covariance)
-    variances = variances.clamp(min=0)  # rounding
+    variances = variances.clamp(min=0)  # rounding can make them slightly negative
     unit = variances.mean().clamp(min=torch.finfo(variances.dtype).tiny)
     cross = axes.T @ cross
     weights = [axes @ (cross / (variances + ridge * unit)[:, None]) for ridge in ridges]
@@ -78,15 +78,17 @@ def _ridge_solutions(moments: Moments, ridges: Sequence[float]) -> list[Tensor]:
 def fit_ridge(
     training: Moments, validation: Moments, ridges: Sequence[float] = RIDGES
 ) -> tuple[Tensor, float]:
-    """Fit with the ridge that predicts the validation samples best, then all samples with that ridge.
+    """Fit ridge regression, with the ridge chosen on validation samples.
+
+    The final fit uses the training and the validation samples.
 
     Args:
-        training: Of the samples that solutions for all ridges are fitted to.
-        validation: Of other samples.
-        ridges: What to choose from, in units of the features' mean variance.
+        training: Moments of the samples that every ridge is fitted to.
+        validation: Moments of the samples that the ridge is chosen on.
+        ridges: Candidates, in units of the features' mean variance.
 
     Returns:
-        Weights (D + 1, T), of which the last row is the intercept, and the ridge.
+        Weights (D + 1, T), whose last row is the intercept, and the chosen ridge.
     """
     errors = [validation.squared_error(weights) for weights in _ridge_solutions(training, ridges)]
     ridge = ridges[int(torch.stack(errors).argmin())]
@@ -97,26 +99,25 @@ def fit_ridge(
 def fit_discriminant(
     training: Moments, validation: Moments, ridges: Sequence[float] = RIDGES
 ) -> tuple[Tensor, float]:
-    """Linear discriminant analysis: scores of classes, the highest of which is the predicted one.
+    """Fit linear discriminant analysis, which scores classes; the highest score is the prediction.
 
-    Least squares to one-hot targets alone would not do where one class is much commoner than others: it finds
-    the same directions, but hardly ever predicts the rare ones (Hastie et al., The Elements of Statistical
-    Learning, section 4.2). The ridge is that of :func:`fit_ridge`, and added to the covariance within
-    classes.
+    Least squares to one-hot targets finds the same directions, but hardly ever predicts rare classes when one
+    class is much more frequent than the others (Hastie et al., The Elements of Statistical Learning, section
+    4.2). The ridge is chosen by :func:`fit_ridge` and added to the within-class covariance.
 
     Args:
-        training: Moments whose targets are one-hot, K classes.
-        validation: Of other samples.
-        ridges: As in :func:`fit_ridge`.
+        training: Moments with one-hot targets of K classes.
+        validation: Moments of the samples that the ridge is chosen on.
+        ridges: See :func:`fit_ridge`.
 
     Returns:
-        Weights (D + 1, K), of which the last row is the intercept, and the ridge. A class that has no samples
-        is never predicted.
+        Weights (D + 1, K), whose last row is the intercept, and the chosen ridge. Classes without samples
+        are never predicted.
     """
     _, ridge = fit_ridge(training, validation, ridges)
     moments = training + validation
     (mean, shares), (covariance, cross) = moments.means, moments.covariances
-    offsets = cross / shares.clamp(min=torch.finfo(shares.dtype).tiny)  # class means from the mean, (D, K)
+    offsets = cross / shares.clamp(min=torch.finfo(shares.dtype).tiny)  # class means minus the mean, (D, K)
     within = covariance - offsets * shares @ offsets.T
     unit = covariance.diagonal().mean().clamp(min=torch.finfo(shares.dtype).tiny)
     weights = torch.linalg.solve(within + ridge * unit * torch.eye(len(within)).to(within), offsets)
@@ -125,5 +126,5 @@ def fit_discriminant(
 
 
 def predict(weights: Tensor, features: Tensor) -> Tensor:
-    """Targets (N, T), or scores (N, K), of features (N, D), in float64."""
+    """Predict targets (N, T) or class scores (N, K) from features (N, D), in float64."""
     return torch.cat([x.double() @ weights[:-1] + weights[-1] for x in features.split(CHUNK)])

@@ -1,4 +1,4 @@
-"""What timings are taken on."""
+"""A description of the hardware and software that timings were measured on."""
 
 import platform
 import re
@@ -8,11 +8,11 @@ import torch
 
 
 def machine(device: torch.device) -> str:
-    """Name a device, of a CPU with the number of threads, and torch's version."""
+    """Describe a device and torch's version; for a CPU, also its number of threads and instruction set."""
     if device.type == 'cuda':
         name = torch.cuda.get_device_name(device)
     else:
-        cpuinfo = Path('/proc/cpuinfo')  # Linux alone tells the model of a CPU
+        cpuinfo = Path('/proc/cpuinfo')  # exists on Linux only
         model = re.search(r'model name\s*: (.*)', cpuinfo.read_text() if cpuinfo.is_file() else '')
         cpu = model[1] if model else platform.machine()
         threads = torch.get_num_threads()

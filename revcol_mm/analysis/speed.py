@@ -1,17 +1,18 @@
-"""Timing of training and inference steps of one model in several variants, in turn."""
+"""Timing of training and inference steps of a model in several variants."""
 
 import copy
-from contextlib import contextmanager, nullcontext
-from typing import Any, Callable, Iterator, NamedTuple
+import time
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, NamedTuple, TypeVar
 
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
-from torch.utils.benchmark import Measurement, Timer
 
-MAX_GRAPHS = 64  # of a function
+MAX_GRAPHS = 64  # compiled graphs per function
 DTYPES = dict(fp32=None, bf16=torch.bfloat16, fp16=torch.float16)
+Name = TypeVar('Name')
 
 
 class Variant(NamedTuple):
@@ -19,9 +20,9 @@ class Variant(NamedTuple):
 
     Args:
         mode: 'training' or 'inference'.
-        precision: 'fp32', 'bf16' or 'fp16': what autocast computes in.
-        compiled: Whether torch.compile compiles the model's ``forward``, heads and all.
-        batch_size: Images in a batch.
+        precision: 'fp32', 'bf16' or 'fp16', the precision of autocast.
+        compiled: Whether torch.compile compiles the model's ``forward``, including its heads.
+        batch_size: Number of images in a batch.
     """
 
     mode: str
@@ -34,45 +35,46 @@ class Variant(NamedTuple):
         return f'{self.mode}, {self.precision}, {how}, batch {self.batch_size}'
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return autocast for a precision; it is disabled for precisions that need none."""
+    dtype = DTYPES.get(precision)
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
 class AutocastOptimWrapper(OptimWrapper):
-    """OptimWrapper whose losses are computed under autocast, on a CPU too, without scaling.
+    """OptimWrapper that computes losses under autocast without loss scaling, also on a CPU.
 
     Args:
-        device_type: 'cpu' or 'cuda'.
-        dtype: One that needs no loss scaling. None: no autocast.
+        device: Device of the model.
+        precision: 'fp32' or 'bf16'.
     """
 
-    def __init__(self, device_type: str, dtype: torch.dtype | None, **kwargs: Any) -> None:
+    def __init__(self, device: torch.device, precision: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.autocast = lambda: autocast(device_type, dtype)
+        self.device, self.precision = device, precision
 
     @contextmanager
     def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
-        with super().optim_context(model), self.autocast():
+        with super().optim_context(model), autocast(self.device, self.precision):
             yield
 
 
-def autocast(device_type: str, dtype: torch.dtype | None) -> Any:
-    """torch.autocast, or nothing without a dtype."""
-    return torch.autocast(device_type, dtype) if dtype else nullcontext()
-
-
 class Stepper:
-    """A model that makes training and inference steps in any variant, always with the same weights.
+    """Makes training and inference steps of a model in any variant without changing its weights.
 
-    A training step is the model's own ``train_step``: data preprocessor, loss, backward, clipping and the
-    optimizer as the config has them. Learning rates are 0, which costs as much and changes nothing. An
-    inference step is the model's ``test_step``, with post-processing.
+    A training step is the model's own ``train_step``: data preprocessor, loss, backward, gradient clipping
+    and the config's optimizer. The learning rate is 0, which costs the same. An inference step is the
+    model's ``test_step``, including post-processing.
 
     Args:
         model: The model, on its device.
         cfg: Its config.
-        make_batch: Makes a batch of so many images.
+        make_batch: Returns a batch of the given size.
     """
 
     def __init__(self, model: BaseModel, cfg: Config, make_batch: Callable[[int], dict[str, Any]]) -> None:
         self.model, self.make_batch = model, make_batch
-        self.device_type = next(model.parameters()).device.type
+        self.device = next(model.parameters()).device
         wrapper_cfg = copy.deepcopy(cfg.optim_wrapper)
         for key in ('dtype', 'loss_scale', 'use_fsdp', 'accumulative_counts'):
             wrapper_cfg.pop(key, None)
@@ -84,19 +86,19 @@ class Stepper:
         self.eager_forward = model.forward
 
     def step(self, variant: Variant) -> Callable[[], Any]:
-        """A function that makes one step."""
-        model, dtype = self.model, DTYPES[variant.precision]
+        """Return a function that makes one step."""
+        model, precision = self.model, variant.precision
         batch = self.make_batch(variant.batch_size)
         forward = self.eager_forward
         if variant.compiled:
-            # One graph for each variant, and no silent return to eager mode when there are many.
+            # Every variant needs its own graph. Above the limit torch would silently run in eager mode.
             torch._dynamo.config.recompile_limit = MAX_GRAPHS
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             forward = torch.compile(forward, dynamic=False)
-        if dtype is torch.float16:
+        if precision == 'fp16':
             wrapper = AmpOptimWrapper(dtype='float16', **self.wrapper_args)
         else:
-            wrapper = AutocastOptimWrapper(self.device_type, dtype, **self.wrapper_args)
+            wrapper = AutocastOptimWrapper(self.device, precision, **self.wrapper_args)
 
         def train() -> Any:
             model.forward = forward
@@ -105,28 +107,38 @@ class Stepper:
         @torch.no_grad()
         def infer() -> Any:
             model.forward = forward
-            with autocast(self.device_type, dtype):
+            with autocast(self.device, precision):
                 return model.eval().test_step(copy.copy(batch))
 
         return train if variant.mode == 'training' else infer
 
 
-def time_in_turn(steps: dict[Variant, Callable[[], Any]], repeats: int) -> dict[Variant, Measurement]:
-    """Time steps in turn, so that a machine that slows down slows all of them.
-
-    Every timed step comes after two of the same variant that are not (torch.utils.benchmark's warm-up), and
-    the device is waited for.
+def time_in_turn(
+    steps: dict[Name, Callable[[], Any]], repeats: int, device: torch.device, warm_up: int = 0
+) -> dict[Name, list[float]]:
+    """Time several functions in turn, so that a machine that slows down slows all of them.
 
     Args:
-        steps: What to time.
-        repeats: Timed steps of each.
+        steps: Functions by name.
+        repeats: Number of timed calls of each function.
+        device: Device that the functions run on; a GPU is synchronized before and after every timed call.
+        warm_up: Number of untimed calls of the same function before every timed call.
+
+    Returns:
+        Seconds of every timed call.
     """
-    timers = {
-        variant: Timer('step()', globals=dict(step=step), num_threads=torch.get_num_threads())
-        for variant, step in steps.items()
-    }
-    measured = {variant: [] for variant in steps}
+    seconds = {name: [] for name in steps}
     for _ in range(repeats):
-        for variant, timer in timers.items():
-            measured[variant].append(timer.timeit(1))
-    return {variant: Measurement.merge(several)[0] for variant, several in measured.items()}
+        for name, step in steps.items():
+            for _ in range(warm_up):
+                step()
+            started = _now(device)
+            step()
+            seconds[name].append(_now(device) - started)
+    return seconds
+
+
+def _now(device: torch.device) -> float:
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

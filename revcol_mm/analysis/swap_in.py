@@ -1,7 +1,7 @@
-"""RevCol in place of the backbone of a config, as a user would edit the config by hand.
+"""Replacement of a config's backbone by RevCol, with the edits that a user would make by hand.
 
-Features flow from the backbone through the neck, if there is one, to the heads. What reads them states how
-many channels it reads, and that is what changes.
+Features pass from the backbone through an optional neck to the heads. The config of each of these states the
+number of channels of its inputs (``in_channels``), which must be adapted to the new backbone.
 """
 
 import copy
@@ -12,36 +12,37 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
-SIZE = (256, 128)  # of the image that tells channels and strides; all that some networks take
-# What published weights of RevCol take: ImageNet's, RGB.
+SIZE = (256, 128)  # image for measuring channels and strides; some networks accept no other size
+# ImageNet's normalisation of RGB images, which RevCol's published weights expect.
 NORMALISATION = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 
 
 def swap_in(cfg: Config, backbone: dict[str, Any]) -> Config:
-    """Replace every backbone of a config's model, and the channels of what reads it.
+    """Replace every backbone of a config's model and adapt the input channels of necks and heads.
 
-    - The new backbone gives the levels with the old one's strides; in place of a dilated one, which has the
-      same stride several times, all of its levels.
-    - A backbone in a backbone, such as BiSeNet's ``backbone_cfg``, is replaced there.
-    - ``in_channels`` change in the neck; in heads only where what they read has other channels than before:
-      without a neck, or behind one that passes features on. Which levels a head reads is its ``in_index``.
-    - RoI heads that read the backbone through a stage of ResNet (C4) get a 1x1 convolution as their neck.
-    - Images of three channels are normalised as for RevCol's weights; of others, their number and their
-      normalisation stay. Checkpoints of the old model are left out.
+    - ``out_indices`` select the levels with the strides of the old backbone's features. A dilated backbone,
+      which repeats its last stride, is replaced by all levels.
+    - A backbone inside a backbone, such as BiSeNet's ``backbone_cfg``, is replaced there.
+    - ``in_channels`` change in the neck, and in heads if the channels of their inputs changed: without a
+      neck, or behind a neck that passes features on. ``in_index`` determines which levels a head reads.
+    - RoI heads with a shared ResNet stage (C4) get a 1x1 convolution as their neck.
+    - RGB images are normalised for RevCol's published weights. Other images keep their number of channels and
+      their normalisation. References to checkpoints of the old model are removed.
 
     Args:
-        cfg: Of MMDetection or MMSegmentation, with any backbone that can be built.
-        backbone: Config of the new one, such as ``dict(type='RevCol', arch='tiny')``; not ``out_indices``.
+        cfg: Config of MMDetection or MMSegmentation with any backbone that can be built.
+        backbone: Config of the new backbone without ``out_indices``, such as
+            ``dict(type='RevCol', arch='tiny')``.
 
     Returns:
         A new config.
 
     Raises:
-        ValueError: If there is no backbone, its strides are not those of the new one's levels, or something
-            that reads it cannot be followed; which is named.
+        ValueError: If there is no backbone, the new backbone lacks a stride of the old one, or the channels
+            of a neck or head cannot be determined.
     """
     if 'out_indices' in backbone:
-        raise ValueError('out_indices follow from the backbone that is replaced: leave them out')
+        raise ValueError('leave out_indices out: they are chosen by the strides of the replaced backbone')
     cfg = copy.deepcopy(cfg)
     networks = list(_networks(cfg.model))
     if not networks:
@@ -60,7 +61,7 @@ def swap_in(cfg: Config, backbone: dict[str, Any]) -> Config:
 
 
 def config_nodes(node: Any) -> Iterator[dict]:
-    """All dicts of a config."""
+    """Yield all dicts in a config, recursively."""
     children = node if isinstance(node, (list, tuple)) else ()
     if isinstance(node, dict):
         yield node
@@ -70,7 +71,7 @@ def config_nodes(node: Any) -> Iterator[dict]:
 
 
 def _networks(model: dict) -> Iterator[dict]:
-    """What holds a backbone: the model, or parts of it such as a tracker's detector."""
+    """Yield the model and those of its parts that have a backbone, such as the detector of a tracker."""
     return (node for node in config_nodes(model) if 'type' in (node.get('backbone') or ()))
 
 
@@ -100,7 +101,7 @@ def _swap(network: ConfigDict, new: ConfigDict) -> None:
     if network.get('neck'):
         neck = copy.deepcopy(network.neck)
         first = network.neck[0] if isinstance(network.neck, (list, tuple)) else network.neck
-        _follow(first, before, after)
+        _adapt_in_channels(first, before, after)
         before, after = _run(neck, before), _run(network.neck, after)
     elif 'shared_head' in network.get('roi_head', {}):
         network.neck = dict(
@@ -117,8 +118,8 @@ def _swap(network: ConfigDict, new: ConfigDict) -> None:
         if isinstance(part, (dict, list))
         and key not in ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg')
     }
-    if _channels(before) != _channels(after) and not _follow(heads, before, after):
-        raise ValueError(f'{", ".join(heads)}: nothing there reads channels {_channels(before)}')
+    if _channels(before) != _channels(after) and not _adapt_in_channels(heads, before, after):
+        raise ValueError(f'no in_channels in {", ".join(heads)} match the channels {_channels(before)}')
 
 
 def _channels(features: Sequence[Tensor]) -> list[int]:
@@ -126,34 +127,46 @@ def _channels(features: Sequence[Tensor]) -> list[int]:
 
 
 def _run(part: dict | list, inputs: Tensor | Sequence[Tensor], device: str = 'cpu') -> tuple[Tensor, ...]:
-    """Features that a backbone or a neck gives."""
+    """Build a backbone or a neck and return its features."""
     try:
         with torch.device(device), torch.no_grad():
             module = MODELS.build(copy.deepcopy(part))
-            module.eval()  # of some this returns nothing
+            module.eval()  # returns None for some modules
             return tuple(module(inputs))
     except Exception as error:
         name = part['type'] if isinstance(part, dict) else '+'.join(p['type'] for p in part)
-        raise ValueError(f'{name} cannot be followed: {type(error).__name__}: {error}') from error
+        raise ValueError(f'{name} cannot be built or run: {type(error).__name__}: {error}') from error
 
 
 def _with_levels_of(
     name: str, before: Sequence[Tensor], new: ConfigDict, image: Tensor
 ) -> tuple[ConfigDict, tuple[Tensor, ...]]:
-    """The new backbone's config with ``out_indices`` by the old one's features, and features like its own."""
+    """Choose ``out_indices`` of the new backbone by the strides of the old one's features.
+
+    Returns:
+        The new backbone's config, and features of zeros with the shapes of its features.
+    """
     features = _run(new, image.to('meta'), 'meta')
     levels = [image.shape[-1] // feature.shape[-1] for feature in features]
     strides = [image.shape[-1] // feature.shape[-1] for feature in before]
-    if strides == [min(stride, strides[-1]) for stride in levels]:  # dilated, from where they stay the same
+    if strides == [min(stride, strides[-1]) for stride in levels]:  # dilated: the last stride is repeated
         strides = levels
     if len(set(strides)) < len(strides) or not set(strides) <= set(levels):
-        raise ValueError(f'{name} gives strides {strides}, {new.type} {levels}')
+        raise ValueError(
+            f'{name} has strides {strides}, which {new.type} with strides {levels} cannot reproduce'
+        )
     indices = tuple(map(levels.index, strides))
     return ConfigDict(new, out_indices=indices), tuple(torch.zeros(features[i].shape) for i in indices)
 
 
-def _follow(part: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
-    """Replace what a part of a config states of features' channels, in place; tells whether it states any."""
+def _adapt_in_channels(part: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+    """Replace ``in_channels`` in a part of a config, in place; return whether any was found.
+
+    Args:
+        part: Config of a neck or of heads.
+        before: Features that the part reads now.
+        after: Features that it will read.
+    """
     old, new = _channels(before), _channels(after)
     found = False
     for node in config_nodes(part):
@@ -163,7 +176,7 @@ def _follow(part: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> boo
             many = isinstance(value, (list, tuple))
             if key == 'in_channels':
                 index = node.get('in_index', range(len(old)) if many else -1)
-            else:  # such as c1_in_channels of DeepLabV3+, of a level of the head's own choice
+            else:  # a level that the head chooses itself, such as c1_in_channels of DeepLabV3+
                 index = old.index(value) if value in old else len(old)
             indices = index if many else [index]
             if max(indices) < len(old) and [old[i] for i in indices] == (list(value) if many else [value]):

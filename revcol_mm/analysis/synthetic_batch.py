@@ -1,4 +1,4 @@
-"""Random images with labels, for any model: batches for timing, of one shape and without a data set."""
+"""Batches of random images and labels for any model, which need no data set."""
 
 from copy import deepcopy
 from typing import Any
@@ -10,16 +10,16 @@ from mmengine.structures import PixelData
 
 from revcol_mm.models.image_channels import image_channels
 
-NUM_OBJECTS = 7  # of an image, as in COCO
+NUM_OBJECTS = 7  # objects per image, as in COCO
 NUM_PROPOSALS = 100
-NUM_SEGMENTS = 10  # classes in an image, as in ADE20K
+NUM_SEGMENTS = 10  # classes per image, as in ADE20K
 
 
 def num_classes_of(model: BaseModel) -> int:
-    """Number of classes that a model's head tells apart.
+    """Return the number of classes of a model's head.
 
     Raises:
-        ValueError: If no head says.
+        ValueError: If no module has ``num_classes``.
     """
     for name, module in model.named_modules():
         if 'rpn' not in name and isinstance(getattr(module, 'num_classes', None), int):
@@ -30,21 +30,22 @@ def num_classes_of(model: BaseModel) -> int:
 def synthetic_batch(
     model: BaseModel, scope: str, batch_size: int, height: int, width: int, training: bool = True
 ) -> dict[str, Any]:
-    """What a data loader gives, the same at every call.
+    """Create a batch as a data loader would return it. Every call returns the same batch.
 
     Args:
-        model: Whose classes the labels are of.
+        model: The model, which determines the number of classes and image channels.
         scope: The config's ``default_scope``: 'mmdet', 'mmseg' or 'mmpretrain'.
         batch_size: Number of images.
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
-        training: Whether it is a batch to train on. Semi-supervised detectors test on others.
+        height: Height of the images, in pixels.
+        width: Width of the images, in pixels.
+        training: Whether the batch is for training. Semi-supervised detectors take other batches in testing.
 
-    Returns: 'inputs', uint8 pixels (C, height, width) of each image, C as the model takes, and
-        'data_samples'. Images have 7 objects with boxes and masks, or 10 classes in a grid of 4 x 4
-        rectangles, or one class. Detectors with a semantic branch get a map of classes, too, those without an
-        RPN proposals, trackers pairs of frames, and semi-supervised detectors a batch for each of their
-        branches.
+    Returns:
+        'inputs', the uint8 pixels (C, height, width) of each image, and 'data_samples'. Images have 7 objects
+        with boxes and masks (mmdet), 10 classes in a grid of 4 x 4 rectangles (mmseg) or one class
+        (mmpretrain). Detectors with a semantic branch also get a segmentation map, those with RoI heads but
+        no RPN get proposals, trackers get pairs of frames, and semi-supervised detectors get a batch for each
+        of their branches.
     """
     num_classes = num_classes_of(model)
     if scope == 'mmdet':
@@ -70,7 +71,7 @@ def synthetic_batch(
 def _detection_batch(
     model: BaseModel, num_classes: int, batch_size: int, height: int, width: int, training: bool
 ) -> dict[str, Any]:
-    """What MMDetection's models take, by their kind."""
+    """Create a batch for one of MMDetection's models, depending on its kind."""
     from mmdet.models import BaseMOTModel, SemiBaseDetector
     from mmdet.models.reid import BaseReID
     from mmdet.structures import ReIDDataSample
@@ -81,7 +82,7 @@ def _detection_batch(
     if isinstance(model, BaseMOTModel):
         return demo_track_inputs(batch_size, 2, [0], shape, num_classes=num_classes, **labels)
     num_classes = min(getattr(module, 'num_things_classes', num_classes) for module in model.modules())
-    labels['num_classes'] = max(num_classes, 2)  # it leaves out class 0
+    labels['num_classes'] = max(num_classes, 2)  # demo_mm_inputs draws labels from 1 on
     if any(name.endswith(('semantic_head', 'panoptic_head')) for name, _ in model.named_modules()):
         labels['with_semantic'] = True
     batch = demo_mm_inputs(batch_size, shape, **labels)

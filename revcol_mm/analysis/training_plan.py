@@ -1,6 +1,10 @@
-"""Memory and time of a training that has not been run: counted where it can be, extrapolated where not.
+"""Memory and FLOPs of a training that has not been run: counted where possible, otherwise extrapolated.
 
-Letters: N parameters of the model, C of its largest column, R of all but columns; G GPUs.
+Activations cannot be counted on fake or meta tensors, because the losses of detectors match predictions to
+objects by their values, and reversible backward compares values. They are extrapolated from measurements of
+narrow models instead.
+
+Letters: N parameters of the model, C of its largest column, R outside of the columns; G GPUs.
 """
 
 import copy
@@ -20,19 +24,19 @@ from revcol_mm.testing import peak_bytes
 from .complexity import count_complexity
 from .synthetic_batch import synthetic_batch
 
-OPTIMIZER_STATES = dict(AdamW=2, Adam=2, SGD=1)  # numbers for each parameter; of SGD its momentum
-BYTES = 4  # of a weight, gradient or state, with autocast too
-NARROW = 24  # channels of level 0 of the models that are measured
+OPTIMIZER_STATES = dict(AdamW=2, Adam=2, SGD=1)  # numbers per parameter; for SGD its momentum
+BYTES = 4  # of a weight, gradient or state; they are float32 with autocast, too
+NARROW = 24  # channels of level 0 in the models that are measured
 
 
-class Sizes(NamedTuple):
-    """Parameters of a model.
+class ParameterCounts(NamedTuple):
+    """Numbers of parameters of a model.
 
     Args:
         total: N.
         column: C.
         rest: R.
-        level: Of the largest level of a column, whose gradients a reversible backward makes at once.
+        level: Of the largest level of a column, for which reversible backward creates all gradients at once.
     """
 
     total: int
@@ -45,11 +49,11 @@ class Memory(NamedTuple):
     """Bytes on each GPU.
 
     Args:
-        weights: Those that the GPU holds throughout.
-        gradients: As many.
-        optimizer: The optimizer's state.
-        buffers: DDP's buckets; or what fully_shard gathers of weights and gradients.
-        activations: The peak of a step beyond all these.
+        weights: Weights that the GPU holds permanently.
+        gradients: Gradients of these weights.
+        optimizer: State of the optimizer.
+        buffers: DDP's buckets, or the weights and gradients that fully_shard gathers.
+        activations: Peak of a step beyond all of the above.
     """
 
     weights: int
@@ -60,7 +64,10 @@ class Memory(NamedTuple):
 
 
 class _Sampling(torch.autograd.Function):
-    """Deformable attention with the memory of its CUDA kernel, and no result: a CPU's needs much more."""
+    """Deformable attention that uses as much memory as its CUDA kernel but computes only zeros.
+
+    The implementation for CPUs needs much more memory.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, shapes: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
@@ -75,47 +82,45 @@ class _Sampling(torch.autograd.Function):
 
 def _build(cfg: Config, device: str = 'cpu') -> torch.nn.Module:
     with torch.device(device), DefaultScope.overwrite_default_scope(cfg.default_scope):
-        return MODELS.build(copy.deepcopy(cfg.model))  # detectors change theirs
+        return MODELS.build(copy.deepcopy(cfg.model))  # detectors modify their config
 
 
-def count_sizes(cfg: Config) -> Sizes:
-    """Count parameters, without memory for them.
+def count_parameters(cfg: Config) -> ParameterCounts:
+    """Count the parameters of a config's model without allocating them.
 
     Raises:
         ValueError: If the model's backbone is not a RevCol.
     """
     with MODELS.switch_scope_and_registry(cfg.default_scope) as registry:
         backbone = registry.get(cfg.model.backbone.type)
-    if backbone is None or not issubclass(backbone, RevCol):  # another may not build on the meta device
+    if backbone is None or not issubclass(backbone, RevCol):  # others may not build on the meta device
         raise ValueError(f'the backbone of {cfg.filename} is not a RevCol')
     model = _build(cfg, 'meta')
 
     def count(module: torch.nn.Module) -> int:
         return sum(param.numel() for param in module.parameters())
 
-    columns = model.backbone.columns
-    levels = [level for column in columns for level in column.children()]
     total = count(model)
-    return Sizes(total, max(map(count, columns)), total - sum(map(count, columns)), max(map(count, levels)))
+    columns = [count(column) for column in model.backbone.columns]
+    levels = [count(level) for column in model.backbone.columns for level in column.children()]
+    return ParameterCounts(total, max(columns), total - sum(columns), max(levels))
 
 
 def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
-    """The config with all channels of the backbone divided."""
+    """Return the config with the backbone's channels divided by a number."""
     backbone = _build(cfg, 'meta').backbone
     widths = {channels: channels // divisor for channels in backbone.channels}
 
     def replace(node: Any) -> None:
         for key, value in node.items() if isinstance(node, dict) else ():
+            is_list = isinstance(value, (list, tuple))
             if key == 'in_channels':
-                many = isinstance(value, (list, tuple))
-                node[key] = [widths.get(v, v) for v in value] if many else widths.get(value, value)
-            for child in value if isinstance(value, (list, tuple)) else [value]:
+                node[key] = [widths.get(v, v) for v in value] if is_list else widths.get(value, value)
+            for child in value if is_list else [value]:
                 replace(child)
 
     cfg = copy.deepcopy(cfg)
-    for key, part in cfg.model.items():
-        if key != 'backbone':
-            replace({key: part})
+    replace({key: part for key, part in cfg.model.items() if key != 'backbone'})
     connection = 'huge' if len(backbone.columns[-1].reads[0]) == 3 else 'standard'
     cfg.model.backbone.update(
         arch=dict(
@@ -131,10 +136,10 @@ def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
 
 
 def measure_activations(cfg: Config, height: int, width: int, device: str | torch.device = 'cpu') -> int:
-    """Peak bytes of forward and backward of one random image, beyond weights and gradients."""
+    """Measure the peak bytes of forward and backward of one random image, without weights and gradients."""
     torch.manual_seed(0)
     model = _build(cfg)
-    model.init_weights()  # until then some are whatever was in memory, such as nan
+    model.init_weights()  # some weights are uninitialised memory before, which may contain nan
     model.to(device).train()
     for param in model.parameters():
         param.grad = torch.zeros_like(param)
@@ -147,10 +152,10 @@ def measure_activations(cfg: Config, height: int, width: int, device: str | torc
 
     with ExitStack() as stack, DefaultScope.overwrite_default_scope(cfg.default_scope):
         if cfg.default_scope != 'mmpretrain':
-            place = 'mmcv.ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch'
-            stack.enter_context(patch(place, _Sampling.apply))
+            sampling = 'mmcv.ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch'
+            stack.enter_context(patch(sampling, _Sampling.apply))
         if torch.device(device).type == 'cuda':
-            step()  # takes the libraries' work space
+            step()  # allocates the workspaces of cuBLAS and cuDNN
         return peak_bytes(step, device)
 
 
@@ -158,69 +163,74 @@ def estimate_activations(
     cfg: Config,
     shape: tuple[int, int],
     save_memory: bool,
-    sizes: Sizes,
+    counts: ParameterCounts,
     side: int = 256,
     device: str | torch.device = 'cpu',
 ) -> int:
-    """Extrapolate the peak of one image's activations from three measurements of narrow models.
+    """Extrapolate the peak bytes of one image's activations from three measurements of narrow models.
 
-    Activations are ``a + pixels * (b + c * channels)``: a is what belongs to queries, b to heads, c to the
-    backbone. The numbers come from a model with channels of about 24 at level 0 on images with ``side``
-    and 1.5 times as many pixels a side, and one with half as many channels. The gradients that reversible
-    backward makes of a level, whose size is square in channels, are added.
+    Activations are modelled as ``a + pixels * (b + c * channels)``, where a belongs to queries, b to heads
+    and c to the backbone. Measured are a model with about 24 channels at level 0 on square images of two
+    sizes, and a model with half as many channels on the larger images. With ``save_memory`` the gradients
+    of the largest level are added, whose size is quadratic in channels.
 
     Args:
         cfg: Config of the model.
         shape: Height and width of the image.
         save_memory: Whether columns train reversibly.
-        sizes: Of the model.
-        side: Of the smaller of the images that are measured.
-        device: To measure on.
+        counts: Parameters of the model.
+        side: Side of the smaller images in pixels; the larger ones have 1.5 times this side.
+        device: Device to measure on.
     """
     channels = _build(cfg, 'meta').backbone.channels
     divisor = max(1, channels[0] // NARROW)
     small, large = side, side * 3 // 2 // 32 * 32
     wide, thin = (_narrow(cfg, d, save_memory) for d in (divisor, 2 * divisor))
-    measured = [
+    wide_small, wide_large, thin_large = (
         measure_activations(model, s, s, device) for model, s in ((wide, small), (wide, large), (thin, large))
-    ]
-    slope = (measured[1] - measured[0]) / (large**2 - small**2)
-    constant = measured[0] - slope * small**2
-    # The channels of the two differ by half of those of the wide one.
-    per_channel = 2 * (measured[1] - measured[2]) / large**2
-    pixels = shape[0] * shape[1]
-    bytes_ = constant + pixels * (slope + per_channel * (divisor - 1))
-    return round(bytes_ + (BYTES * sizes.level if save_memory else 0))
+    )
+    per_pixel = (wide_large - wide_small) / (large**2 - small**2)  # b + c * channels of the wide model
+    constant = wide_small - per_pixel * small**2
+    channel_part = 2 * (wide_large - thin_large) / large**2  # c * channels of the wide model
+    activations = constant + shape[0] * shape[1] * (per_pixel + channel_part * (divisor - 1))
+    return round(activations + (BYTES * counts.level if save_memory else 0))
 
 
 def training_memory(
-    sizes: Sizes, activations: int, batch_size: int, num_gpus: int, sharded: bool, optimizer: str
+    counts: ParameterCounts, activations: int, batch_size: int, num_gpus: int, sharded: bool, optimizer: str
 ) -> Memory:
-    """Bytes on each of G GPUs.
+    """Compute the bytes on each of G GPUs.
 
-    With DDP all N of weights, gradients, states, and buckets in which gradients are summed. With fully_shard
-    N / G of the first three; and gathered R weights and gradients of an iteration, two columns' weights, the
-    next being fetched while one runs, and a column's gradients with the buffer from which they are summed.
+    DDP: weights, gradients and optimizer state of all N parameters, and buckets of N gradients. fully_shard:
+    N / G of the first three, and gathered tensors: R weights and gradients; the weights of two columns, since
+    the next one is prefetched; and the gradients of a column with their reduce-scatter buffer.
+
+    Args:
+        counts: Parameters of the model.
+        activations: Bytes of one image.
+        batch_size: Images on each GPU.
+        num_gpus: G.
+        sharded: Whether fully_shard is used instead of DDP.
+        optimizer: Type of the optimizer.
 
     Raises:
-        ValueError: If the state of the optimizer is not known.
+        ValueError: If the optimizer is unknown.
     """
     if optimizer not in OPTIMIZER_STATES:
-        raise ValueError(f'the optimizer is one of {", ".join(OPTIMIZER_STATES)}, got {optimizer!r}')
-    states = OPTIMIZER_STATES[optimizer]
-    share = ceil(BYTES * sizes.total / (num_gpus if sharded else 1))
+        raise ValueError(f'the optimizer must be one of {", ".join(OPTIMIZER_STATES)}, got {optimizer!r}')
+    share = ceil(BYTES * counts.total / (num_gpus if sharded else 1))
     if sharded:
-        buffers = BYTES * (2 * sizes.rest + 4 * sizes.column)
+        buffers = BYTES * (2 * counts.rest + 4 * counts.column)
     else:
-        buffers = BYTES * sizes.total if num_gpus > 1 else 0
-    return Memory(share, share, states * share, buffers, activations * batch_size)
+        buffers = BYTES * counts.total if num_gpus > 1 else 0
+    return Memory(share, share, OPTIMIZER_STATES[optimizer] * share, buffers, activations * batch_size)
 
 
 def training_flops(cfg: Config, shape: tuple[int, int], save_memory: bool) -> int:
-    """Floating-point operations of a training step on one image.
+    """Compute the floating-point operations of a training step on one image.
 
-    Two for each multiply-accumulate of inference; backward has twice as many as forward, and reversible
-    training runs the backbone once more.
+    Each multiply-accumulate of inference counts as two operations. Backward takes twice as many as forward,
+    and reversible training runs the backbone forward a second time.
     """
-    counted = count_complexity(copy.deepcopy(cfg), shape).flops
-    return 2 * (3 * counted.total() + (counted['backbone'] if save_memory else 0))
+    flops = count_complexity(copy.deepcopy(cfg), shape).flops
+    return 2 * (3 * flops.total() + (flops['backbone'] if save_memory else 0))

@@ -1,4 +1,4 @@
-"""One training step and one prediction of a config's model, on random images and with random weights."""
+"""Checks whether a config's model can train for a step and predict, with random weights on random images."""
 
 import copy
 from typing import Any, Callable, NamedTuple
@@ -13,17 +13,17 @@ from mmengine.structures import BaseDataElement
 from .swap_in import config_nodes
 from .synthetic_batch import synthetic_batch
 
-MAX_LENGTH = 160  # of an error
-MAX_SAMPLES = 50  # of an image: queries, proposals, objects, and those that RoI heads train on
+MAX_LENGTH = 160  # characters of an error message
+MAX_SAMPLES = 50  # queries, proposals, detections and training samples of RoI heads per image, for speed
 SAMPLES = {'num_queries', 'num_proposals', 'nms_pre', 'nms_post', 'max_per_img'}
 
 
 class Trial(NamedTuple):
-    """Why a model does not train or predict.
+    """Errors of training and of prediction, each in one line, or empty.
 
     Args:
-        training: The error, in a line; empty if it trains.
-        prediction: Likewise.
+        training: Error of the training step.
+        prediction: Error of the prediction.
     """
 
     training: str
@@ -31,26 +31,26 @@ class Trial(NamedTuple):
 
 
 def try_model(cfg: Config, batch_size: int = 2, side: int = 128) -> Trial:
-    """Build a config's model, train it for a step and let it predict. No checkpoint is loaded.
+    """Build a config's model without loading checkpoints, train it for a step and predict.
 
     Args:
-        cfg: Of MMDetection or MMSegmentation.
-        batch_size: Images in the step's batch; predictions are on one.
-        side: Of the images, in pixels. (Those of persons to identify have one size.)
+        cfg: Config of MMDetection or MMSegmentation.
+        batch_size: Number of images in the training step. Prediction takes one image.
+        side: Height and width of the images in pixels. Re-identification always uses 256 x 128.
     """
     torch.manual_seed(0)
-    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # as the runner does
+    MessageHub.get_current_instance().update_info_dict(dict(iter=0, epoch=0))  # some heads read the iteration
     size = (256, 128) if cfg.model.type == 'BaseReID' else (side, side)
 
     def batch(training: bool) -> dict[str, Any]:
-        number = batch_size if training else 1  # some predict on no more
+        number = batch_size if training else 1  # some models predict single images only
         return synthetic_batch(model, cfg.default_scope, number, *size, training)
 
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         try:
             model = _build(cfg, size)
         except Exception as error:
-            return Trial(*[reason(error)] * 2)
+            return Trial(*[error_line(error)] * 2)
         return Trial(_attempt(_train, model, batch), _attempt(_predict, model, batch))
 
 
@@ -59,11 +59,11 @@ def _build(cfg: Config, size: tuple[int, int]) -> BaseModel:
     for node in config_nodes(model):
         if 'checkpoint' in (node.get('init_cfg') or ()):
             node['init_cfg'] = None
-        for key in {'pretrained', 'teacher_ckpt', 'batch_augments'} & set(node):  # the last pad to full size
+        for key in {'pretrained', 'teacher_ckpt', 'batch_augments'} & set(node):  # the last one pads images
             node[key] = None
-        if node.get('type') == 'MMSyncBN':  # which cannot even be built in a single process
+        if node.get('type') == 'MMSyncBN':  # cannot be built in a single process
             node['type'] = 'SyncBN'
-        if {'mean', 'size'} <= set(node):  # to which a data preprocessor pads
+        if {'mean', 'size'} <= set(node):  # a data preprocessor that pads images to a size
             node['size'] = size
         for key in (SAMPLES | {'num'} if 'pos_fraction' in node else SAMPLES) & set(node):
             node[key] = min(node[key], MAX_SAMPLES)
@@ -73,9 +73,9 @@ def _build(cfg: Config, size: tuple[int, int]) -> BaseModel:
 
 
 def _train(model: BaseModel, batch: Callable[[bool], dict[str, Any]]) -> None:
-    """A step, of which every backbone that trains must get its part."""
+    """Train for a step and check that gradients reach every trainable backbone."""
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    model.train()  # of some this returns nothing
+    model.train()  # returns None for some models
     data = model.data_preprocessor(batch(True), training=True)
     loss, _ = model.parse_losses(model(**data, mode='loss'))
     if not loss.isfinite():
@@ -97,14 +97,14 @@ def _predict(model: BaseModel, batch: Callable[[bool], dict[str, Any]]) -> None:
 
 
 def _attempt(function: Callable[..., None], *args: Any) -> str:
-    """The error of a call, in a line; empty if there is none."""
+    """Call a function and return its error in one line, or an empty string."""
     try:
         function(*args)
     except Exception as error:
-        return reason(error)
+        return error_line(error)
     return ''
 
 
-def reason(error: BaseException) -> str:
-    """An error in a line."""
+def error_line(error: BaseException) -> str:
+    """Format an error in one line of at most 160 characters."""
     return ' '.join(f'{type(error).__name__}: {error}'.split())[:MAX_LENGTH]

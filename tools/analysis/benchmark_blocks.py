@@ -1,26 +1,24 @@
-"""How near to a trained network are its reversible blocks, and what do they save?
+"""Compare the reversible blocks of a trained network with its own blocks: difference, memory and time.
 
     python tools/analysis/benchmark_blocks.py CONFIG CHECKPOINT --blocks backbone.stages.2 --out work_dirs/b
 
-takes the equal blocks of a module, as a ViT's 'backbone.layers' or a ResNet's 'backbone.layer3' (blocks that
-change the shape, which come first, are left out), and what reaches them of test images. For every beta it
-prints how far revcol_mm.models.ReversibleBlocks is from them: the norm of the difference, relative to that
-of what the blocks give, and to that of what they change. Then it trains a step through them: storing all,
-checkpointing every block, and reversibly; memory is the peak of live bytes, beyond weights, their gradients
-and the input. Autocast makes checkpoints smaller where blocks give its type, but not what is kept of
-reversible blocks.
+takes the blocks of a module, such as a ViT's 'backbone.layers' or a ResNet's 'backbone.layer3' (without
+blocks at its beginning that change the shape), and the features of test images that reach them. For every
+beta it prints the norm of the difference between the outputs of revcol_mm.models.ReversibleBlocks and of the
+blocks, relative to the output of the blocks and to the change that they make to their input. Then it measures
+a training step through the blocks that stores all activations, one with activation checkpointing of every
+block, and reversible ones. Memory is the peak of live bytes beyond weights, gradients and the input. Autocast
+makes the checkpoints smaller if blocks return its type, but not the state that reversible blocks keep.
 """
 
 import argparse
 import itertools
 import statistics
-import time
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, Callable
 
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -28,6 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from revcol_mm.analysis.command_line import add_image_arguments, make_parser, read_arguments, write_report
 from revcol_mm.analysis.labelled_images import LabelledImages
 from revcol_mm.analysis.machine import machine
+from revcol_mm.analysis.markdown_table import markdown_table
+from revcol_mm.analysis.speed import DTYPES, autocast, time_in_turn
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models import ReversibleBlocks
@@ -37,16 +37,19 @@ BETAS = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.004)
 
 
 @torch.no_grad()
-def reach(model: nn.Module, name: str, batch: dict[str, Any]) -> tuple[list[nn.Module], tuple]:
-    """The last blocks of a module that keep the shape, and the arguments that reach the first of them.
+def find_blocks(model: nn.Module, name: str, batch: dict[str, Any]) -> tuple[list[nn.Module], tuple]:
+    """Return the blocks at the end of a module that keep the shape, and the arguments of the first of them.
 
     Raises:
-        ValueError: If there is no such module, or it has no two such blocks one after the other.
+        ValueError: If the module does not exist or has fewer than two such blocks.
     """
+    containers = ', '.join(
+        module_name
+        for module_name, module in model.backbone.named_modules(prefix='backbone')
+        if isinstance(module, (nn.Sequential, nn.ModuleList))
+    )
     if name not in dict(model.named_modules()):
-        raise ValueError(
-            f'--blocks {name}: the model has no such module; it has {", ".join(_holders(model))}'
-        )
+        raise ValueError(f'--blocks {name}: the model has no such module; it has {containers}')
     calls = []
     hooks = [
         block.register_forward_hook(lambda block, inputs, output: calls.append((block, inputs, output)))
@@ -58,8 +61,8 @@ def reach(model: nn.Module, name: str, batch: dict[str, Any]) -> tuple[list[nn.M
     kept = list(itertools.takewhile(_keeps_shape, reversed(calls)))[::-1]
     if len(kept) < 2:
         raise ValueError(
-            f'--blocks {name} has {len(kept)} blocks at its end that keep the shape, and needs two; there '
-            f'are {", ".join(_holders(model))}'
+            f'--blocks {name} has {len(kept)} blocks at its end that keep the shape, but at least 2 are '
+            f'needed; other modules are {containers}'
         )
     return [block for block, *_ in kept], kept[0][1]
 
@@ -69,17 +72,8 @@ def _keeps_shape(call: tuple[nn.Module, tuple, Any]) -> bool:
     return isinstance(output, Tensor) and output.shape == x.shape
 
 
-def _holders(model: nn.Module) -> list[str]:
-    holders = (nn.Sequential, nn.ModuleList)
-    return [
-        name
-        for name, module in model.backbone.named_modules(prefix='backbone')
-        if isinstance(module, holders)
-    ]
-
-
 def distances(blocks: list[nn.Module], inputs: tuple, betas: list[float]) -> list[dict[str, float]]:
-    """For every beta how far reversible blocks are from the blocks."""
+    """Compare the outputs of reversible blocks with those of the blocks for every beta."""
     x, *arguments = inputs
     with torch.no_grad():
         expected = x
@@ -99,9 +93,8 @@ def distances(blocks: list[nn.Module], inputs: tuple, betas: list[float]) -> lis
 
 
 def measure(blocks: list[nn.Module], inputs: tuple, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Memory and time of a training step through the blocks, by how they train."""
+    """Measure memory and time of a training step: storing all, checkpointing blocks, and reversible."""
     x, *arguments = inputs
-    dtype = dict(bf16=torch.bfloat16, fp16=torch.float16).get(args.precision)
 
     def sequence(x: Tensor, call: Callable) -> Tensor:
         for block in blocks:
@@ -109,7 +102,7 @@ def measure(blocks: list[nn.Module], inputs: tuple, args: argparse.Namespace) ->
         return x
 
     def step(run: Callable[[Tensor], Tensor]) -> None:
-        with torch.autocast(x.device.type, dtype) if dtype else nullcontext():
+        with autocast(x.device, args.precision):
             loss = run(x.detach().requires_grad_()).float().mean()
         loss.backward()
 
@@ -120,32 +113,23 @@ def measure(blocks: list[nn.Module], inputs: tuple, args: argparse.Namespace) ->
     for beta in args.betas:
         reversible = ReversibleBlocks(blocks, beta).train()
         runs[f'reversible, beta {beta}'] = lambda x, reversible=reversible: reversible(x, *arguments)
-    rows = []
-    for name, run in runs.items():
-        step(run)  # which makes room for gradients
-        seconds = []
-        for _ in range(args.repeats):
-            started = time.perf_counter()
-            step(run)
-            if x.is_cuda:
-                torch.cuda.synchronize(x.device)
-            seconds.append(time.perf_counter() - started)
-        rows.append(
-            dict(
-                mode=name,
-                mib=peak_bytes(partial(step, run), x.device) / 2**20,
-                seconds=statistics.median(seconds),
-            )
-        )
-    return rows
+    steps = {name: partial(step, run) for name, run in runs.items()}
+    for run in steps.values():
+        run()  # allocates the gradients of the weights, which do not count
+    memory = {name: peak_bytes(run, x.device) / 2**20 for name, run in steps.items()}
+    times = time_in_turn(steps, args.repeats, x.device)
+    return [
+        dict(mode=name, mib=memory[name], seconds=statistics.median(seconds))
+        for name, seconds in times.items()
+    ]
 
 
 def analyse(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
-    """Compare and measure; returns the report."""
+    """Run all measurements and return the report."""
     images = LabelledImages(cfg, 'test', args.batch_size, args.size, args.batch_size, seed=args.seed)
     model = init_model(cfg, args.checkpoint, args.device)
     (batch,) = images.batches()
-    blocks, inputs = reach(model, args.blocks, batch.data)
+    blocks, inputs = find_blocks(model, args.blocks, batch.data)
     return dict(
         config=args.config,
         checkpoint=args.checkpoint,
@@ -160,27 +144,30 @@ def analyse(args: argparse.Namespace, cfg: Config) -> dict[str, Any]:
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as two Markdown tables."""
-    lines = ['| beta | difference / output | difference / change |', '|---|---|---|']
-    lines += [
-        f'| {row["beta"]} | {row["of_output"]:.2g} | {row["of_change"]:.2g} |' for row in report['distances']
-    ]
-    lines += ['', '| training | memory, MiB | step, s | step / plain |', '|---|---|---|---|']
+    """Format the report as two Markdown tables."""
+    distances = markdown_table(
+        ['beta', 'difference / output', 'difference / change'],
+        [[row['beta'], f'{row["of_output"]:.2g}', f'{row["of_change"]:.2g}'] for row in report['distances']],
+    )
     plain = report['steps'][0]['seconds']
-    for row in report['steps']:
-        lines.append(
-            f'| {row["mode"]} | {row["mib"]:.1f} | {row["seconds"]:.3f} | {row["seconds"] / plain:.2f} |'
-        )
-    return '\n'.join(lines)
+    steps = markdown_table(
+        ['training', 'memory, MiB', 'step, s', 'step / plain'],
+        [
+            [row['mode'], f'{row["mib"]:.1f}', f'{row["seconds"]:.3f}', f'{row["seconds"] / plain:.2f}']
+            for row in report['steps']
+        ],
+    )
+    return f'{distances}\n\n{steps}'
 
 
-def plot(report: dict[str, Any]) -> plt.Figure:
-    """Draw the distance and the memory against beta."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout='constrained')
+def plot(report: dict[str, Any]) -> Figure:
+    """Draw the differences and the memory over beta."""
+    figure = Figure(figsize=(10, 3.6), layout='constrained')
+    axes = figure.subplots(1, 2)
     betas = [row['beta'] for row in report['distances']]
-    for key, label in (('of_output', 'of what they give'), ('of_change', 'of what they change')):
+    for key, label in (('of_output', 'relative to the output'), ('of_change', 'relative to the change')):
         axes[0].loglog(betas, [row[key] for row in report['distances']], marker='o', label=label)
-    axes[0].set_title(f'Distance from the {report["num_blocks"]} blocks, relative')
+    axes[0].set_title(f'Difference from the {report["num_blocks"]} blocks')
     plain, checkpointed, *reversible = report['steps']
     axes[1].semilogx(betas, [row['mib'] for row in reversible], marker='o', label='reversible')
     for row, style in ((plain, '-'), (checkpointed, '--')):
@@ -198,20 +185,20 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_image_arguments(parser, batch_size=4)
     parser.add_argument(
-        '--blocks', required=True, metavar='MODULE', help='what has them, by its name in the model'
+        '--blocks', required=True, metavar='MODULE', help='name of the module that contains the blocks'
     )
     parser.add_argument(
         '--betas', nargs='+', type=float, default=BETAS, help=f'[{" ".join(map(str, BETAS))}]'
     )
-    parser.add_argument('--precision', choices=('fp32', 'bf16', 'fp16'), default='fp32', help='[fp32]')
-    parser.add_argument('--repeats', type=int, default=5, help='timed steps; the median counts [5]')
+    parser.add_argument('--precision', choices=DTYPES, default='fp32', help='precision of autocast [fp32]')
+    parser.add_argument('--repeats', type=int, default=5, help='timed steps, whose median is reported [5]')
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         report = analyse(args, cfg)
     print(f'{report["num_blocks"]} blocks, {report["shape"]}, {report["precision"]}, {report["machine"]}\n')
     print(table(report))
-    write_report(report, args.out, 'benchmark_blocks')
     if args.out:
+        write_report(report, args.out, 'benchmark_blocks')
         plot(report).savefig(args.out / 'benchmark_blocks.png', dpi=110)
 
 

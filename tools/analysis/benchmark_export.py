@@ -1,17 +1,17 @@
-"""Compare exported models with what they were made of, on pictures: same answers? how large, how fast?
+"""Compare exported models with the original models on pictures: predictions, file size and speed.
 
     python tools/analysis/benchmark_export.py photos --models CONFIG CHECKPOINT --models CONFIG2 CHECKPOINT2
 
-exports every model to ONNX with free sizes, and runs it by onnxruntime and by torch, one picture at a time in
-turn, each in the size that the config's test pipeline gives it. 'same' is the share of pixels with the same
-label or segment; of detections with a score from 0.3 on, the share that the file has as well, of the same
-class, with an IoU from 0.99 on and a score within 0.001; of classifiers, of pictures with the same class.
-'difference' is what tools/export.py holds against its tolerance. Times are medians, of network and
-post-processing, without reading and resizing.
+exports every model to ONNX with dynamic sizes and runs it with onnxruntime and with torch in turn, on one
+picture at a time in the size of the config's test pipeline. 'same' is the share of equal predictions.
+Segmentation: the share of pixels with the same label or segment. Detection: the share of torch's detections
+with a score of at least 0.3 for which the exported model has one of the same class, with an IoU of at least
+0.99 and a score within 0.001. Classification: the share of pictures with the same class. 'difference' is the
+error that tools/export.py compares with its tolerance. Times are medians of network and post-processing,
+without loading and resizing.
 """
 
 import argparse
-import json
 import statistics
 import subprocess
 import sys
@@ -25,30 +25,33 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from revcol_mm.analysis.command_line import write_report
 from revcol_mm.analysis.machine import machine
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.exported_model import open_onnx
+from revcol_mm.apis.build_image_graph import build_image_graph
+from revcol_mm.apis.exported_file import open_onnx
 from revcol_mm.apis.image_files import find_sources, read_pictures
-from revcol_mm.apis.image_graph import ImageGraph, image_graph
+from revcol_mm.apis.image_graph import ImageGraph
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.errors import errors_in_one_line
 
-COUNTED = 0.3  # score of detections that are compared
+MIN_SCORE = 0.3  # detections with lower scores are not compared
 
 
 def share_of_same(names: tuple[str, ...], outputs: list[Tensor], expected: list[Tensor]) -> float | None:
-    """Share of the model's answers that the file gives as well; None if there are none.
+    """Return the share of predictions of a model that its exported file shares; None without predictions.
 
     Args:
-        names: Of the outputs.
-        outputs: Of the file, for one picture.
-        expected: Of the model.
+        names: Names of the outputs.
+        outputs: Outputs of the exported file for one picture.
+        expected: Outputs of the model.
     """
     found, wanted = (dict(zip(names, each)) for each in (outputs, expected))
     if 'segments' in names:
         return (found['segments'] == wanted['segments']).float().mean().item()
     if 'boxes' in names:
-        counts = wanted['scores'][0] >= COUNTED
+        counts = wanted['scores'][0] >= MIN_SCORE
         if not counts.any():
             return None
         same = box_iou(wanted['boxes'][0][counts], found['boxes'][0]) >= 0.99
@@ -61,7 +64,7 @@ def share_of_same(names: tuple[str, ...], outputs: list[Tensor], expected: list[
 
 
 def timed(run: Callable[[Tensor], Any], image: Tensor) -> tuple[float, list[Tensor]]:
-    """Milliseconds that a run takes, and its outputs."""
+    """Run a model on an image; return the milliseconds that it took, and its outputs."""
     start = time.perf_counter()
     outputs = run(image)
     spent = 1e3 * (time.perf_counter() - start)
@@ -70,12 +73,12 @@ def timed(run: Callable[[Tensor], Any], image: Tensor) -> tuple[float, list[Tens
 
 @torch.inference_mode()
 def compare(graph: ImageGraph, file: Path, images: list[Tensor]) -> dict[str, Any]:
-    """Run a model and its file on images."""
+    """Run a model and its exported file on images and return the measured part of a row of the report."""
     import onnx
 
-    run, *_ = open_onnx(file, 'cpu')
+    run = open_onnx(file, 'cpu').run
     times, same, differences = [], [], []
-    for index, image in enumerate([images[0], *images]):  # the first time of each is not counted
+    for index, image in enumerate([images[0], *images]):  # the first run is a warm-up
         (ours, expected), (theirs, outputs) = timed(graph, image), timed(run, image)
         if index:
             times.append((ours, theirs))
@@ -96,22 +99,21 @@ def compare(graph: ImageGraph, file: Path, images: list[Tensor]) -> dict[str, An
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The comparison in Markdown."""
-    lines = [
-        '| model | task | opset | MiB | torch, ms | onnxruntime, ms | same | difference |',
-        '|---' * 8 + '|',
+    """Format the comparison as a Markdown table."""
+    heads = ['model', 'task', 'opset', 'MiB', 'torch, ms', 'onnxruntime, ms', 'same', 'difference']
+    cells = [
+        [
+            *(row['model'], row['task'], row['opset'], f'{row["mib"]:.1f}'),
+            *(f'{row["torch_ms"]:.0f}', f'{row["onnxruntime_ms"]:.0f}'),
+            *('' if row['same'] is None else f'{row["same"]:.2%}', f'{row["difference"]:.0e}'),
+        ]
+        for row in rows
     ]
-    for row in rows:
-        same = '' if row['same'] is None else f'{row["same"]:.2%}'
-        lines.append(
-            f'| {row["model"]} | {row["task"]} | {row["opset"]} | {row["mib"]:.1f} | {row["torch_ms"]:.0f} | '
-            f'{row["onnxruntime_ms"]:.0f} | {same} | {row["difference"]:.0e} |'
-        )
-    return '\n'.join(lines)
+    return markdown_table(heads, cells)
 
 
 def benchmark(config: str, checkpoint: str, pictures: list[str]) -> dict[str, Any]:
-    """Export a model, and compare."""
+    """Export a model and compare it with the exported file."""
     inferencer = init_inferencer(config, checkpoint, 'cpu')
     problems: list[str] = []
     sources = find_sources(pictures, leave_out=Path('nowhere'))
@@ -120,7 +122,7 @@ def benchmark(config: str, checkpoint: str, pictures: list[str]) -> dict[str, An
         for picture in read_pictures(sources, inferencer.read, lambda source, why: problems.append(why))
     ]
     if problems:
-        raise ValueError(f'a picture cannot be read: {problems[0]}')
+        raise ValueError(f'cannot read a picture: {problems[0]}')
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, 'model.onnx')
         command = [sys.executable, '-m', 'revcol_mm.cli', 'export', config, checkpoint, '--format', 'onnx']
@@ -128,8 +130,8 @@ def benchmark(config: str, checkpoint: str, pictures: list[str]) -> dict[str, An
             [*command, '--dynamic', '--out', str(file)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise ValueError(f'{config} is not exported: {done.stderr.strip().splitlines()[-1]}')
-        result = compare(image_graph(inferencer.model), file, images)
+            raise ValueError(f'cannot export {config}: {done.stderr.strip().splitlines()[-1]}')
+        result = compare(build_image_graph(inferencer.model), file, images)
     return dict(model=Path(config).stem, task=inferencer.task, **result)
 
 
@@ -150,7 +152,7 @@ def main() -> None:
             print(f'\n{table(rows)}\n', flush=True)
         if args.out:
             report = dict(machine=machine(torch.device('cpu')), models=rows)
-            (args.out / 'benchmark_export.json').write_text(json.dumps(report, indent=1) + '\n')
+            write_report(report, args.out, 'benchmark_export')
 
 
 if __name__ == '__main__':

@@ -1,35 +1,36 @@
-"""Time of RevCol as this project computes it, relative to the published code.
+"""Compare the speed of RevCol in this project with that of the published code.
 
     git clone https://github.com/megvii-research/RevCol
     python tools/analysis/benchmark_published.py RevCol tiny base
 
-prints a table of the ratio ours / published: of a forward pass in evaluation, in float32 and bfloat16, and of
-a training step that stores everything and one that is reversible. Both models have the same weights, and are
-timed in turn, in one process; the median counts. What they compute is compared first.
+prints a table of the ratios of times, ours / published: of forward passes in evaluation, in float32 and
+bfloat16, and of training steps that store all activations or are reversible. Both models have the same
+weights, and their outputs are compared first. They are timed in turn in one process; medians are compared.
 """
 
 import argparse
 import importlib
 import statistics
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Callable
 
 import torch
 from torch import Tensor, nn
 
 from revcol_mm import RevCol
+from revcol_mm.analysis.command_line import add_device_argument
 from revcol_mm.analysis.machine import machine
+from revcol_mm.analysis.markdown_table import markdown_table
+from revcol_mm.analysis.speed import time_in_turn
 from revcol_mm.apis import pick_device
 
 PUBLISHED = ('tiny', 'small', 'base', 'large', 'xlarge')
 
 
 class LastLevel(nn.Module):
-    """The published model but for its head: the last level, as ours returns it."""
+    """The published model without its head, so that it returns the last level."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -42,29 +43,28 @@ class LastLevel(nn.Module):
 
 
 def import_published(checkout: Path) -> ModuleType:
-    """Import the published ``models/revcol.py``, with stand-ins for timm, yacs and Python's ``imp``.
+    """Import the published ``models/revcol.py``, with stubs for timm, yacs and Python's ``imp``.
 
     Raises:
-        FileNotFoundError: If it is not there.
+        FileNotFoundError: If the file does not exist.
     """
     if not (checkout / 'models/revcol.py').is_file():
         raise FileNotFoundError(
             f'{checkout} is no checkout of megvii-research/RevCol: it has no models/revcol.py'
         )
     layers = ModuleType('timm.models.layers')
-    layers.trunc_normal_, layers.DropPath = nn.init.trunc_normal_, nn.Identity  # rates are 0 here
+    layers.trunc_normal_, layers.DropPath = nn.init.trunc_normal_, nn.Identity  # drop path rates are 0 here
     stubs = {name: ModuleType(name) for name in ('imp', 'timm', 'timm.models', 'models')}
-    stubs['models'].__path__ = [str(checkout / 'models')]  # its __init__ wants yacs, too
+    stubs['models'].__path__ = [str(checkout / 'models')]  # skips its __init__, which imports yacs
     sys.modules.update(stubs | {'timm.models.layers': layers})
     return importlib.import_module('models.revcol')
 
 
 def measure(published: ModuleType, name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Ratios of times, ours / published, of one arch."""
+    """Return the ratios of times, ours / published, of one arch."""
+    build = getattr(published, f'revcol_{name}')
     theirs = {
-        save_memory: LastLevel(
-            getattr(published, f'revcol_{name}')(save_memory, inter_supv=False, drop_path=0.0)
-        ).to(args.device)
+        save_memory: LastLevel(build(save_memory, inter_supv=False, drop_path=0.0)).to(args.device)
         for save_memory in (False, True)
     }
     ours = {
@@ -74,9 +74,7 @@ def measure(published: ModuleType, name: str, args: argparse.Namespace) -> dict[
     weights = ours[False].state_dict()
     for key, value in weights.items():
         if key.endswith('gamma'):
-            value.fill_(
-                0.3
-            )  # as in a trained model; with the initial 1e-6 blocks would not show in what is compared
+            value.fill_(0.3)  # as in a trained model; the initial 1e-6 would hide differences in the blocks
     ours[True].load_state_dict(weights)
     for model in theirs.values():
         model.model.load_state_dict(weights)
@@ -93,36 +91,18 @@ def measure(published: ModuleType, name: str, args: argparse.Namespace) -> dict[
         model.train().zero_grad()
         model(image)[0].square().mean().backward()
 
-    jobs = {
-        'forward': (forward, False),
-        'bfloat16 forward': (partial(forward, dtype=torch.bfloat16), False),
-        'plain step': (step, False),
-        'reversible step': (step, True),
+    def ratio(first: partial, second: partial) -> float:
+        times = time_in_turn(dict(first=first, second=second), args.repeats, args.device, warm_up=1)
+        return statistics.median(times['first']) / statistics.median(times['second'])
+
+    bfloat16 = partial(forward, dtype=torch.bfloat16)
+    return {
+        'forward': ratio(partial(forward, ours[False]), partial(forward, theirs[False])),
+        'bfloat16 forward': ratio(partial(bfloat16, ours[False]), partial(bfloat16, theirs[False])),
+        'plain step': ratio(partial(step, ours[False]), partial(step, theirs[False])),
+        'reversible step': ratio(partial(step, ours[True]), partial(step, theirs[True])),
+        'reversible / plain, ours': ratio(partial(step, ours[True]), partial(step, ours[False])),
     }
-    ratios = {}
-    for job, (run, save_memory) in jobs.items():
-        of_ours, of_theirs = alternate(
-            [partial(run, ours[save_memory]), partial(run, theirs[save_memory])], args.repeats, args.device
-        )
-        ratios[job] = of_ours / of_theirs
-    plain, reversible = alternate(
-        [partial(step, ours[kind]) for kind in (False, True)], args.repeats, args.device
-    )
-    return ratios | {'reversible / plain, ours': reversible / plain}
-
-
-def alternate(functions: list[Callable[[], None]], repeats: int, device: torch.device) -> list[float]:
-    """Median seconds of each function, run in turn after two runs that do not count."""
-    times = [[] for _ in functions]
-    for repeat in range(repeats + 2):
-        for function, seconds in zip(functions, times):
-            started = time.perf_counter()
-            function()
-            if device.type == 'cuda':
-                torch.cuda.synchronize(device)
-            if repeat >= 2:
-                seconds.append(time.perf_counter() - started)
-    return [statistics.median(seconds) for seconds in times]
 
 
 def main() -> None:
@@ -132,7 +112,7 @@ def main() -> None:
     parser.add_argument('--size', nargs=2, type=int, default=(224, 224), metavar=('H', 'W'))
     parser.add_argument('--batch-size', type=int, default=4)
     parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
+    add_device_argument(parser)
     args = parser.parse_args()
     try:
         args.device = pick_device(args.device)
@@ -144,9 +124,9 @@ def main() -> None:
     )
     for index, name in enumerate(args.archs):
         ratios = measure(published, name, args)
-        if index == 0:
-            print(f'| arch | {" | ".join(ratios)} |\n{"|---" * (1 + len(ratios))}|')
-        print(f'| {name} | {" | ".join(f"{ratio:.2f}" for ratio in ratios.values())} |', flush=True)
+        row = [name, *(f'{ratio:.2f}' for ratio in ratios.values())]
+        lines = markdown_table(['arch', *ratios], [row]).splitlines()
+        print('\n'.join(lines if index == 0 else lines[2:]), flush=True)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,12 @@
-"""What does a model get to see? Pictures of a config's data set after its pipeline, with the ground truth
-drawn.
+"""Draw images of a config's data set, as its pipeline passes them to the model, with their ground truth.
 
     python tools/analysis/browse_dataset.py configs/mask2former_revcol_nano_sample.py --number 8 --out
     work_dirs/look
 
-draws images from all over the data set by the config's visualizer, and prints the size of each, after
-cropping and scaling, and what it holds: objects of each class, shares of its pixels, or its class.
-browse_dataset.json has the same. In the pipelines of validation and testing annotations often are loaded
-after images have been scaled, for metrics on original images; here they are scaled, too.
+draws images at equal distances in the data set with the config's visualizer. It prints the size of each image
+after the pipeline and its contents: the number of objects, the share of pixels, or the class of the image.
+browse_dataset.json contains the same. Pipelines of validation and testing often load annotations after
+resizing, for metrics on the original images; here they are loaded first, so that they are resized, too.
 """
 
 import argparse
@@ -21,23 +20,21 @@ from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.analysis.command_line import (
-    make_parser,
-    read_arguments,
-    write_report,
-)
+from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.data.pipelines import ignore_index, image_loader, innermost_datasets
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.preflight import check_files
-from revcol_mm.training.resumable_data import seed_everything
-from revcol_mm.visualization.prediction_pictures import enlarge, reads_bgr, rgb_picture, without_ignored
+from revcol_mm.training.seeding import seed_everything
+from revcol_mm.visualization.drawable_samples import enlarge, without_ignored
+from revcol_mm.visualization.rgb_picture import reads_bgr, rgb_picture
 
 
 def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
-    """What a sample holds, by class: number of objects, share of all pixels, or 1 for the image's class.
+    """Return the number of objects or the share of pixels of each class in a sample, or 1 for its class.
 
-    Labels beyond the classes are left out.
+    Labels that are not classes, such as the ignore label, are left out.
     """
     if 'gt_instances' in sample:
         return Counter(classes[label] for label in sample.gt_instances.labels.tolist())
@@ -49,7 +46,7 @@ def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
 
 
 def describe(sample: Any, classes: tuple[str, ...]) -> str:
-    """:func:`contents` in words, commonest class first."""
+    """Describe the :func:`contents` of a sample, beginning with the most frequent class."""
     written = []
     for name, amount in sorted(contents(sample, classes).items(), key=lambda item: -item[1]):
         if 'gt_instances' in sample:
@@ -62,12 +59,12 @@ def describe(sample: Any, classes: tuple[str, ...]) -> str:
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
-    """Draw the pictures; returns what each holds."""
+    """Draw the pictures and return the contents of each."""
     loader = f'{args.split}_dataloader'
     if args.number < 1:
-        raise ValueError(f'--number starts at 1, got {args.number}')
+        raise ValueError(f'--number must be at least 1, got {args.number}')
     if not cfg.get(loader) or not cfg.get('visualizer'):
-        raise ValueError(f'{args.config} has no {loader}, or no visualizer')
+        raise ValueError(f'{args.config} lacks {loader} or visualizer, which are needed')
     check_files(Config(dict(model={}, loader=cfg[loader])), ('loader',))
     if args.split != 'train':
         pipeline = innermost_dataset(cfg[loader].dataset).pipeline
@@ -106,20 +103,17 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
 
 
 def table(rows: list[dict]) -> str:
-    """What the pictures hold as a Markdown table."""
-    lines = ['| picture | size | holds |', '|---|---|---|']
-    for row in rows:
-        height, width = row['size']
-        lines.append(f'| {row["picture"]} | {height} x {width} | {row["description"]} |')
-    return '\n'.join(lines)
+    """Format the size and the contents of the pictures as a Markdown table."""
+    cells = [[row['picture'], ' x '.join(map(str, row['size'])), row['description']] for row in rows]
+    return markdown_table(['picture', 'size', 'holds'], cells)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
     parser.set_defaults(out=Path('work_dirs/browse_dataset'))
     parser.add_argument('--split', choices=('train', 'val', 'test'), default='train', help='[train]')
-    parser.add_argument('--number', type=int, default=16, metavar='N', help='pictures to draw [16]')
-    parser.add_argument('--seed', type=int, default=0, help='of the augmentation [0]')
+    parser.add_argument('--number', type=int, default=16, metavar='N', help='number of pictures [16]')
+    parser.add_argument('--seed', type=int, default=0, help='seed of the augmentation [0]')
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         rows = draw(args, cfg)

@@ -1,12 +1,12 @@
-"""Which classes does a model take for which? Confusion matrix and scores of every class, on the test images.
+"""Compute the confusion matrix of a model on the test images, and the scores of every class.
 
     python tools/analysis/confusion.py configs/upernet_revcol_nano_sample.py WEIGHTS --out work_dirs/confusion
 
-prints how many there are of every class, precision and recall, of segmentation also IoU, in percent, and
-writes them with the matrix of counts as confusion.json, and the matrix as confusion.png, each row as shares
-of that class. Segmentation counts pixels, classification images, detection objects: a row 'background' has
-boxes without an object, a column 'background' objects without a box. With --trimap R segmentation counts only
-pixels that are within R pixels of a boundary.
+prints the count, the precision and the recall of every class, and for segmentation its IoU, in percent.
+confusion.json contains the same and the matrix of counts; confusion.png shows the matrix with every row as
+shares of its class. Segmentation counts pixels, classification images, and detection objects; its row
+'background' has boxes without an object and its column 'background' objects without a box. With --trimap R
+segmentation counts only pixels within R pixels of a boundary.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 from mmengine.registry import DefaultScope
@@ -23,11 +23,13 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.analysis.command_line import (
+    add_device_argument,
     make_parser,
     read_arguments,
     write_report,
 )
 from revcol_mm.analysis.heat_map import heat_map
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.data.pipelines import ignore_index
 from revcol_mm.errors import errors_in_one_line
@@ -38,7 +40,7 @@ from revcol_mm.preflight import check_files
 
 @torch.no_grad()
 def measure(args: argparse.Namespace, cfg: Config) -> dict:
-    """Test the model; returns the report."""
+    """Test the model and return the report."""
     options = dict(
         mmdet=dict(score_threshold=args.score_threshold, iou_threshold=args.iou_threshold),
         mmseg=dict(trimap_radius=args.trimap),
@@ -47,7 +49,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
         given = [name for name, value in values.items() if value is not None]
         if given and scope != cfg.default_scope:
             kind = dict(mmdet='detector', mmseg='segmentor')[scope]
-            raise ValueError(f'{args.config} is no {kind}: it takes no {" or ".join(given)}')
+            raise ValueError(f'{args.config} is no {kind}, so {" and ".join(given)} cannot be used')
     own = options.get(cfg.default_scope, {})
     metric = ConfusionMetric(**{name: value for name, value in own.items() if value is not None})
     check_files(cfg, ('test_dataloader',), evaluators=False)
@@ -82,35 +84,36 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
 
 
 def table(report: dict) -> str:
-    """Scores of every class in percent, and their means, as a Markdown table."""
-    rows = report['classes']
-    names = list(rows[0])[2:]
-    lines = [f'| class | count | {" | ".join(names)} |', '|---' * (2 + len(names)) + '|']
-    for row in rows:
-        values = ['' if row[name] is None else f'{100 * row[name]:.1f}' for name in names]
-        lines.append(f'| {row["class"]} | {row["count"]} | {" | ".join(values)} |')
-    means = []
+    """Format the scores of every class and their means, in percent, as a Markdown table."""
+    names = list(report['classes'][0])[2:]
+    mean = {'class': 'mean', 'count': sum(row['count'] for row in report['classes'])}
     for name in names:
-        values = [row[name] for row in rows if row[name] is not None]
-        means.append(f'{100 * np.mean(values):.1f}' if values else '')
-    lines.append(f'| mean | {sum(row["count"] for row in rows)} | {" | ".join(means)} |')
-    return '\n'.join(lines)
+        values = [row[name] for row in report['classes'] if row[name] is not None]
+        mean[name] = np.mean(values) if values else None
+    rows = [
+        [
+            *(row['class'], row['count']),
+            *('' if row[name] is None else f'{100 * row[name]:.1f}' for name in names),
+        ]
+        for row in (*report['classes'], mean)
+    ]
+    return markdown_table(['class', 'count', *names], rows)
 
 
-def plot(report: dict, path: Path) -> None:
-    """Draw the matrix, each row as shares of its sum."""
+def plot(report: dict) -> Figure:
+    """Draw the matrix with every row as shares of its sum."""
     matrix, names = np.array(report['matrix'], float), report['names']
     totals = matrix.sum(1, keepdims=True)
     shares = np.divide(matrix, totals, out=np.full_like(matrix, np.nan), where=totals > 0)
     side = max(6, 0.19 * len(names) + 2)
-    figure, axis = plt.subplots(figsize=(side + 1, side), layout='constrained')
+    figure = Figure(figsize=(side + 1, side), layout='constrained')
+    axis = figure.subplots()
     shown = heat_map(axis, shares, names, names)
     axis.set_xlabel('predicted')
     axis.set_ylabel('true')
     axis.set_title(Path(report['config']).stem)
     figure.colorbar(shown, ax=axis, label='share of the true class')
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
@@ -120,28 +123,28 @@ def main() -> None:
         '--score-threshold',
         type=float,
         metavar='S',
-        help='of detection: lowest score of a box that counts [0.3]',
+        help='detection: lowest score of boxes that count [0.3]',
     )
     parser.add_argument(
         '--iou-threshold',
         type=float,
         metavar='IOU',
-        help='of detection: lowest IoU of a box and its object [0.5]',
+        help='detection: lowest IoU of a box with its object [0.5]',
     )
     parser.add_argument(
         '--trimap',
         type=int,
         metavar='R',
-        help='of segmentation: count only pixels within R pixels of a boundary [all]',
+        help='segmentation: count only pixels within R pixels of a boundary [all]',
     )
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
+    add_device_argument(parser)
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(table(report))
-    write_report(report, args.out, 'confusion')
     if args.out:
-        plot(report, args.out / 'confusion.png')
+        write_report(report, args.out, 'confusion')
+        plot(report).savefig(args.out / 'confusion.png', dpi=110)
 
 
 if __name__ == '__main__':

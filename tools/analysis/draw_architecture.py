@@ -1,4 +1,4 @@
-"""Draw how the columns and levels of a RevCol are connected, from the model itself.
+"""Draw the connections between the columns and levels of a RevCol, read from the model itself.
 
 Example: python tools/analysis/draw_architecture.py tiny --out docs/figures/architecture.png
 """
@@ -6,18 +6,15 @@ Example: python tools/analysis/draw_architecture.py tiny --out docs/figures/arch
 import argparse
 from pathlib import Path
 
-import matplotlib
 import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
 
 from revcol_mm.models.backbones.revcol import ARCHS, RevCol
 
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
-
-MAX_COLUMNS = 4  # of more, the first two and the last one are drawn
-BOX = (1.3, 0.62)  # width and height, where neighbours are 2.4 and 1.2 apart
+MAX_COLUMNS = 4  # with more columns, only the first two and the last one are drawn
+BOX = (1.3, 0.62)  # width and height; the centres of neighbours are 2.4 and 1.2 apart
 KINDS = {
     'couple': (
         'reversible: plus alpha times the level of the column before',
@@ -32,12 +29,13 @@ KINDS = {
 }
 
 
-def centre(place: int, level: int) -> tuple[float, float]:
+def centre(place: int, level: float) -> tuple[float, float]:
+    """Return the centre of a box, given the position of its column from the left and its level."""
     return 2.4 * place, 1.2 * level
 
 
 def box(axis: Axes, place: int, level: float, text: str, colour: str) -> None:
-    """A box for a module, with its text."""
+    """Draw the box of a module."""
     (x, y), (width, height) = centre(place, level), BOX
     corner = (x - width / 2, y - height / 2)
     axis.add_patch(
@@ -56,7 +54,7 @@ def arrow(axis: Axes, kind: str, start: tuple[float, float], end: tuple[float, f
 
 
 def connect(axis: Axes, kind: str, source: tuple[int, int], target: tuple[int, int]) -> None:
-    """An arrow from the border of one box to that of another."""
+    """Draw an arrow from the border of one box to the border of another."""
     (x0, y0), (x1, y1) = centre(*source), centre(*target)
     width, height = BOX[0] / 2 + 0.06, BOX[1] / 2 + 0.06
     if kind == 'below':
@@ -67,12 +65,13 @@ def connect(axis: Axes, kind: str, source: tuple[int, int], target: tuple[int, i
         arrow(axis, kind, (x0 + width - 0.1, y0 - height), (x1 - width, y1 + height - 0.12))
 
 
-def draw(model: RevCol, title: str, path: Path) -> None:
-    """Draw a model; its connections are read off ``Column.reads``."""
+def draw(model: RevCol, title: str) -> Figure:
+    """Draw a model with the connections that ``Column.reads`` lists."""
     num_levels, last = len(model.channels), model.num_columns - 1
     shown = list(range(last + 1)) if last < MAX_COLUMNS else [0, 1, last]
     places = {index: place + (index == last > shown[-2] + 1) for place, index in enumerate(shown)}
-    figure, axis = plt.subplots(figsize=(10, 6.2), layout='constrained')
+    figure = Figure(figsize=(10, 6.2), layout='constrained')
+    axis = figure.subplots()
     for index, place in places.items():
         for level, (below, *above) in enumerate(model.columns[index].reads):
             text = f'level {level}\n{model.layers[level]} blocks, C = {model.channels[level]}'
@@ -104,8 +103,7 @@ def draw(model: RevCol, title: str, path: Path) -> None:
     axis.set_axis_off()
     axis.set_xlim(centre(-1, 0)[0] - 0.9, centre(end, 0)[0] + 1.2)
     axis.set_ylim(centre(0, -1)[1] - 0.5, centre(0, num_levels)[1] - 0.2)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
@@ -119,7 +117,7 @@ def main() -> None:
     with torch.device('meta'):
         model = RevCol(args.arch)
     title = f'RevCol, arch {args.arch!r}: {model.num_columns} columns of {len(model.channels)} levels'
-    draw(model, title, args.out)
+    draw(model, title).savefig(args.out, dpi=110)
     print(f'{title}, drawn in {args.out}')
 
 

@@ -2,21 +2,22 @@
 
     python tools/analysis/experiments.py configs/experiments/camvid_columns.py --out docs/trainings/columns
 
-An experiment is a Python file of
+An experiment is a Python file that defines
 
-    config      the config of its runs
+    config      config of the runs
     iterations  length of every training
-    seeds       [0, 1, 2]
-    metrics     the table's columns, of the test or of the last validation, to choose by: ['mIoU', 'val/mIoU']
-    options     what all runs change in the config: {'optim_wrapper.optimizer.lr': 1e-3}
-    runs        what each run changes in addition, by its name; also 'config' and 'iterations' of its own
+    seeds       such as [0, 1, 2]
+    metrics     columns of the table: metrics of the test and, with the prefix val/, of the last validation,
+                such as ['mIoU', 'val/mIoU']
+    options     changes of the config in all runs, such as {'optim_wrapper.optimizer.lr': 1e-3}
+    runs        further changes of each run, by the name of the run; 'config' and 'iterations' can be replaced
 
-Runs go one after the other, each into work_dirs/experiments/EXPERIMENT/RUN/seedN. Those that have ended are
-not run again, and one that was interrupted goes on, unless its config has changed, which is an error. After
-each the table is printed. With --out it is also written, as table.md, with results.json and curves; results
-that the folder has already are kept and not run again, so that several machines can make one record.
-Times and memory are of training: seconds an iteration (the median), and the most that was taken, of a GPU's
-memory or else of the process.
+Runs are executed one after the other in work_dirs/experiments/EXPERIMENT/RUN/seedN. Completed runs are not
+repeated and interrupted runs are resumed; it is an error if the config of a run has changed in between. The
+table is printed after each run. With --out it is also written to table.md, together with results.json and a
+plot of the losses. Results that are already in this folder are kept and not run again, so that several
+machines can contribute to one record. The table has the median time of a training iteration and the peak
+memory of training, of the GPU if there is one and otherwise of the process.
 """
 
 import argparse
@@ -41,19 +42,19 @@ from revcol_mm.errors import errors_in_one_line
 
 matplotlib.use('Agg')  # figures are files
 TOOLS = Path(__file__).parents[1]
-CONFIG = 'config.py'  # of a run, in the folder of its seeds
+CONFIG = 'config.py'  # config of a run, next to the folders of its seeds
 KEYS = {'config', 'iterations', 'seeds', 'metrics', 'options', 'runs'}
 RECORD = 'results.json'
 
-Result = dict[str, Any]  # of one seed of a run
-Results = dict[str, dict[str, Result]]  # by run, then by seed: JSON has no keys but strings
+Result = dict[str, Any]  # result of one seed of a run
+Results = dict[str, dict[str, Result]]  # by run, then by seed as a string, because JSON keys are strings
 
 
 def read_experiment(path: Path) -> dict[str, Any]:
-    """The content of an experiment's file.
+    """Read the file of an experiment.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the file does not exist.
         ValueError: If a key is missing or unknown.
     """
     if not path.is_file():
@@ -66,14 +67,18 @@ def read_experiment(path: Path) -> dict[str, Any]:
 
 
 def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
-    """The config of a run: schedule and validation are stretched to the experiment's iterations."""
+    """Return the config of a run, with its schedule and validations scaled to the experiment's iterations.
+
+    Raises:
+        ValueError: If the schedule does not count iterations or does not end with the training.
+    """
     changes = {**experiment['options'], **changes}
     cfg = Config.fromfile(changes.pop('config', experiment['config']))
     iterations = changes.pop('iterations', experiment['iterations'])
     merge_options(cfg, changes)
     ends = [each.end for each in cfg.param_scheduler]
     if cfg.train_cfg.get('max_iters') != max(ends):
-        raise ValueError(f'{cfg.filename} is no schedule of iterations that ends with its training')
+        raise ValueError(f'{cfg.filename}: the schedule must count iterations and end with the training')
     scale = iterations / max(ends)
     for schedule in cfg.param_scheduler:
         schedule.begin = round(schedule.begin * scale)
@@ -81,13 +86,17 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
     quarter = -(-iterations // 4)
     cfg.train_cfg.update(max_iters=iterations, val_interval=quarter)
     cfg.default_hooks.checkpoint.update(interval=quarter, max_keep_ckpts=1, save_best=None)
-    cfg.default_hooks.logger.interval = max(1, iterations // 40)  # points of the curves
+    cfg.default_hooks.logger.interval = max(1, iterations // 40)  # gives 40 points of the loss curve
     cfg.default_hooks.visualization.draw = False
     return cfg
 
 
 def call(tool: str, *arguments: object) -> int:
-    """Run a tool of this repository; returns the most memory that it took, in MiB."""
+    """Run a tool of this repository and return the peak memory of its process, in MiB.
+
+    Raises:
+        ValueError: If the tool fails.
+    """
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
     process, most = psutil.Popen(command), 0
     while process.poll() is None:
@@ -100,18 +109,22 @@ def call(tool: str, *arguments: object) -> int:
 
 
 def check_unchanged(cfg: Config, folder: Path) -> None:
-    """Raise a ValueError if a run's folder is of another config: its result would pass for this one's."""
+    """Check that the folder of a run contains no results of another config.
+
+    Raises:
+        ValueError: If it does.
+    """
     config = folder / CONFIG
     if config.exists() and config.read_text() != cfg.pretty_text:
-        raise ValueError(f'{folder} is of a run with another config: remove it, or give another --work-dir')
+        raise ValueError(f'{folder} has a run with another config: remove it or give another --work-dir')
 
 
 def train_and_test(cfg: Config, folder: Path, seed: int) -> Result:
     """Train and test one seed of a run.
 
     Returns:
-        Metrics of the test, those of the last validation as 'val/NAME', time and memory of training, the
-        machine, and the curves of the loss and of the validation metrics.
+        Test metrics, metrics of the last validation as 'val/NAME', time and memory of training, the machine,
+        and the curves of the loss and of the validation metrics.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder.parent / CONFIG
@@ -134,10 +147,10 @@ def train_and_test(cfg: Config, folder: Path, seed: int) -> Result:
 
 
 def read_record(out: Path, experiment: dict[str, Any]) -> Results:
-    """Results in a folder that an earlier call wrote, none if there was no such call.
+    """Read the results that earlier calls wrote to a folder.
 
     Raises:
-        ValueError: If one of them is of a run that the experiment defines otherwise now.
+        ValueError: If the experiment now defines one of the runs differently.
     """
     if not (out / RECORD).exists():
         return {}
@@ -148,7 +161,7 @@ def read_record(out: Path, experiment: dict[str, Any]) -> Results:
             old, new = (each[key].get(run) if key == 'runs' else each[key] for each in (record, now))
             if old != new:
                 raise ValueError(
-                    f'{out / RECORD} has {run} with {key} {old}, and the experiment has {new}: '
+                    f'{out / RECORD} has {run} with {key} {old}, but the experiment has {new}: '
                     'give another --out'
                 )
     return record['results']
@@ -171,7 +184,7 @@ def write_record(out: Path, experiment: dict[str, Any], results: Results) -> Non
 
 
 def table(results: Results, metrics: list[str]) -> str:
-    """Tabulate, as Markdown, the mean of each run's seeds, the least and the most."""
+    """Format the mean, minimum and maximum over seeds of every run as a Markdown table."""
     lines = [
         f'| run | seeds | {" | ".join(metrics)} | s / iteration | memory, MiB |',
         '|---' * (len(metrics) + 4) + '|',
@@ -196,10 +209,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('experiment', type=Path, metavar='EXPERIMENT')
-    parser.add_argument('--runs', nargs='+', metavar='RUN', help='only these [all]')
-    parser.add_argument('--seeds', nargs='+', type=int, metavar='SEED', help="instead of the experiment's")
+    parser.add_argument('--runs', nargs='+', metavar='RUN', help='runs to execute [all]')
+    parser.add_argument(
+        '--seeds', nargs='+', type=int, metavar='SEED', help="seeds to execute [the experiment's]"
+    )
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/experiments'), help='[%(default)s]')
-    parser.add_argument('--out', type=Path, help='folder for the table, results and curves')
+    parser.add_argument('--out', type=Path, help='folder for the table, the results and the plot')
     args = parser.parse_args()
     with errors_in_one_line():
         experiment = read_experiment(args.experiment)

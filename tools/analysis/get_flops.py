@@ -1,9 +1,9 @@
-"""Print the parameters and the FLOPs of the models of configs, part by part.
+"""Print the parameters and FLOPs of every part of the models of configs.
 
-FLOPs are multiply-accumulates, as papers report them, of one image at inference. Parameters are those of the
-model as trained, auxiliary heads and supervision included. Nothing is downloaded, and no memory is needed for
-weights. Without --shape an input is 800 x 1280 for detectors, a crop four times as wide for segmentors
-(512 x 2048 for crops of 512 x 512) and a crop for classifiers.
+FLOPs are multiply-accumulates, as papers report them, of one image at inference. Parameters include those of
+auxiliary heads and supervision. No weights are downloaded or allocated. Without --shape the input is 800 x
+1280 for detectors, the training crop at four times its width for segmentors (512 x 2048 for crops of 512 x
+512) and the training crop for classifiers.
 
 Example: python tools/analysis/get_flops.py configs/cascade_mask_rcnn_revcol_t_coco.py --shape 800 1280
 """
@@ -25,7 +25,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def table(complexity: Complexity) -> str:
-    """What was counted, one part a line."""
+    """Format the parameters and FLOPs with one part per line."""
     height, width = complexity.shape
     parameters, flops = complexity.parameters, complexity.flops
     lines = [f'{f"{height} x {width}":20} {"parameters, M":>14} {"FLOPs, G":>12}']

@@ -1,27 +1,28 @@
-"""What do a RevCol's columns hold: how much of the image, how much of the labels? Linear probes tell.
+"""Measure how much of the image and of the labels linear probes recover from each column of a RevCol.
 
     python tools/analysis/information.py configs/revcol_nano_sample.py WEIGHTS --out work_dirs/information
 
-fits probes to the features of the training images, without augmentation, prints how good they are on the test
-images, and writes that as information.json and, against the column, as information.png. The paper's idea is
-that nothing is lost from column to column. --plain adds a network without columns, stage by stage.
+fits probes to the features of the training images, without augmentation. It prints their quality on the test
+images, writes it to information.json and draws it over the columns in information.png. According to the paper
+no information is lost from column to column. --plain adds the stages of a network without columns.
 
-Image: ridge regression from the features of a cell to its pixels, which lie between 0 and 1 (a cell of level
-0 has 4 x 4 pixels, of level 3 32 x 32); PSNR of the mean squared error over all test images. Labels: linear
-discriminant analysis, from the average over the image to its class (classification), or from each cell of
-level 0 to its class (segmentation; in detection the class of the smallest box around it, or background).
-'all' are the levels of a column together, scaled to level 0's size. Each probe's ridge is the best of 11 on
-every fifth training image; then these are fitted to, too.
+Image probes are ridge regressions from the features of a cell to its pixels, which are scaled to 0 to 1. A
+cell has 4 x 4 pixels at level 0 and 32 x 32 at level 3. PSNR is computed from the mean squared error over all
+test images. Label probes are linear discriminants: from the features averaged over the image to its class in
+classification, and from the features at each cell of level 0 to its class in segmentation and detection,
+where it is the class of the smallest box around the cell, or background. 'all' are all levels of a column
+together, resized to level 0. The ridge of each probe is the best of 11 on every fifth training image; the
+final fit includes these images.
 
-What is trivial: always the mean training image, always the commonest class.
+The row 'trivial' always predicts the mean training image and the most frequent class.
 """
 
 import argparse
 from pathlib import Path
 
 import torch
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from mmengine.config import Config
 from rich.console import Console
@@ -36,22 +37,23 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.information import ALL, Probes, label_scores, psnr
 from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.evaluation.confusion import count_confusion
 
-VALIDATION = 5  # every so many training images choose the ridge
+VALIDATION = 5  # every fifth training image is used to choose the ridge
 
 
 @torch.no_grad()
 def measure(args: argparse.Namespace, cfg: Config) -> dict:
-    """Fit and test all probes; returns the report."""
+    """Fit and test all probes and return the report."""
     training, test = (
         LabelledImages(cfg, split, args.batch_size, args.size, args.num_images, args.seed)
         for split in ('train', 'test')
     )
     if training.num_images < 2:
-        raise ValueError('probes take at least 2 training images, one of which chooses the ridge')
+        raise ValueError('probes need at least 2 training images, one of them to choose the ridge')
     num_classes = len(training.classes)
     networks = {
         Path(config).stem: Probes(init_model(given, checkpoint, args.device), num_classes)
@@ -61,14 +63,14 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
         )
     }
     if len(networks) == 1 and args.plain:
-        raise ValueError(f'--plain {args.plain[0]}: CONFIG is named so, too')
+        raise ValueError(f'--plain {args.plain[0]} has the same file name as CONFIG: rename one of them')
 
     console = Console(stderr=True)
     mean, counts, seen = 0, 0, 0
     for batch in track(training.batches(), 'training images', len(training), console=console):
         if batch.images.max() > 1:
             highest = 255 * batch.images.max().item()
-            raise ValueError(f'PSNR is of images with values from 0 to 255, these have up to {highest:g}')
+            raise ValueError(f'PSNR needs pixels from 0 to 255, but the images have values up to {highest:g}')
         validation = (seen + torch.arange(len(batch.images))) % VALIDATION == 0
         seen += len(batch.images)
         mean = mean + batch.images.double().sum(0) / training.num_images
@@ -100,31 +102,27 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
 
 
 def table(report: dict) -> str:
-    """The report as a Markdown table."""
-    lines = ['| network | column | level | PSNR, dB | accuracy, % | mIoU, % |', '|---|---|---|---|---|---|']
-    for row in (*report['rows'], dict(network='trivial', column='', level='', **report['trivial'])):
-        lines.append(
-            f'| {row["network"]} | {row["column"]} | {row["level"]} | {row["psnr"]:.2f} | '
-            f'{row["accuracy"]:.1f} | {row["miou"]:.1f} |'
-        )
-    return '\n'.join(lines)
+    """Format the report as a Markdown table."""
+    trivial = dict(network='trivial', column='', level='', **report['trivial'])
+    rows = [
+        [
+            *(row['network'], row['column'], row['level']),
+            *(f'{row["psnr"]:.2f}', f'{row["accuracy"]:.1f}', f'{row["miou"]:.1f}'),
+        ]
+        for row in (*report['rows'], trivial)
+    ]
+    return markdown_table(['network', 'column', 'level', 'PSNR, dB', 'accuracy, %', 'mIoU, %'], rows)
 
 
-def plot(report: dict, path: Path) -> None:
-    """Draw PSNR and what of labels is read against the column, or the stage of a network without columns."""
+def plot(report: dict) -> Figure:
+    """Draw the quality of image and label probes over columns or stages."""
     measures = {
         'psnr': 'image: PSNR, dB',
         **({'miou': 'labels: mIoU, %'} if report['dense'] else {'accuracy': 'labels: accuracy, %'}),
     }
     networks = list(dict.fromkeys(row['network'] for row in report['rows']))
-    figure, axes = plt.subplots(
-        len(measures),
-        len(networks),
-        figsize=(4.8 * len(networks) + 1, 6.4),
-        sharey='row',
-        layout='constrained',
-        squeeze=False,
-    )
+    figure = Figure(figsize=(4.8 * len(networks) + 1, 6.4), layout='constrained')
+    axes = figure.subplots(len(measures), len(networks), sharey='row', squeeze=False)
     for axis_row, (measure_name, label) in zip(axes, measures.items()):
         axis_row[0].set_ylabel(label)
         for axis, network in zip(axis_row, networks):
@@ -135,12 +133,11 @@ def plot(report: dict, path: Path) -> None:
             axis.grid(alpha=0.3)
             axis.xaxis.set_major_locator(MaxNLocator(integer=True))
             axis.legend(fontsize='x-small')
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    return figure
 
 
 def draw(axis: Axes, rows: list[dict], measure_name: str) -> None:
-    """Draw a line for each level against columns; of one column, one line, its levels being stages."""
+    """Draw a line per level over columns, or a single line over stages of a network without columns."""
     levels = list(dict.fromkeys(row['level'] for row in rows))
     if rows[-1]['column'] == 0:
         *stages, together = [row[measure_name] for row in rows]
@@ -163,9 +160,9 @@ def main() -> None:
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(table(report))
-    write_report(report, args.out, 'information')
     if args.out:
-        plot(report, args.out / 'information.png')
+        write_report(report, args.out, 'information')
+        plot(report).savefig(args.out / 'information.png', dpi=110)
 
 
 if __name__ == '__main__':

@@ -1,10 +1,10 @@
-"""A training on one HTML page, which opens without a server or network.
+"""Summarise a training on a single HTML page, which needs no server or network.
 
     python tools/analysis/run_report.py work_dirs/upernet_revcol_t_ade20k
 
-writes report.html in the work dir: how far the run got and what it took, metrics and their curves, what
-ColumnStatisticsHook logged of the columns, predictions at the end, environment and config. It reads what
-training wrote and needs neither data nor checkpoints.
+writes report.html to the work dir: progress, time and memory; metrics and their curves; the statistics of
+ColumnStatisticsHook; the latest pictures of predictions; environment and config. It reads the logs of the
+training and needs neither data nor checkpoints.
 """
 
 import argparse
@@ -30,15 +30,18 @@ from revcol_mm.config.recorded import read_run_config
 from revcol_mm.errors import errors_in_one_line
 
 TIME = re.compile(r'^(\d{4}/\d\d/\d\d \d\d:\d\d:\d\d) - ', re.M)
-PICTURE_SIDE = 640  # pixels; larger pictures are scaled down
+PICTURE_SIDE = 640  # pixels; larger pictures are reduced
 COLUMN_STATISTICS = ('feature_variance', 'gradient_norm', 'min_abs_alpha')
 
 
 def read_start(folder: Path) -> dict:
-    """When a run was started and where, from the log in one of its folders; a resumed run has several.
+    """Read the log of one start of a run; a resumed run has several.
+
+    Args:
+        folder: Folder of the start, with the time as its name.
 
     Returns:
-        'began' and 'ended', datetimes, and 'environment', what MMEngine logs of it.
+        'began' and 'ended' as datetimes, and 'environment', the environment that MMEngine logged.
     """
     text = ''.join(log.read_text(errors='replace') for log in folder.glob('*.log'))
     times = [datetime.strptime(time, '%Y/%m/%d %H:%M:%S') for time in TIME.findall(text)]
@@ -48,7 +51,7 @@ def read_start(folder: Path) -> dict:
 
 
 def summarise(work_dir: Path, starts: list[dict], cfg: Config) -> dict[str, str]:
-    """How far the run got and what it took."""
+    """Return the progress, time, memory and environment of a run as text."""
     records = [record for record in read_records(work_dir) if 'loss' in record]
     last, limits = records[-1], cfg.get('train_cfg', {})
     progress = f'iteration {last["step"]}'
@@ -85,7 +88,7 @@ def summarise(work_dir: Path, starts: list[dict], cfg: Config) -> dict[str, str]
 
 
 def metric_table(curves: dict) -> list[dict]:
-    """The last and the highest value of every metric, and of the loss the last and the lowest."""
+    """Return the last and the best value of every metric (the highest) and of the loss (the lowest)."""
     rows = []
     for name, curve in curves.items():
         steps = sorted(curve)
@@ -95,7 +98,7 @@ def metric_table(curves: dict) -> list[dict]:
 
 
 def plot_columns(work_dir: Path) -> Figure | None:
-    """Draw what ColumnStatisticsHook logged against iterations, a line for each column; None: nothing."""
+    """Draw the statistics of ColumnStatisticsHook over iterations; return None if there are none."""
     curves = defaultdict(lambda: defaultdict(dict))
     for record in read_records(work_dir):
         for name, value in record.items():
@@ -123,7 +126,7 @@ def plot_columns(work_dir: Path) -> Figure | None:
 
 
 def last_pictures(work_dir: Path, limit: int) -> list[dict[str, str]]:
-    """The latest pictures that the visualizer stored, as 'name' and 'source', a data URI."""
+    """Return 'name' and 'source', a data URI, of the latest pictures that the visualizer stored."""
 
     def step(path: Path) -> int:
         return int(path.stem.rpartition('_')[2])
@@ -149,14 +152,14 @@ def data_uri(media_type: str, data: bytes) -> str:
 
 
 def embed(figure: Figure) -> str:
-    """A figure as a data URI."""
+    """Convert a figure to an SVG image in a data URI."""
     data = BytesIO()
     figure.savefig(data, format='svg', metadata={'Date': None})
     return data_uri('image/svg+xml', data.getvalue())
 
 
 def report(work_dir: Path, num_pictures: int) -> str:
-    """The page.
+    """Return the HTML page.
 
     Raises:
         ValueError: If the folder has no log of a training.
@@ -167,7 +170,7 @@ def report(work_dir: Path, num_pictures: int) -> str:
     starts = [read_start(log.parents[1]) for log in sorted(work_dir.glob('*/vis_data/scalars.json'))]
     cfg = read_run_config(work_dir)
     title = '/'.join(work_dir.resolve().parts[-2:])
-    # COCO's metrics are -1 where there are no such objects.
+    # COCO's metrics are -1 if there are no such objects.
     drawn = {name: curve for name, curve in curves.items() if max(curve.values()) >= 0}
     columns = plot_columns(work_dir)
     templates = Environment(
@@ -190,13 +193,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument('work_dir', type=Path, metavar='WORK_DIR', help='work dir of a training')
     parser.add_argument('--out', type=Path, metavar='FILE', help='[WORK_DIR/report.html]')
-    parser.add_argument('--num-pictures', type=int, default=12, metavar='N', help='the latest ones [12]')
+    parser.add_argument(
+        '--num-pictures',
+        type=int,
+        default=12,
+        metavar='N',
+        help='number of the latest pictures of predictions [12]',
+    )
     args = parser.parse_args()
     with errors_in_one_line():
         page = report(args.work_dir, args.num_pictures)
         out = args.out or args.work_dir / 'report.html'
         if out.is_dir():
-            raise ValueError(f'--out takes a file, and {out} is a folder')
+            raise ValueError(f'--out must be a file, but {out} is a folder')
         check_writable(out.parent)
     out.write_text(page, encoding='utf-8')
     print(f'wrote {out}, {out.stat().st_size / 2**20:.1f} MiB')

@@ -1,13 +1,13 @@
-"""Put RevCol into a config of MMDetection or MMSegmentation, or into one of every method that they have.
+"""Replace the backbone of a config of MMDetection or MMSegmentation by RevCol, or test this for every method.
 
     python tools/analysis/swap_in.py mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py --arch tiny
     --out my_config.py
 
-prints the new config, or writes it. Without CONFIG, one config of every method is tried: does it train for a
-step with RevCol, and predict? If not, does it with ResNet-50? A method is a folder of configs of the
-installed packages; its config is the one with the shortest name of those with 'r50' or 'resnet50' in their
-name, and with the method's name if there are such. Images are random, two of 128 x 128 pixels to train on and
-one to predict; nothing is loaded. Each runs in a process of its own, on one thread.
+prints the new config, or writes it to a file. Without CONFIG, one config of every method is tested: can it
+train for a step with RevCol, and predict? If not, can it with ResNet-50? A method is a folder of configs in
+the installed packages. Its config is the one with the shortest name among those with 'r50' or 'resnet50' in
+their name, preferably with the method's name as well. Images are random, two of 128 x 128 pixels for training
+and one for prediction; no checkpoint is loaded. Every test runs in its own process on one thread.
 """
 
 import argparse
@@ -27,14 +27,15 @@ import torch
 from mmengine.config import Config
 
 from revcol_mm.analysis.machine import machine
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.swap_in import swap_in
-from revcol_mm.analysis.trial import Trial, reason, try_model
+from revcol_mm.analysis.trial import Trial, error_line, try_model
 from revcol_mm.config.command_line import check_writable, read_config
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.models.backbones.revcol import ARCHS
 
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')
-VERDICTS = ('yes', 'neither', 'no')  # with RevCol; nor with ResNet-50, as it stands; with ResNet-50 alone
+VERDICTS = ('yes', 'neither', 'no')  # works with RevCol; with neither backbone; with ResNet-50 only
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,32 +43,30 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', nargs='?', help='file, or PACKAGE::NAME of an installed one [all methods]')
-    parser.add_argument('--arch', choices=ARCHS, help='of RevCol [tiny; to try methods: nano]')
+    parser.add_argument('--arch', choices=ARCHS, help='arch of RevCol [tiny; when testing methods: nano]')
     parser.add_argument(
         '--out',
         type=Path,
-        help='file for the new config; or Markdown in which the table is put between its comments, or alone '
-        'if there is none yet, with JSON beside it',
+        help='file for the new config; when testing methods, Markdown file whose table between the comments '
+        '"table: swap_in" and "end" is replaced, with a JSON file next to it',
     )
-    parser.add_argument('--methods', nargs='+', help='try no others [all, such as mmdet::detr mmseg::fcn]')
-    parser.add_argument(
-        '--timeout', type=float, default=300, help='seconds for a method with one backbone [300]'
-    )
+    parser.add_argument('--methods', nargs='+', help='methods to test, such as mmdet::detr mmseg::fcn [all]')
+    parser.add_argument('--timeout', type=float, default=300, help='seconds per method and backbone [300]')
     return parser.parse_args()
 
 
 def config_path(name: str) -> Path:
-    """Path of a config, or of an installed package's by a name such as ``mmdet::detr/...py``."""
+    """Return the path of a config given as a path or as a name such as ``mmdet::detr/...py``."""
     package, found, rest = name.partition('::')
     if not found:
         return Path(name)
     if package not in PACKAGES or not (spec := find_spec(package)):
-        raise ValueError(f'{name}: the package is one of {", ".join(PACKAGES)}, and installed')
+        raise ValueError(f'{name}: the package must be one of {", ".join(PACKAGES)} and installed')
     return Path(spec.origin).parent / '.mim/configs' / rest
 
 
 def methods() -> dict[str, str | None]:
-    """The name of a config for each method of the installed packages; None if none is on ResNet-50."""
+    """Return a config with ResNet-50 for every method of the installed packages; None if it has none."""
     found = {}
     for package in PACKAGES:
         for folder in sorted(config_path(f'{package}::').iterdir()):
@@ -81,23 +80,23 @@ def methods() -> dict[str, str | None]:
 
 
 def try_config(name: str, arch: str | None, results: Connection) -> None:
-    """Try a config, with RevCol if an arch is given, and send the :class:`Trial`."""
+    """Test a config, with RevCol if an arch is given, and send the :class:`Trial`."""
     warnings.filterwarnings('ignore')
     logging.disable()
     path = config_path(name)
-    os.chdir(path.parents[2])  # from where a config's paths go, such as that of a teacher's config
+    os.chdir(path.parents[2])  # paths in configs, such as that of a teacher's config, are relative to it
     try:
         cfg = Config.fromfile(path)
         trial = try_model(swap_in(cfg, dict(type='RevCol', arch=arch)) if arch else cfg)
     except Exception as error:
-        trial = Trial(reason(error), reason(error))
+        trial = Trial(error_line(error), error_line(error))
     results.send(trial)
 
 
 def try_in_process(name: str, arch: str | None, timeout: float) -> Trial:
-    """Try a config in a process that may crash, or hang."""
+    """Test a config in its own process, because it may crash or hang."""
     kinds = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context('fork' if 'fork' in kinds else None)  # which imports nothing anew
+    context = multiprocessing.get_context('fork' if 'fork' in kinds else None)  # fork keeps all imports
     results, sender = context.Pipe(duplex=False)
     process = context.Process(target=try_config, args=(name, arch, sender))
     process.start()
@@ -116,22 +115,22 @@ def try_in_process(name: str, arch: str | None, timeout: float) -> Trial:
 
 
 def try_methods(report: dict[str, Any], wanted: list[str] | None, timeout: float) -> Iterator[str]:
-    """Try methods, all or those that are wanted, with ResNet-50 if it does not work with RevCol.
+    """Test methods with RevCol, and with ResNet-50 if that fails.
 
     Args:
-        report: Where results go, and which methods have no config.
+        report: Results are added to it, and the methods without a config with ResNet-50.
         wanted: Names of methods; None for all.
-        timeout: Seconds.
+        timeout: Seconds per method and backbone.
 
     Yields:
-        What came out, after each method.
+        The result of each method in one line.
 
     Raises:
-        ValueError: If there is no such method, or none on ResNet-50.
+        ValueError: If a method does not exist or has no config with ResNet-50.
     """
     names = methods()
     if unknown := [method for method in wanted or () if not names.get(method)]:
-        raise ValueError(f'no method on ResNet-50: {", ".join(unknown)}')
+        raise ValueError(f'no method with a config with ResNet-50: {", ".join(unknown)}')
     report['without'] = [method for method, name in names.items() if not name]
     for method in wanted or [method for method, name in names.items() if name]:
         revcol = try_in_process(names[method], report['arch'], timeout)
@@ -142,22 +141,16 @@ def try_methods(report: dict[str, Any], wanted: list[str] | None, timeout: float
 
 
 def verdict(resnet: str, revcol: str) -> str:
-    """Whether something works with RevCol, from the errors with each; empty ones if there is none."""
+    """Return the entry of VERDICTS for the errors with each backbone, which are empty if it works."""
     return 'yes' if not revcol else 'neither' if resnet else 'no'
 
 
-def markdown(rows: list[list[Any]]) -> list[str]:
-    """Lines of a table; the first row are its heads."""
-    lines = [f'| {" | ".join(map(str, row))} |' for row in rows]
-    return [lines[0], '|---' * len(rows[0]) + '|', *lines[1:]]
-
-
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown: what it was made with, totals, and a table for each package."""
+    """Format the report as Markdown: arch and versions, totals, and a table for each package."""
     heads = [f'{verb}: {each}' for verb in ('train', 'predict') for each in VERDICTS]
-    totals, tables = [['', 'methods', *heads]], []
+    totals, tables = [], []
     for package, title in PACKAGES.items():
-        rows = [['config', 'trains', 'predicts', 'why not']]
+        rows = []
         for method, result in sorted(report['results'].items()):
             if method.startswith(f'{package}::'):
                 resnet, revcol = (Trial(**result[key]) for key in ('resnet', 'revcol'))
@@ -166,18 +159,18 @@ def table(report: dict[str, Any]) -> str:
                 config = result['config'].removeprefix(f'{package}::').removesuffix('.py')
                 rows.append([config, *map(verdict, resnet, revcol), why.replace('|', '/')])
         counts = [sum(row[column] == each for row in rows) for column in (1, 2) for each in VERDICTS]
-        totals.append([title, len(rows) - 1, *counts])
-        tables += ['', f'**{title}**', '', *markdown(rows)]
+        totals.append([title, len(rows), *counts])
+        tables += ['', f'**{title}**', '', markdown_table(['config', 'trains', 'predicts', 'why not'], rows)]
         if without := [name.split('::')[1] for name in report['without'] if name.startswith(f'{package}::')]:
             tables += ['', f'Without a config on ResNet-50: {", ".join(without)}.']
     made_with = f'RevCol ({report["arch"]}) in place of ResNet-50; {report["machine"]}.'
-    return '\n'.join([made_with, '', *markdown(totals), *tables])
+    return '\n'.join([made_with, '', markdown_table(['', 'methods', *heads], totals), *tables])
 
 
 def read_report(out: Path | None, arch: str) -> dict[str, Any]:
-    """The report that is there, if it was made with the same arch, versions and machine, or an empty one."""
+    """Read an existing report of the same arch, package versions and machine, or return an empty one."""
     for package in PACKAGES:
-        import_module(f'{package}.models')  # once for all processes
+        import_module(f'{package}.models')  # before forking, so that processes need not import it
     modules = [import_module(package) for package in ('mmcv', *PACKAGES)]
     torch.set_num_threads(1)
     versions = [f'{module.__name__} {module.__version__}' for module in modules]
@@ -188,7 +181,7 @@ def read_report(out: Path | None, arch: str) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Put the table into a Markdown file, between two comments if it has them, and write JSON beside it."""
+    """Write the table to a Markdown file, between its two comments if it has them, and JSON next to it."""
     ends = '<!-- table: swap_in -->\n', '<!-- end -->'
     text = path.read_text() if path.is_file() else ''.join(ends) + '\n'
     before, _, rest = text.partition(ends[0])

@@ -1,10 +1,10 @@
-"""Run a command and watch what it takes of the machine: does a long training grow?
+"""Run a command and record its use of resources, to find out whether a long training leaks any.
 
     python tools/analysis/watch_run.py --folder work_dirs/run --out work_dirs/watch -- \\
         python tools/train.py configs/upernet_revcol_nano_sample.py --work-dir work_dirs/run
 
-samples memory, threads, open files, worker processes and the size of a folder, prints how each changed, and
-writes the samples as watch_run.json and as a plot. The exit status is the command's.
+samples memory, threads, open files, worker processes and the size of a folder. It prints how each of them
+changed and writes the samples as watch_run.json and as a plot. The exit status is that of the command.
 """
 
 import argparse
@@ -15,11 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-import matplotlib
 import psutil
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 QUANTITIES = {
     'memory': 'memory of the process, MiB',
@@ -32,18 +29,18 @@ QUANTITIES = {
 
 
 def folder_size(folder: Path | None) -> float:
-    """Size of all files in a folder, in MiB; 0 if there is none."""
+    """Return the size of all files in a folder in MiB; 0 without a folder."""
     size = 0
     for path in folder.rglob('*') if folder else ():
         try:
             size += path.stat().st_size
-        except FileNotFoundError:  # it was just replaced
+        except FileNotFoundError:  # the file was just replaced
             pass
     return size / 2**20
 
 
 def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | None:
-    """One sample of all quantities; None if the process has ended meanwhile."""
+    """Sample all quantities; return None if the process has ended in the meantime."""
     try:
         workers = process.children(recursive=True)
         with process.oneshot():
@@ -60,7 +57,7 @@ def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | N
 
 
 def watch(command: list[str], folder: Path | None, interval: float) -> tuple[int, list[dict[str, float]]]:
-    """Run a command; return its exit status and a sample for every ``interval`` seconds."""
+    """Run a command and return its exit status and samples at intervals in seconds."""
     started, samples = time.monotonic(), []
     running = subprocess.Popen(command)
     process = psutil.Process(running.pid)
@@ -72,47 +69,48 @@ def watch(command: list[str], folder: Path | None, interval: float) -> tuple[int
 
 
 def changes(samples: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """The medians of every quantity in the second and the last fifth of the run: the first is its start."""
+    """Return the medians of every quantity in the second and in the last fifth of the run.
+
+    The first fifth is left out, because memory still grows while a training starts.
+    """
     fifth = len(samples) // 5
     parts = samples[fifth : 2 * fifth], samples[-fifth:]
     return {name: tuple(statistics.median(s[name] for s in part) for part in parts) for name in QUANTITIES}
 
 
-def plot(samples: list[dict[str, float]], path: Path) -> None:
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6.4), layout='constrained')
+def plot(samples: list[dict[str, float]]) -> Figure:
+    figure = Figure(figsize=(13, 6.4), layout='constrained')
+    axes = figure.subplots(2, 3)
     for axis, (name, title) in zip(axes.flat, QUANTITIES.items()):
         axis.plot([s['seconds'] / 60 for s in samples], [s[name] for s in samples])
         axis.set_title(title)
         axis.set_xlabel('minutes')
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('command', nargs='+', help='what to run, after --')
-    parser.add_argument('--folder', type=Path, help='folder whose size is watched, such as the work dir')
+    parser.add_argument('command', nargs='+', help='command to run, after --')
+    parser.add_argument('--folder', type=Path, help='folder whose size is sampled, such as the work dir')
     parser.add_argument('--interval', type=float, default=1.0, help='seconds between samples [1]')
     parser.add_argument('--out', type=Path, help='folder for watch_run.json and .png')
     args = parser.parse_args()
     if args.interval <= 0:
-        sys.exit(f'error: --interval takes seconds above 0, got {args.interval}')
+        sys.exit(f'error: --interval must be more than 0 seconds, got {args.interval}')
     status, samples = watch(args.command, args.folder, args.interval)
     if len(samples) < 10:
-        sys.exit(
-            f'error: the command ended after {len(samples)} samples, too few to compare (status {status})'
-        )
+        sys.exit(f'error: the command ended with status {status} after {len(samples)} samples; 10 are needed')
     print('| | second fifth of the run | last fifth |\n|---|---|---|')
     for name, (before, after) in changes(samples).items():
         print(f'| {QUANTITIES[name]} | {before:.0f} | {after:.0f} |')
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'watch_run.json').write_text(json.dumps(samples) + '\n')
-        plot(samples, args.out / 'watch_run.png')
+        plot(samples).savefig(args.out / 'watch_run.png', dpi=100)
     sys.exit(status)
 
 
