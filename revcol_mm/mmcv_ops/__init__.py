@@ -1,8 +1,8 @@
-"""MMCV's compiled ops on torch and torchvision, for an MMCV that has none, such as ``mmcv-lite``.
+"""MMCV's compiled ops on torch and torchvision, for an MMCV without compiled ops, such as ``mmcv-lite``.
 
-The Python side of MMCV's ops (``mmcv/ops/*.py``) asks a module ``mmcv._ext`` for what is compiled. Where that
-module is missing, :mod:`revcol_mm.supplied_modules` lets Python find :mod:`revcol_mm.mmcv_ops.ext` under its
-name. Nothing of MMCV is changed, and an MMCV with compiled ops keeps them.
+The Python part of MMCV's ops (``mmcv/ops/*.py``) loads its compiled functions from the module ``mmcv._ext``.
+If it is missing, :mod:`revcol_mm.supplied_modules` makes Python load :mod:`revcol_mm.mmcv_ops.ext` instead.
+MMCV itself is not modified, and an MMCV with compiled ops continues to use them.
 """
 
 import re
@@ -10,20 +10,18 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-EXT = 'mmcv._ext'
-
 
 def sort_ops() -> tuple[list[str], list[str]] | None:
-    """Ops that MMCV would have compiled: those that are supplied here, and those that are missing.
+    """Return the names of MMCV's compiled ops that this package supplies, and of those that it does not.
 
-    None if MMCV's own are in use. Imports ``mmcv._ext``.
+    Returns None if MMCV's own compiled ops are in use. Imports ``mmcv._ext``.
     """
-    supplied = getattr(import_module(EXT), 'SUPPLIED', None)
+    supplied = getattr(import_module('mmcv._ext'), 'SUPPLIED', None)
     if supplied is None:
         return None
-    wanted = set()
+    used = set()
     for path in Path(find_spec('mmcv').origin).with_name('ops').glob('*.py'):
-        if path.stem != 'info':  # asks for no op
-            wanted.update(re.findall(r'\bext_module\.(\w+)', path.read_text(encoding='utf-8')))
-    parts = [wanted & {*supplied}, wanted - {*supplied}]
+        if path.stem != 'info':  # It only asks for compiler versions.
+            used.update(re.findall(r'\bext_module\.(\w+)', path.read_text(encoding='utf-8')))
+    parts = [used & {*supplied}, used - {*supplied}]
     return tuple(sorted({re.sub('_(forward|backward).*', '', name) for name in part}) for part in parts)

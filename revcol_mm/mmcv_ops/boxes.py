@@ -1,4 +1,7 @@
-"""Suppression and overlap of boxes (x1, y1, x2, y2), whose width is x2 - x1 + ``offset``."""
+"""Non-maximum suppression and overlap of boxes (x1, y1, x2, y2).
+
+The width of a box is x2 - x1 + ``offset``, its height y2 - y1 + ``offset``; MMCV passes 0 or 1.
+"""
 
 import numpy as np
 import torch
@@ -7,15 +10,16 @@ from torch import Tensor
 
 from .autograd import upcast
 
-NAIVE, LINEAR, GAUSSIAN = range(3)  # MMCV's numbers of soft-NMS's methods
+NAIVE, LINEAR, GAUSSIAN = range(3)  # MMCV's numbers of the soft-NMS methods
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Tensor:
-    """Indices (K,) of the boxes (N, 4) that are kept, highest score (N,) first."""
+    """Return the indices (K,) of the boxes (N, 4) that NMS keeps, in descending order of ``scores`` (N,)."""
     boxes, scores = upcast(boxes, scores)
     if offset:
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
-    # As a number of the boxes' type: torchvision compares float32 with a float64, which is never the same.
+    # Round the threshold to the boxes' dtype, as the compiled op does: torchvision would compare float32
+    # overlaps with a float64 threshold.
     return torchvision.ops.nms(boxes, scores, boxes.new_tensor(iou_threshold).item())
 
 
@@ -29,29 +33,30 @@ def softnms(
     method: int,
     offset: int,
 ) -> Tensor:
-    """Soft-NMS, https://arxiv.org/abs/1704.04503: lower the scores of boxes that overlap a better one.
+    """Apply soft-NMS (https://arxiv.org/abs/1704.04503): lower the scores of boxes that overlap a better one.
 
     Args:
         boxes: (N, 4), on the CPU.
-        scores: (N,), likewise.
-        dets: Output, (N, 5): in its first K rows the boxes that are kept, with their scores, highest first.
-        iou_threshold: Of the methods 'naive' and 'linear'.
-        sigma: Of the method 'gaussian'.
-        min_score: Boxes below it are dropped.
+        scores: (N,), on the CPU.
+        dets: Output, (N, 5). Its first K rows receive the kept boxes and their new scores, best first.
+        iou_threshold: Boxes that overlap at least this much are changed; for 'naive' and 'linear'.
+        sigma: Width of the Gaussian; for 'gaussian'.
+        min_score: Boxes whose score falls below this are dropped.
         method: 0 for 'naive', 1 for 'linear', 2 for 'gaussian'.
-        offset: 0 or 1.
+        offset: See the module.
 
     Returns:
-        Indices (K,) of the boxes that are kept.
+        Indices (K,) of the kept boxes.
     """
     left, top, right, bottom = sides = upcast(boxes)[0].numpy().T
     areas = (right - left + offset) * (bottom - top + offset)
-    # Columns are swapped as the compiled op does, which decides between equal scores.
+    # One column per box. Columns are swapped in the same way as in the compiled op, because their order
+    # decides which of several boxes with equal scores comes first.
     columns = np.vstack([sides, upcast(scores)[0].numpy(), areas])
     indices = np.arange(len(areas))
     kept, count = 0, len(areas)
     while kept < count:
-        best = kept + _best(columns[4, kept:count])
+        best = kept + _argmax(columns[4, kept:count])
         columns[:, [kept, best]] = columns[:, [best, kept]]
         indices[[kept, best]] = indices[[best, kept]]
         left, top, right, bottom, _, area = columns[:, kept]
@@ -60,7 +65,7 @@ def softnms(
         width = np.minimum(right, rights) - np.maximum(left, lefts) + offset
         height = np.minimum(bottom, bottoms) - np.maximum(top, tops) + offset
         overlap = np.maximum(width, 0) * np.maximum(height, 0)
-        with np.errstate(invalid='ignore', divide='ignore'):  # boxes without an area
+        with np.errstate(invalid='ignore', divide='ignore'):  # Boxes may have no area.
             iou = overlap / (area + areas - overlap)
         if method == GAUSSIAN:
             lowered *= np.exp(-(iou**2) / sigma)
@@ -75,14 +80,14 @@ def softnms(
     return torch.from_numpy(indices[:count])
 
 
-def _best(scores: np.ndarray) -> int:
-    """Place of the first of the highest scores. Nothing is higher than a NaN that is the first of all."""
-    best = scores.argmax()  # the first NaN, if there is any
+def _argmax(scores: np.ndarray) -> int:
+    """Return the index of the first highest score; 0 if the first score is NaN, as in the compiled op."""
+    best = scores.argmax()  # the first NaN, if there is one
     return np.nanargmax(scores) if best and np.isnan(scores[best]) else best
 
 
 def _fill_gaps(dropped: np.ndarray) -> np.ndarray:
-    """Places of what is not dropped, the last ones where the first gaps are."""
+    """Return the indices of the boxes that stay, with the last ones moved to where the first were dropped."""
     count = len(dropped) - dropped.sum()
     places = np.arange(count)
     places[dropped[:count]] = count + np.flatnonzero(~dropped[count:])[::-1]
@@ -90,20 +95,19 @@ def _fill_gaps(dropped: np.ndarray) -> np.ndarray:
 
 
 def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
-    """Groups of boxes with scores (N, 5): each that is kept, and those which it suppresses, best first."""
+    """Group boxes with scores (N, 5): each group is a kept box and the boxes it suppresses, best first."""
     boxes, scores = upcast(dets)[0].split([4, 1], dim=1)
     rows = scores[:, 0].argsort(descending=True, stable=True)
     groups = []
     while len(rows):
-        ious = _ious(boxes[rows[0]], boxes[rows[1:]], 0)
-        matched = ious >= iou_threshold
+        matched = _overlaps(boxes[rows[0]], boxes[rows[1:]], 0) >= iou_threshold
         groups.append([rows[0].item(), *rows[1:][matched].tolist()])
         rows = rows[1:][~matched]
     return groups
 
 
-def _ious(boxes1: Tensor, boxes2: Tensor, offset: int, iof: bool = False) -> Tensor:
-    """Intersection over union, or over the first boxes' area, of boxes (..., 4) by broadcasting."""
+def _overlaps(boxes1: Tensor, boxes2: Tensor, offset: int, iof: bool = False) -> Tensor:
+    """Divide the intersection of boxes (..., 4) by their union, or by the first box's area if ``iof``."""
     corner1, corner2 = torch.maximum(boxes1, boxes2)[..., :2], torch.minimum(boxes1, boxes2)[..., 2:]
     overlap = (corner2 - corner1 + offset).clamp(min=0).prod(-1)
     area1, area2 = ((boxes[..., 2:] - boxes[..., :2] + offset).prod(-1) for boxes in (boxes1, boxes2))
@@ -113,9 +117,15 @@ def _ious(boxes1: Tensor, boxes2: Tensor, offset: int, iof: bool = False) -> Ten
 def bbox_overlaps(
     bboxes1: Tensor, bboxes2: Tensor, ious: Tensor, mode: int, aligned: bool, offset: int
 ) -> None:
-    """Overlap of boxes (M, 4) and (N, 4), into ``ious``: (M, N), or (M,) if ``aligned``.
+    """Write the overlap of boxes (M, 4) and (N, 4) into ``ious``, (M, N), or (M,) if ``aligned``.
 
-    ``mode`` is 0 for intersection over union, 1 for intersection over the first box's area.
+    Args:
+        bboxes1: (M, 4).
+        bboxes2: (N, 4).
+        ious: Output.
+        mode: 0 for intersection over union, 1 for intersection over the first box's area.
+        aligned: Compare the boxes in pairs; then M equals N.
+        offset: See the module.
     """
     bboxes1, bboxes2 = upcast(bboxes1, bboxes2)
-    ious.copy_(_ious(bboxes1 if aligned else bboxes1[:, None], bboxes2, offset, iof=bool(mode)))
+    ious.copy_(_overlaps(bboxes1 if aligned else bboxes1[:, None], bboxes2, offset, iof=bool(mode)))

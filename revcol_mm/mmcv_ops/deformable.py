@@ -1,43 +1,48 @@
 """Deformable convolution, versions 1 and 2, and multi-scale deformable attention."""
 
+from collections.abc import Iterable
 from importlib.util import find_spec
-from typing import Any, Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 import torchvision.ops
 from torch import Tensor
 
-from .autograd import gradients, upcast
+from .autograd import upcast, write_gradients
+
+Pair = tuple[int, int]
 
 
 def _deform_conv(
-    stride: tuple[int, int], padding: tuple[int, int], dilation: tuple[int, int]
-) -> Callable[..., Tensor]:
-    """Both versions, as a function of tensors. Torchvision reads numbers of groups off their shapes."""
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+) -> Tensor:
+    """Compute version 1, or version 2 if there is a mask. Numbers of groups follow from the shapes."""
+    x, offset, weight = upcast(input, offset, weight)
+    bias = bias if bias is None else bias.to(x.dtype)
+    # torchvision crashes on NaN; in MMCV such a sample lies outside the image.
+    offset = offset.where(~offset.isnan(), torch.inf)
+    if mask is not None:
+        geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        size = [
+            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in geometry
+        ]
+        offset, mask = (_take_first(maps, *size) for maps in (offset, mask.to(x.dtype)))
+    return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
-    def op(
-        input: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
-    ) -> Tensor:
-        x, offset, weight = upcast(input, offset, weight)
-        bias = bias if bias is None else bias.to(x.dtype)
-        offset = offset.where(~offset.isnan(), torch.inf)  # outside, as to MMCV: torchvision crashes on NaN
-        if mask is not None:
-            geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-            size = [
-                (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1
-                for side, kernel, step, pad, gap in geometry
-            ]
-            offset, mask = (_of_size(maps, *size) for maps in (offset, mask.to(x.dtype)))
-        return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
 
-    return op
+def _take_first(maps: Tensor, height: int, width: int) -> Tensor:
+    """Return maps (B, C, height, width) made of the first values of each sample's maps.
 
-
-def _of_size(maps: Tensor, height: int, width: int) -> Tensor:
-    """Maps (B, C, height, width) of each sample's first values.
-
-    MMCV checks sizes in version 1 alone. In version 2 it reads these of larger maps, as DyHead's are.
+    MMCV checks the size of offsets in version 1 only. In version 2 it reads the first values of maps that are
+    larger than the output, and DyHead depends on that.
     """
     if maps.shape[2:] == (height, width):
         return maps
@@ -45,8 +50,11 @@ def _of_size(maps: Tensor, height: int, width: int) -> Tensor:
     return maps.flatten(1)[:, : channels * height * width].view(batch, channels, height, width)
 
 
-def _version1(dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW: int, **_: Any) -> Callable:
-    return _deform_conv((dH, dW), (padH, padW), (dilationH, dilationW))
+def _geometry1(
+    dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW: int, **_: int
+) -> dict[str, Pair]:
+    """Translate MMCV's arguments of version 1. The others, such as kernel sizes, follow from shapes."""
+    return dict(stride=(dH, dW), padding=(padH, padW), dilation=(dilationH, dilationW))
 
 
 def deform_conv_forward(
@@ -58,18 +66,18 @@ def deform_conv_forward(
     ones: Tensor,
     **geometry: int,
 ) -> None:
-    """Deformable convolution, https://arxiv.org/abs/1703.06211, of (B, C, H, W) into ``output`` (B, D, h, w).
+    """Apply deformable convolution, https://arxiv.org/abs/1703.06211.
 
     Args:
         input: (B, C, H, W).
         weight: (D, C / groups, kh, kw).
-        offset: (B, 2 * deformable groups * kh * kw, h, w), of y and x in turn.
+        offset: (B, 2 * deformable groups * kh * kw, h, w); channels are y and x of each tap in turn.
         output: (B, D, h, w).
-        columns: Free for use between the passes; here keeps the weight's gradient between their functions.
+        columns: Scratch memory. :func:`deform_conv_backward_input` passes the weight's gradient in it.
         ones: Not used.
-        geometry: MMCV's names and values of stride, padding and dilation; others are read off the shapes.
+        geometry: Stride, padding and dilation under MMCV's names.
     """
-    output.copy_(_version1(**geometry)(input, offset, weight))
+    output.copy_(_deform_conv(input, offset, weight, **_geometry1(**geometry)))
 
 
 def deform_conv_backward_input(
@@ -82,11 +90,13 @@ def deform_conv_backward_input(
     columns: Tensor,
     **geometry: int,
 ) -> None:
-    """Gradients of input and offset; that of the weight, which comes with them, waits in ``columns``."""
-    results = gradients(_version1(**geometry), [input, offset, weight], grad_output)
-    for target, gradient in zip((grad_input, grad_offset), results):
-        target.copy_(gradient)
-    columns.resize_(weight.shape).copy_(results[2])
+    """Write the gradients of input and offset, and store the weight's gradient in ``columns``."""
+
+    def op(*inputs: Tensor) -> Tensor:
+        return _deform_conv(*inputs, **_geometry1(**geometry))
+
+    targets = [grad_input, grad_offset, columns.resize_(weight.shape)]
+    write_gradients(op, [input, offset, weight], grad_output, targets)
 
 
 def deform_conv_backward_parameters(
@@ -98,19 +108,22 @@ def deform_conv_backward_parameters(
     ones: Tensor,
     **geometry: int,
 ) -> None:
-    """Gradient of the weight, which :func:`deform_conv_backward_input` has left if it was called."""
-    if not columns.numel():
-        weight = grad_weight  # the op is linear in it
-        columns = gradients(
-            lambda weight: _version1(**geometry)(input, offset, weight), [weight], grad_output
-        )[0]
-    grad_weight.copy_(columns)
+    """Write the gradient of the weight, from ``columns`` if :func:`deform_conv_backward_input` was called."""
+
+    def op(weight: Tensor) -> Tensor:
+        return _deform_conv(input, offset, weight, **_geometry1(**geometry))
+
+    if columns.numel():
+        grad_weight.copy_(columns)
+    else:  # The op is linear in the weight: any tensor of its shape will do.
+        write_gradients(op, [grad_weight], grad_output, [grad_weight])
 
 
-def _version2(
-    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, **_: Any
-) -> Callable:
-    return _deform_conv((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+def _geometry2(
+    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, **_: int
+) -> dict[str, Pair]:
+    """Translate MMCV's arguments of version 2, as :func:`_geometry1` those of version 1."""
+    return dict(stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
 
 
 def modulated_deform_conv_forward(
@@ -125,12 +138,12 @@ def modulated_deform_conv_forward(
     with_bias: bool,
     **geometry: int,
 ) -> None:
-    """Modulated deformable convolution, https://arxiv.org/abs/1811.11168, into ``output`` (B, D, h, w).
+    """Apply modulated deformable convolution (version 2), https://arxiv.org/abs/1811.11168.
 
-    ``mask`` is (B, deformable groups * kh * kw, h, w); the rest is as in :func:`deform_conv_forward`.
+    ``mask`` is (B, deformable groups * kh * kw, h, w); see :func:`deform_conv_forward` for the others.
     """
-    op = _version2(**geometry)
-    output.copy_(op(input, offset, weight, mask, bias if with_bias else None))
+    bias = bias if with_bias else None
+    output.copy_(_deform_conv(input, offset, weight, mask, bias, **_geometry2(**geometry)))
 
 
 def modulated_deform_conv_backward(
@@ -150,22 +163,35 @@ def modulated_deform_conv_backward(
     with_bias: bool,
     **geometry: int,
 ) -> None:
-    """Gradients of :func:`modulated_deform_conv_forward`, each into its tensor."""
+    """Write the gradients of :func:`modulated_deform_conv_forward`."""
+
+    def op(*inputs: Tensor) -> Tensor:
+        return _deform_conv(*inputs, **_geometry2(**geometry))
+
     inputs = [input, offset, weight, mask] + [bias] * with_bias
-    results = grad_input, grad_offset, grad_weight, grad_mask, grad_bias
-    for target, gradient in zip(results, gradients(_version2(**geometry), inputs, grad_output)):
-        target.copy_(gradient)
+    write_gradients(op, inputs, grad_output, [grad_input, grad_offset, grad_weight, grad_mask, grad_bias])
 
 
-def _has_kernels(value: Tensor) -> bool:
-    """Whether the fused kernels take a tensor. The last bits of gradients depend on the order of threads."""
+def _use_kernels(value: Tensor) -> bool:
+    """Whether to run the fused kernels, whose gradients are not deterministic in the last bits."""
     return (
         value.is_cuda and find_spec('triton') is not None and not torch.are_deterministic_algorithms_enabled()
     )
 
 
 def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
-    """Deformable attention to one level: (B, H * W, heads, D), (B, Q, heads, P, 2) -> (B, Q, heads * D)."""
+    """Compute deformable attention to one level.
+
+    Args:
+        value: (B, H * W, heads, D).
+        height: H.
+        width: W.
+        locations: (B, Q, heads, P, 2), x and y, from 0 to 1.
+        weights: (B, Q, heads, P).
+
+    Returns:
+        (B, Q, heads * D).
+    """
     batch, _, heads, depth = value.shape
     _, queries, _, points, _ = locations.shape
     maps = value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
@@ -175,15 +201,13 @@ def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, w
     return (samples * weights).sum(-1).view(batch, heads * depth, queries).transpose(1, 2)
 
 
-def _levels(
-    value: Tensor, spatial_shapes: Tensor, locations: Tensor, weights: Tensor
-) -> Iterator[tuple[int, int, tuple[Tensor, Tensor, Tensor]]]:
-    """Height and width of each level, and what of the tensors belongs to it, in at least float32."""
-    value, locations, weights = upcast(value, locations, weights)
-    shapes = spatial_shapes.tolist()
-    values = value.split([height * width for height, width in shapes], dim=1)
-    for (height, width), *tensors in zip(shapes, values, locations.unbind(3), weights.unbind(3)):
-        yield height, width, tuple(tensors)
+def _split_levels(
+    spatial_shapes: Tensor, value: Tensor, locations: Tensor, weights: Tensor
+) -> Iterable[tuple[Pair, Tensor, Tensor, Tensor]]:
+    """Split tensors into views of each level; return (height, width) and the three views of each."""
+    sizes = spatial_shapes.tolist()
+    values = value.split([height * width for height, width in sizes], dim=1)
+    return zip(sizes, values, locations.unbind(3), weights.unbind(3))
 
 
 def ms_deform_attn_forward(
@@ -194,29 +218,32 @@ def ms_deform_attn_forward(
     attention_weights: Tensor,
     im2col_step: int,
 ) -> Tensor:
-    """Multi-scale deformable attention, https://arxiv.org/abs/2010.04159 (equation 3).
+    """Compute multi-scale deformable attention, https://arxiv.org/abs/2010.04159 (equation 3).
 
-    One level after the other, so that the samples of one only are in memory at a time.
+    Without the fused kernels, levels are computed one by one, so that only one's samples are in memory.
 
     Args:
-        value: (B, S, heads, D), S being the sum of all levels' sizes.
-        value_spatial_shapes: (L, 2), each level's height and width.
-        value_level_start_index: (L,), each level's first place in S.
-        sampling_locations: (B, Q, heads, L, P, 2), x and y from 0 to 1; beyond that the value is 0.
+        value: (B, S, heads, D); S is the number of pixels of all levels.
+        value_spatial_shapes: (L, 2), height and width of each level.
+        value_level_start_index: (L,), index of each level's first pixel in S.
+        sampling_locations: (B, Q, heads, L, P, 2), x and y, from 0 to 1; the value outside is 0.
         attention_weights: (B, Q, heads, L, P).
         im2col_step: Not used.
 
     Returns:
         (B, Q, heads * D).
     """
-    if _has_kernels(value):
+    if _use_kernels(value):
         from .deformable_attention_kernels import forward
 
         return forward(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
-    levels = _levels(value, value_spatial_shapes, sampling_locations, attention_weights)
-    output = sum(attend_to_level(of_level, *size, *rest) for *size, (of_level, *rest) in levels)
+    tensors = upcast(value, sampling_locations, attention_weights)
+    output = sum(
+        attend_to_level(level_value, *size, *rest)
+        for size, level_value, *rest in _split_levels(value_spatial_shapes, *tensors)
+    )
     return output.to(value.dtype)
 
 
@@ -232,29 +259,21 @@ def ms_deform_attn_backward(
     grad_attn_weight: Tensor,
     im2col_step: int,
 ) -> None:
-    """Gradients of :func:`ms_deform_attn_forward`, each into its tensor."""
-    if _has_kernels(value):
+    """Write the gradients of :func:`ms_deform_attn_forward`."""
+    inputs = value, sampling_locations, attention_weights
+    targets = grad_value, grad_sampling_loc, grad_attn_weight
+    if _use_kernels(value):
         from .deformable_attention_kernels import backward
 
-        results = backward(
-            value,
-            value_spatial_shapes,
-            value_level_start_index,
-            sampling_locations,
-            attention_weights,
-            grad_output,
-        )
-    else:
-        each = []
-        for height, width, tensors in _levels(
-            value, value_spatial_shapes, sampling_locations, attention_weights
-        ):
+        shapes = value_spatial_shapes, value_level_start_index
+        for target, grad in zip(targets, backward(value, *shapes, *inputs[1:], grad_output)):
+            target.copy_(grad)
+        return
+    levels = _split_levels(value_spatial_shapes, *upcast(*inputs))
+    level_targets = _split_levels(value_spatial_shapes, *targets)
+    for (size, *tensors), (_, *views) in zip(levels, level_targets):
 
-            def op(value: Tensor, *rest: Tensor, size: tuple[int, int] = (height, width)) -> Tensor:
-                return attend_to_level(value, *size, *rest)
+        def op(value: Tensor, *rest: Tensor, size: Pair = size) -> Tensor:
+            return attend_to_level(value, *size, *rest)
 
-            each.append(gradients(op, tensors, grad_output))
-        values, locations, weights = zip(*each)
-        results = torch.cat(values, 1), torch.stack(locations, 3), torch.stack(weights, 3)
-    for target, gradient in zip((grad_value, grad_sampling_loc, grad_attn_weight), results):
-        target.copy_(gradient)
+        write_gradients(op, tensors, grad_output, views)

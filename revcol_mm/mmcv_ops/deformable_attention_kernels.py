@@ -1,16 +1,17 @@
-"""Multi-scale deformable attention as two Triton kernels for CUDA: one forward, one backward.
+"""Multi-scale deformable attention in two Triton kernels for CUDA: one forward, one backward.
 
 Equation 3 of Deformable DETR (https://arxiv.org/abs/2010.04159), for every image b, query q and head h::
 
     output[b, q, h] = sum over l, p of weights[b, q, h, l, p] * value_l[b, h](locations[b, q, h, l, p])
 
 where ``value_l(x, y)`` interpolates level ``l`` bilinearly, as :func:`torch.nn.functional.grid_sample` does
-with zero padding and ``align_corners=False``. Samples are summed where they are read, and stored nowhere.
+with zero padding and ``align_corners=False``. Samples are added up as they are read and never stored.
 
 Letters: ``B`` images, ``Q`` queries, ``H`` heads of ``D`` channels, ``L`` levels with ``P`` points each, and
-``S`` pixels, those of all levels.
+``S`` pixels of all levels together.
 
-It is the caller who checks shapes. What ``spatial_shapes`` holds stays on the GPU: to look would be to wait.
+Shapes are not checked. The values of ``spatial_shapes`` are read on the GPU only, because reading them on the
+CPU would wait for the GPU.
 """
 
 import torch
@@ -26,22 +27,22 @@ def forward(
     sampling_locations: Tensor,
     attention_weights: Tensor,
 ) -> Tensor:
-    """Multi-scale deformable attention.
+    """Compute multi-scale deformable attention.
 
-    At least ``e (B S H D + B Q H D) + 3 f B Q H L P`` bytes have to be moved, ``e`` for a value and ``f`` for
-    a coordinate or weight. Up to ``4 e B Q H L P D`` more come from the caches, and take longest in an
-    encoder, where ``Q = S``.
+    With ``e`` bytes per value and ``f`` bytes per coordinate or weight, GPU memory transfers at least
+    ``e (B S H D + B Q H D) + 3 f B Q H L P`` bytes. The caches transfer up to ``4 e B Q H L P D`` more, which
+    takes most of the time in an encoder, where ``Q = S``.
 
     Args:
-        value: ``(B, S, H, D)``; of any floating-point type, like locations and weights.
-        spatial_shapes: Height and width of each level, ``(L, 2)``, integers that sum up to ``S`` pixels.
-        level_start_index: Where in ``S`` each level starts, ``(L,)``, integers.
-        sampling_locations: ``(B, Q, H, L, P, 2)``, x and y, from 0 to 1 across the image. Where there is no
-            pixel they sample zeros, and so they do if they are NaN.
+        value: ``(B, S, H, D)``, of any floating-point dtype, like locations and weights.
+        spatial_shapes: Height and width of each level, ``(L, 2)``, integers; the levels have ``S`` pixels.
+        level_start_index: Index in ``S`` of each level's first pixel, ``(L,)``, integers.
+        sampling_locations: ``(B, Q, H, L, P, 2)``, x and y, from 0 to 1 across the image. The value outside
+            the image, and at NaN, is 0.
         attention_weights: ``(B, Q, H, L, P)``.
 
     Returns:
-        ``(B, Q, H * D)`` in the type of ``value``; computed in float32, or in float64 if an input is that.
+        ``(B, Q, H * D)`` in the dtype of ``value``; computed in float32, or in float64 if any input is.
     """
     batch_size, _, num_heads, dim = value.shape
     output = value.new_empty(batch_size, sampling_locations.shape[1], num_heads * dim)
@@ -58,33 +59,33 @@ def backward(
     attention_weights: Tensor,
     grad_output: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of :func:`forward`.
+    """Compute the gradients of :func:`forward`.
 
-    At least what forward reads has to be moved, and ``grad_output`` and the three gradients. Up to
+    GPU memory transfers at least what forward reads, ``grad_output`` and the three gradients. Up to
     ``4 B Q H L P D`` numbers are added to the gradient of ``value`` in the caches.
 
     Args:
-        value: As for forward.
-        spatial_shapes: As for forward.
-        level_start_index: As for forward.
-        sampling_locations: As for forward. Interpolation has kinks at the centres of pixels. There the
-            gradient is the one towards greater x and y, as that of ``grid_sample`` is.
-        attention_weights: As for forward.
+        value: As in :func:`forward`.
+        spatial_shapes: As in :func:`forward`.
+        level_start_index: As in :func:`forward`.
+        sampling_locations: As in :func:`forward`. The interpolated value has no derivative at the centres of
+            pixels; there the derivative towards greater x and y is used, as in ``grid_sample``.
+        attention_weights: As in :func:`forward`.
         grad_output: Gradient of the output, ``(B, Q, H * D)``.
 
     Returns:
-        Gradients of ``value``, ``sampling_locations`` and ``attention_weights``, in their shapes and types.
+        Gradients of ``value``, ``sampling_locations`` and ``attention_weights``, in their shapes and dtypes.
 
     Note:
-        Many queries add to the gradient of one pixel, atomically and in no fixed order, in the type of
-        forward's computation. So the last bits of the gradient of ``value`` differ from run to run, and no
-        other result does: take another path where :func:`torch.are_deterministic_algorithms_enabled`.
+        The gradient of ``value`` is not deterministic in its last bits: many queries add to the gradient of
+        one pixel with atomic additions in any order. All other results are deterministic. Do not call this
+        function if :func:`torch.are_deterministic_algorithms_enabled`.
     """
     inputs = (value, spatial_shapes, level_start_index, sampling_locations, attention_weights, grad_output)
     grad_value = torch.zeros(value.shape, dtype=_compute_dtype(inputs), device=value.device)
     grad_locations = torch.empty_like(sampling_locations, memory_format=torch.contiguous_format)
     grad_weights = torch.empty_like(attention_weights, memory_format=torch.contiguous_format)
-    # Where threads exchange sums, a program of one warp waits for no other.
+    # Sums over channels need communication between threads, which is cheapest within one warp.
     _launch(_backward_kernel, inputs, (grad_value, grad_locations, grad_weights), num_warps=1)
     return grad_value.to(value.dtype), grad_locations, grad_weights
 
@@ -96,17 +97,17 @@ def _compute_dtype(inputs: tuple[Tensor, ...]) -> torch.dtype:
 def _launch(
     kernel: triton.JITFunction, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...], num_warps: int
 ) -> None:
-    """Run a kernel. Each of its programs takes some rows of one image: its pairs of a query and a head."""
+    """Launch a kernel. A row is a pair of a query and a head; each program takes some rows of one image."""
     value, _, _, locations, *_ = inputs
     batch_size, num_pixels, num_heads, dim = value.shape
     _, num_queries, _, num_levels, num_points, _ = locations.shape
     num_rows = num_queries * num_heads
     if batch_size * num_rows * dim == 0:
         return
-    # As many rows as let each thread read 16 bytes at once, and the threads beside it the rest of a row.
+    # So many rows that each thread reads 16 bytes at once and neighbouring threads read the rest of the row.
     block_dim = triton.next_power_of_2(dim)
     block_rows = max(1, num_warps * 32 * 16 // value.element_size() // block_dim)
-    # On one axis: on the other two a grid ends at 65535.
+    # Use the first axis of the grid only: the other two are limited to 65535 programs.
     grid = (batch_size * triton.cdiv(num_rows, block_rows),)
     with torch.cuda.device_of(value):
         kernel[grid](
@@ -125,7 +126,8 @@ def _launch(
         )
 
 
-# Sizes of images and, with denoising, numbers of queries change at every step: one kernel serves all.
+# The image size and (with denoising) the number of queries change at every step. Without `do_not_specialize`
+# Triton would compile again whenever one of them becomes 1 or a multiple of 16.
 @triton.jit(do_not_specialize=['num_pixels', 'num_rows'])
 def _forward_kernel(
     value,
@@ -152,7 +154,7 @@ def _forward_kernel(
     total = tl.zeros((BLOCK_ROWS, BLOCK_DIM), COMPUTE)
     for level in range(NUM_LEVELS):
         height, width, start = _load_level(spatial_shapes, level_start_index, level)
-        for point in tl.range(NUM_POINTS, loop_unroll_factor=4):  # reads of four points under way at once
+        for point in tl.range(NUM_POINTS, loop_unroll_factor=4):  # keeps the reads of four points in flight
             sample = (row * NUM_LEVELS + level) * NUM_POINTS + point
             weight = tl.load(weights + sample, has_row, 0).to(COMPUTE)
             left, top, x_share, y_share, is_near = _locate(locations, sample, has_row, height, width, COMPUTE)
@@ -213,7 +215,8 @@ def _backward_kernel(
                 grad_x += y_weight * product * (corner % 2 * 2 - 1)
                 grad_y += x_weight * product * (corner // 2 * 2 - 1)
                 grad_weight += x_weight * y_weight * product
-            # After all reads of the sample, which could not be moved before an addition.
+            # A loop of its own: the compiler cannot move a read above an atomic addition, so that all reads
+            # of the sample have to come first.
             for corner in tl.static_range(4):
                 pixel, is_inside, x_weight, y_weight = _corner(
                     left, top, x_share, y_share, is_near, height, width, corner % 2, corner // 2
@@ -229,7 +232,7 @@ def _backward_kernel(
 
 @triton.jit
 def _rows_of_program(num_rows, BLOCK_ROWS: tl.constexpr):
-    """This program's image, its rows, and which of them exist; int64, since offsets of them exceed int32."""
+    """Return the image and rows of this program (int64, as offsets exceed int32) and a mask of valid rows."""
     num_blocks = tl.cdiv(num_rows, BLOCK_ROWS)
     image = tl.program_id(0) // num_blocks
     row = tl.program_id(0) % num_blocks * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -238,7 +241,7 @@ def _rows_of_program(num_rows, BLOCK_ROWS: tl.constexpr):
 
 @triton.jit
 def _load_level(spatial_shapes, level_start_index, level):
-    """Height, width and first pixel of a level."""
+    """Return height, width and index of the first pixel of a level."""
     height = tl.load(spatial_shapes + level * 2).to(tl.int32)
     width = tl.load(spatial_shapes + level * 2 + 1).to(tl.int32)
     return height, width, tl.load(level_start_index + level).to(tl.int64)
@@ -246,12 +249,12 @@ def _load_level(spatial_shapes, level_start_index, level):
 
 @triton.jit
 def _locate(locations, sample, has_row, height, width, COMPUTE: tl.constexpr):
-    """The pixel left above a location, the location's distance from it, and whether any pixel is near."""
-    # Pixel i is centred at i + 0.5.
+    """Return the pixel to the upper left of each location, its distance, and whether any pixel is near."""
+    # The centre of pixel i is at i + 0.5.
     x = tl.load(locations + sample * 2, has_row, 0).to(COMPUTE) * width - 0.5
     y = tl.load(locations + sample * 2 + 1, has_row, 0).to(COMPUTE) * height - 0.5
-    is_near = has_row & (x >= -1) & (x < width) & (y >= -1) & (y < height)  # never of NaN
-    x = tl.where(is_near, x, 0)  # before it is an integer, for which it may be too large
+    is_near = has_row & (x >= -1) & (x < width) & (y >= -1) & (y < height)  # False for NaN
+    x = tl.where(is_near, x, 0)  # may be too large for the conversion to an integer
     y = tl.where(is_near, y, 0)
     left = tl.floor(x)
     top = tl.floor(y)
@@ -260,7 +263,7 @@ def _locate(locations, sample, has_row, height, width, COMPUTE: tl.constexpr):
 
 @triton.jit
 def _corner(left, top, x_share, y_share, is_near, height, width, RIGHT: tl.constexpr, LOWER: tl.constexpr):
-    """One of the four pixels around a location: its index, whether it exists, its weight along x and y."""
+    """Return index, existence, and weights along x and y of one of the four pixels around each location."""
     x = left + RIGHT
     y = top + LOWER
     is_inside = is_near & (x >= 0) & (x < width) & (y >= 0) & (y < height)

@@ -1,8 +1,8 @@
-"""What MMCV imports as ``mmcv._ext``: the functions that its ops call, with their names and arguments.
+"""Replacement for ``mmcv._ext``: the functions that MMCV's ops call, with their names and arguments.
 
-They write to the tensors that MMCV passes for outputs, as the compiled ones do. Gradients are autograd's:
-backward runs an op once more, so that nothing but its inputs is stored between the passes. What comes in half
-precision is computed in float32 and rounded once, at the end.
+Like the compiled functions they write to output tensors that MMCV passes. Backward functions run the op again
+with autograd, so that only its inputs are stored between forward and backward. Half precision is computed in
+float32 and rounded once, at the end.
 """
 
 from inspect import isfunction
@@ -14,7 +14,7 @@ try:
     import torchvision.ops
 except (ImportError, RuntimeError) as error:
     raise ImportError(
-        f"MMCV's ops on torchvision need the one that is made for torch {torch.__version__} ({error}); run: "
+        f"MMCV's ops on torchvision need a torchvision that fits torch {torch.__version__} ({error}); run: "
         'python -m revcol_mm.check_env'
     ) from error
 
@@ -30,23 +30,23 @@ globals().update(SUPPLIED)
 
 
 def get_compiler_version() -> str:
-    """Version of the C++ compiler, for ``mmcv.collect_env``."""
+    """Return a text for the line 'MMCV Compiler' of ``mmcv.collect_env``."""
     return 'none'
 
 
 def get_compiling_cuda_version() -> str:
-    """Version of CUDA that ops were compiled with, likewise."""
+    """Return a text for the line 'MMCV CUDA Compiler' of ``mmcv.collect_env``."""
     return f'none, ops are on torchvision {torchvision.__version__}'
 
 
 def __getattr__(name: str) -> Callable:
-    """Stand in for an op that is not here, so that ``mmcv.ops`` imports; to call it is an error."""
+    """Return a function that raises when it is called, so that ``mmcv.ops`` can import ops missing here."""
     if name.startswith('__'):
         raise AttributeError(name)
 
     def missing(*args: Any, **kwargs: Any) -> None:
         raise NotImplementedError(
-            f'mmcv._ext.{name} is not among the ops that revcol_mm supplies on torchvision. It takes an mmcv '
+            f'mmcv._ext.{name} is not among the ops that revcol_mm supplies on torchvision. Install an mmcv '
             'with compiled ops: see docs/environment.md'
         )
 

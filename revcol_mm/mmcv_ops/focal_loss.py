@@ -1,6 +1,6 @@
-"""Focal loss, https://arxiv.org/abs/1708.02002 (equation 5), of N logits or probabilities for C classes.
+"""Focal loss, https://arxiv.org/abs/1708.02002 (equation 5), for N samples and C classes.
 
-The gradients are written out, as MMCV's are: that of a logarithm which is bounded below would be 0 there.
+Gradients are written out, as in MMCV: autograd's would be 0 where the logarithm's argument is clamped.
 """
 
 import torch
@@ -13,41 +13,52 @@ def _log(p: Tensor) -> Tensor:
     return p.clamp(min=torch.finfo(torch.float32).tiny).log()
 
 
-def _positive(input: Tensor, target: Tensor) -> Tensor:
-    """Which of (N, C) are the targets (N,); C stands for the background, which is no class."""
+def _is_target(input: Tensor, target: Tensor) -> Tensor:
+    """Return a mask (N, C) of the target classes (N,). The background has number C and no column."""
     return target[:, None] == torch.arange(input.shape[1], device=input.device)
 
 
 def _weigh(loss: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Multiply what belongs to a target with its class's weight (C,), if there are any."""
+    """Multiply losses (N, ...) by the weight (C,) of their target class, if ``weight`` is not empty."""
     return loss * weight.to(loss.dtype)[target].view(-1, *(1,) * (loss.ndim - 1)) if weight.numel() else loss
 
 
 def sigmoid_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Loss of each logit, (N, C), into ``output``; targets are (N,), classes' weights (C,) or none (0,)."""
+    """Write the loss of each logit into ``output``.
+
+    Args:
+        input: Logits, (N, C).
+        target: Classes, (N,), from 0 to C; C is the background.
+        weight: Weight of each class, (C,), or empty.
+        output: (N, C).
+        gamma: Exponent of the modulating factor.
+        alpha: Weight of targets; others have 1 - alpha.
+    """
     (x,) = upcast(input)
     p = x.sigmoid()
-    loss = torch.where(
-        _positive(x, target), -alpha * (1 - p) ** gamma * _log(p), (alpha - 1) * p**gamma * _log(1 - p)
-    )
-    output.copy_(_weigh(loss, weight, target))
+    positive = -alpha * (1 - p) ** gamma * _log(p)
+    negative = (alpha - 1) * p**gamma * _log(1 - p)
+    output.copy_(_weigh(torch.where(_is_target(x, target), positive, negative), weight, target))
 
 
 def sigmoid_focal_loss_backward(
     input: Tensor, target: Tensor, weight: Tensor, grad_input: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Derivative of each loss of :func:`sigmoid_focal_loss_forward`, (N, C), into ``grad_input``."""
+    """Write the derivative of each loss of :func:`sigmoid_focal_loss_forward` into ``grad_input`` (N, C)."""
     (x,) = upcast(input)
     p = x.sigmoid()
     positive = -alpha * (1 - p) ** gamma * (1 - p - gamma * p * _log(p))
     negative = (alpha - 1) * p**gamma * (gamma * (1 - p) * _log(1 - p) - p)
-    grad_input.copy_(_weigh(torch.where(_positive(x, target), positive, negative), weight, target))
+    grad_input.copy_(_weigh(torch.where(_is_target(x, target), positive, negative), weight, target))
 
 
 def _probability_of_target(softmax: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Probability (N,) of each target, the targets, and which are any: a negative one has no loss."""
+    """Return the probability of each target, the target clamped to 0, and a mask of targets that count.
+
+    All are (N,). A negative target has no loss.
+    """
     (softmax,) = upcast(softmax)
     labels = target.clamp(min=0)
     return softmax.gather(1, labels[:, None])[:, 0], labels, target >= 0
@@ -56,7 +67,16 @@ def _probability_of_target(softmax: Tensor, target: Tensor) -> tuple[Tensor, Ten
 def softmax_focal_loss_forward(
     input: Tensor, target: Tensor, weight: Tensor, output: Tensor, gamma: float, alpha: float
 ) -> None:
-    """Loss (N,) of probabilities (N, C) into ``output``, with targets (N,) and weights (C,) or none (0,)."""
+    """Write the loss of each sample into ``output`` (N,).
+
+    Args:
+        input: Probabilities, (N, C).
+        target: Classes, (N,); samples with a negative one have no loss.
+        weight: Weight of each class, (C,), or empty.
+        output: (N,).
+        gamma: Exponent of the modulating factor.
+        alpha: Factor of the loss.
+    """
     p, labels, counts = _probability_of_target(input, target)
     output.copy_(_weigh(-alpha * (1 - p) ** gamma * _log(p) * counts, weight, labels))
 
@@ -70,11 +90,11 @@ def softmax_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Gradient of :func:`softmax_focal_loss_forward` for the logits, (N, C), into ``grad_input``.
+    """Write the gradient of :func:`softmax_focal_loss_forward` for the logits into ``grad_input`` (N, C).
 
-    ``buff`` (N,) is free for use.
+    ``buff`` is scratch memory of the compiled op and is not used.
     """
     p, labels, counts = _probability_of_target(input, target)
     derivative = alpha * (gamma * (1 - p) ** (gamma - 1) * p * _log(p) - (1 - p) ** gamma) * counts
     derivative = _weigh(derivative, weight, labels)[:, None]
-    grad_input.copy_(derivative * (_positive(input, target).to(derivative.dtype) - input))
+    grad_input.copy_(derivative * (_is_target(input, target).to(derivative.dtype) - input))

@@ -1,7 +1,10 @@
-"""Pooling of regions of interest (RoIs): rows (R, 5) of an image's number in the batch, x1, y1, x2 and y2.
+"""Pooling of regions of interest (RoIs).
 
-Output is (R, C, h, w), of h times w bins. But for pooling by average, which is torchvision's, the ops here
-are for correctness and not for speed; few detectors use them.
+RoIs are (R, 5): index of the image in the batch, x1, y1, x2 and y2. Each is divided into h * w bins, so that
+the output is (R, C, h, w).
+
+RoIAlign with average pooling is torchvision's op. The others are written for correctness, not speed: few
+detectors use them.
 """
 
 import itertools
@@ -11,22 +14,22 @@ import torch
 import torchvision.ops
 from torch import Tensor
 
-from .autograd import gradients, upcast
+from .autograd import upcast, write_gradients
 
-MAX_POOL = 0  # MMCV's number of RoIAlign's pooling by maximum
-LOWEST = -10_000  # what MMCV has for the maximum of no samples
-ROIS_AT_ONCE = 64  # bounds the memory of what is not torchvision's
+MAX_POOL = 0  # RoIAlign's pooling mode 'max' in MMCV
+LOWEST = -10_000  # MMCV's maximum over no samples
+ROIS_AT_ONCE = 64  # bounds the memory of ops that are not torchvision's
 
 
 class _Bins(NamedTuple):
-    """Where the samples of RoIs are on the feature map. Each tensor is (R, 2), of y and x."""
+    """Geometry of the bins of RoIs on the feature map. Each tensor is (R, 2): y and x."""
 
-    start: Tensor
-    size: Tensor  # of a bin
-    grid: Tensor  # number of a bin's samples
+    start: Tensor  # coordinates of the RoI's top left corner
+    size: Tensor  # side lengths of a bin
+    grid: Tensor  # number of samples in a bin along each axis
 
     @classmethod
-    def of(
+    def from_rois(
         cls,
         rois: Tensor,
         output_size: tuple[int, int],
@@ -41,18 +44,26 @@ class _Bins(NamedTuple):
         return cls(start, size, grid.long())
 
     def groups(self) -> Iterator[tuple[Tensor, int, int]]:
-        """RoIs with equal numbers of samples, if they have any: their indices, and the two numbers."""
+        """Yield the indices of RoIs with the same number of samples in a bin, and its rows and columns.
+
+        RoIs without samples are left out.
+        """
         for rows, columns in self.grid.unique(dim=0).tolist():
             if rows > 0 and columns > 0:
-                (members,) = (
-                    (self.grid == self.grid.new_tensor([rows, columns])).all(1).nonzero(as_tuple=True)
-                )
-                yield from ((part, rows, columns) for part in members.split(ROIS_AT_ONCE))
+                is_member = (self.grid == self.grid.new_tensor([rows, columns])).all(1)
+                for part in is_member.nonzero()[:, 0].split(ROIS_AT_ONCE):
+                    yield part, rows, columns
 
     def coordinates(self, axis: int, place: Tensor, sample: Tensor) -> Tensor:
-        """Coordinates of samples by their numbers in bins at a place along an axis, 0 for y, 1 for x.
+        """Return coordinates of samples along one axis.
 
-        Shapes are broadcast, (R, ...) what results.
+        Args:
+            axis: 0 for y, 1 for x.
+            place: Index of the bin along the axis.
+            sample: Index of the sample in its bin along the axis.
+
+        Returns:
+            (R, ...), after broadcasting ``place`` and ``sample``.
         """
         trailing = (1,) * (max(place.ndim, sample.ndim) - 1)
         start, size, grid = (x[:, axis].view(-1, *trailing) for x in self)
@@ -61,7 +72,7 @@ class _Bins(NamedTuple):
     def samples(
         self, members: Tensor, rows: int, columns: int, output_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """y (K, 1, h, 1, rows, 1) and x (K, 1, 1, w, 1, columns) of a group's samples."""
+        """Return sample coordinates of K RoIs: y (K, 1, h, 1, rows, 1) and x (K, 1, 1, w, 1, columns)."""
         bins = _Bins(*(x[members] for x in self))
         count = torch.arange(max(*output_size, rows, columns)).to(self.start)
         y = bins.coordinates(0, count[: output_size[0]].view(1, 1, -1, 1, 1, 1), count[:rows].view(-1, 1))
@@ -70,13 +81,13 @@ class _Bins(NamedTuple):
 
 
 def _bilinear(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """Interpolate at points, which are 0 if more than 1 beyond the border.
+    """Interpolate features bilinearly; points more than one pixel outside the image are 0.
 
     Args:
         features: (B, C, H, W).
-        images: Number of each RoI's image in the batch, (R,).
-        y: Broadcasts with ``x`` to (R, C, ...) or (R, 1, ...).
-        x: Likewise.
+        images: Index of each RoI's image in the batch, (R,).
+        y: Coordinates, which broadcast with ``x`` to (R, C, ...) or (R, 1, ...).
+        x: Coordinates.
 
     Returns:
         (R, C, ...).
@@ -101,7 +112,8 @@ def _bilinear(features: Tensor, images: Tensor, y: Tensor, x: Tensor) -> Tensor:
 
     values = blend(features, (1 - part_y, part_y), (1 - part_x, part_x))
     if y.requires_grad:
-        # As in MMCV, offsets get the gradient of weights that moving a point to the border does not bound.
+        # MMCV computes the gradient of coordinates from interpolation weights of the point before it is
+        # clamped to the border. Add 0 with that gradient.
         linear = blend(features.detach(), (high_y - y, y - low_y), (high_x - x, x - low_x))
         values = values + (linear - linear.detach())
     return values * inside
@@ -120,10 +132,10 @@ def roi_align_forward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """RoIAlign, https://arxiv.org/abs/1703.06870, of features (B, C, H, W) into ``output``.
+    """Apply RoIAlign, https://arxiv.org/abs/1703.06870, to features (B, C, H, W) and write into ``output``.
 
-    Of the maximum's sample ``argmax_y`` and ``argmax_x`` get row and column in the bin, -1 for no sample.
-    (The compiled op keeps its coordinates there, which half precision rounds.)
+    For max pooling, ``argmax_y`` and ``argmax_x`` receive row and column of the highest sample in its bin, or
+    -1 if there is no sample. (The compiled op stores coordinates instead, which half precision rounds.)
     """
     size = aligned_height, aligned_width
     features, boxes = upcast(input, rois)
@@ -133,11 +145,11 @@ def roi_align_forward(
     output.fill_(LOWEST)
     argmax_y.fill_(-1)
     argmax_x.fill_(-1)
-    bins = _Bins.of(boxes, size, spatial_scale, sampling_ratio, aligned)
+    bins = _Bins.from_rois(boxes, size, spatial_scale, sampling_ratio, aligned)
     for members, rows, columns in bins.groups():
         y, x = bins.samples(members, rows, columns, size)
         values = _bilinear(features, boxes[members, 0].long(), y, x).flatten(-2)
-        best = values.argmax(-1, keepdim=True)  # the first of equal ones
+        best = values.argmax(-1, keepdim=True)  # the first of equal values
         output[members] = values.gather(-1, best).squeeze(-1).clamp(min=LOWEST).to(output.dtype)
         argmax_y[members] = best.squeeze(-1).div(columns, rounding_mode='floor').to(output.dtype)
         argmax_x[members] = best.squeeze(-1).remainder(columns).to(output.dtype)
@@ -156,22 +168,22 @@ def roi_align_backward(
     pool_mode: int,
     aligned: bool,
 ) -> None:
-    """Gradient of :func:`roi_align_forward`, into ``grad_input`` (B, C, H, W)."""
+    """Write the gradient of :func:`roi_align_forward` into ``grad_input`` (B, C, H, W)."""
     size = aligned_height, aligned_width
     features, boxes = upcast(grad_input, rois)
 
     def average(features: Tensor) -> Tensor:
         return torchvision.ops.roi_align(features, boxes, size, spatial_scale, sampling_ratio, aligned)
 
-    def sample_of_maximum(features: Tensor) -> Tensor:
-        bins = _Bins.of(boxes, size, spatial_scale, sampling_ratio, aligned)
+    def maximum(features: Tensor) -> Tensor:
+        bins = _Bins.from_rois(boxes, size, spatial_scale, sampling_ratio, aligned)
         place_y, place_x = (torch.arange(n, device=rois.device) for n in size)
         y = bins.coordinates(0, place_y.view(-1, 1), argmax_y.to(boxes.dtype))
         x = bins.coordinates(1, place_x, argmax_x.to(boxes.dtype))
         return _bilinear(features, boxes[:, 0].long(), y, x) * (argmax_y >= 0)
 
-    op = sample_of_maximum if pool_mode == MAX_POOL else average
-    grad_input.copy_(*gradients(op, [features], grad_output))
+    op = maximum if pool_mode == MAX_POOL else average
+    write_gradients(op, [features], grad_output, [grad_input])
 
 
 def roi_pool_forward(
@@ -183,10 +195,10 @@ def roi_pool_forward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """RoIPool, https://arxiv.org/abs/1504.08083, of features (B, C, H, W) into ``output``.
+    """Apply RoIPool, https://arxiv.org/abs/1504.08083, to features (B, C, H, W) and write into ``output``.
 
-    MMCV's rounds RoIs in another way than torchvision's. ``argmax`` gets the place of the maximum in its
-    image's plane of H times W, -1 for that of an empty bin, which is 0.
+    MMCV rounds RoIs differently from torchvision. ``argmax`` receives the index of the maximum in its H * W
+    plane. Empty bins are 0, and their ``argmax`` is -1.
     """
     height, width = input.shape[2:]
     features, boxes = upcast(input, rois)
@@ -200,7 +212,7 @@ def roi_pool_forward(
             low = (start + place * bin_size).floor().long().clamp(min=0).minimum(limits)
             high = (start + (place + 1) * bin_size).ceil().long().clamp(min=0).minimum(limits)
             filled = (high > low).all(1) & (end > start).all(1)
-            (members,) = filled.nonzero(as_tuple=True)
+            members = filled.nonzero()[:, 0]
             for part in members.split(ROIS_AT_ONCE) if len(members) else ():
                 extent = (high - low)[part].amax(0)
                 y, x = (
@@ -210,7 +222,7 @@ def roi_pool_forward(
                 y, x = y.clamp(max=height - 1)[:, :, None], x.clamp(max=width - 1)[:, None]
                 values = features[boxes[part, 0].long()[:, None, None], :, y, x]  # (K, rows, columns, C)
                 values = values.masked_fill(beyond[..., None], -torch.inf).flatten(1, 2)
-                best = values.argmax(1, keepdim=True)  # the first of equal ones
+                best = values.argmax(1, keepdim=True)
                 output[part, :, row, column] = values.gather(1, best)[:, 0].to(output.dtype)
                 places = (y * width + x).flatten(1)
                 argmax[part, :, row, column] = places.gather(1, best[:, 0]).to(argmax.dtype)
@@ -225,7 +237,7 @@ def roi_pool_backward(
     pooled_width: int,
     spatial_scale: float,
 ) -> None:
-    """Gradient of :func:`roi_pool_forward`, into ``grad_input`` (B, C, H, W)."""
+    """Write the gradient of :func:`roi_pool_forward` into ``grad_input`` (B, C, H, W)."""
     (gradient,) = upcast(grad_input)
     channels, plane = gradient.shape[1], gradient.shape[2:].numel()
     planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
@@ -245,8 +257,8 @@ def _deform_roi_pool(
     gamma: float,
 ) -> Tensor:
     features, shift, boxes = upcast(input, offset, rois)
-    bins = _Bins.of(boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
-    if shift.numel():  # (R, 2, h, w), of x and y, in parts of the RoI's extent
+    bins = _Bins.from_rois(boxes, output_size, spatial_scale, sampling_ratio, aligned=True)
+    if shift.numel():
         extent = bins.size * bins.size.new_tensor(output_size)
         shift = shift.view(-1, 2, *output_size) * gamma * extent.flip(1)[..., None, None]
     output = features.new_zeros(len(rois), features.shape[1], *output_size)
@@ -270,9 +282,10 @@ def deform_roi_pool_forward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Deformable RoI pooling, https://arxiv.org/abs/1703.06211, of features (B, C, H, W) into ``output``.
+    """Apply deformable RoI pooling, https://arxiv.org/abs/1703.06211, and write into ``output``.
 
-    ``offset`` is (R, 2, h, w), of x and y in parts of ``gamma`` times the RoI's extent; empty for none.
+    ``input`` is (B, C, H, W). ``offset`` is (R, 2, h, w), x and y in units of ``gamma`` times the RoI's width
+    and height, or empty.
     """
     size = pooled_height, pooled_width
     output.copy_(_deform_roi_pool(input, offset, rois, size, spatial_scale, sampling_ratio, gamma))
@@ -291,11 +304,10 @@ def deform_roi_pool_backward(
     sampling_ratio: int,
     gamma: float,
 ) -> None:
-    """Gradients of :func:`deform_roi_pool_forward`, into ``grad_input`` and ``grad_offset``."""
+    """Write the gradients of :func:`deform_roi_pool_forward` into ``grad_input`` and ``grad_offset``."""
     size = pooled_height, pooled_width
 
     def op(input: Tensor, offset: Tensor) -> Tensor:
         return _deform_roi_pool(input, offset, rois, size, spatial_scale, sampling_ratio, gamma)
 
-    for result, gradient in zip((grad_input, grad_offset), gradients(op, [input, offset], grad_output)):
-        result.copy_(gradient)
+    write_gradients(op, [input, offset], grad_output, [grad_input, grad_offset])

@@ -1,21 +1,22 @@
-"""Batch normalization over processes (MMSyncBN): the parts between which MMCV sums over processes.
+"""Batch normalization over several processes (MMSyncBN).
 
-Inputs are (B, C, S) with all of space in S; statistics (C,) are float32, and over batch and space.
+MMCV calls these functions one after the other and all-reduces their results between the calls. Inputs are
+(B, C, S), where S is the number of positions. Statistics are (C,), float32, over batch and positions.
 """
 
 from torch import Tensor
 
-OVER = (0, 2)  # dimensions of batch and space
+REDUCED = (0, 2)  # batch and positions
 
 
 def sync_bn_forward_mean(input: Tensor, mean: Tensor) -> None:
-    """Mean of this process, into ``mean`` (C,)."""
-    mean.copy_(input.float().mean(OVER))
+    """Write the mean of this process's batch into ``mean`` (C,)."""
+    mean.copy_(input.float().mean(REDUCED))
 
 
 def sync_bn_forward_var(input: Tensor, mean: Tensor, var: Tensor) -> None:
-    """Mean squared distance from the mean over all processes (C,), into ``var`` (C,)."""
-    var.copy_((input.float() - mean[:, None]).square().mean(OVER))
+    """Write this process's mean squared distance from the global ``mean`` (C,) into ``var`` (C,)."""
+    var.copy_((input.float() - mean[:, None]).square().mean(REDUCED))
 
 
 def sync_bn_forward_output(
@@ -33,9 +34,9 @@ def sync_bn_forward_output(
     momentum: float | Tensor,
     group_size: int,
 ) -> None:
-    """Normalize by the statistics of all processes, and move the running ones, if there are any.
+    """Normalize with the global statistics and update the running statistics, if there are any.
 
-    Writes ``norm`` (B, C, S) and ``std`` (C,), which backward takes, and ``output`` (B, C, S).
+    Writes ``norm`` (B, C, S) and ``std`` (C,), which backward needs, and ``output`` (B, C, S).
     """
     std.copy_((var + eps).sqrt())
     norm.copy_((input - mean[:, None]) / std[:, None])
@@ -47,9 +48,9 @@ def sync_bn_forward_output(
 
 
 def sync_bn_backward_param(grad_output: Tensor, norm: Tensor, grad_weight: Tensor, grad_bias: Tensor) -> None:
-    """Sums of this process, into ``grad_weight`` and ``grad_bias`` (C,)."""
-    grad_weight.copy_((grad_output * norm).sum(OVER))
-    grad_bias.copy_(grad_output.float().sum(OVER))
+    """Write this process's gradients into ``grad_weight`` and ``grad_bias`` (C,)."""
+    grad_weight.copy_((grad_output * norm).sum(REDUCED))
+    grad_bias.copy_(grad_output.float().sum(REDUCED))
 
 
 def sync_bn_backward_data(
@@ -61,7 +62,10 @@ def sync_bn_backward_data(
     std: Tensor,
     grad_input: Tensor,
 ) -> None:
-    """Gradient of the input (B, C, S), into ``grad_input``, of sums that are means over processes."""
+    """Write the gradient of the input into ``grad_input`` (B, C, S).
+
+    ``grad_weight`` and ``grad_bias`` (C,) are those of :func:`sync_bn_backward_param`, averaged by MMCV.
+    """
     count = grad_output.shape[0] * grad_output.shape[2]
     mean = (grad_weight[:, None] * norm + grad_bias[:, None]) / count
     grad_input.copy_((weight / std)[:, None] * (grad_output - mean))

@@ -1,1 +1,1 @@
-"""What MMDetection imports of COCO's ``panopticapi``; see :mod:`revcol_mm.supplied_modules`."""
+"""The parts of COCO's ``panopticapi`` that MMDetection uses; see :mod:`revcol_mm.supplied_modules`."""

@@ -1,21 +1,21 @@
 """Panoptic quality: Kirillov et al., "Panoptic Segmentation", CVPR 2019, equation 1.
 
-MMDetection matches the segments, and counts them in these classes.
+MMDetection matches the segments and counts the matches in these classes.
 """
 
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-OFFSET = 256**3  # more than any id of a segment
-VOID = 0  # the id of pixels without a label
+OFFSET = 256**3  # greater than any segment id
+VOID = 0  # id of pixels without a label
 
 
 @dataclass
 class PQStatCat:
-    """What was found of a category: summed IoU of matched segments, and numbers of segments."""
+    """Matching result of one category."""
 
-    iou: float = 0.0
+    iou: float = 0.0  # sum over matched segments
     tp: int = 0
     fp: int = 0
     fn: int = 0
@@ -28,7 +28,7 @@ class PQStatCat:
         return self
 
     def quality(self) -> dict[str, float]:
-        """Panoptic, segmentation and recognition quality, from 0 to 1; 0 if there are no segments."""
+        """Return panoptic, segmentation and recognition quality from 0 to 1; 0 if there are no segments."""
         segments = self.tp + 0.5 * self.fp + 0.5 * self.fn
         if not segments:
             return dict(pq=0.0, sq=0.0, rq=0.0)
@@ -36,7 +36,7 @@ class PQStatCat:
 
 
 class PQStat:
-    """What was found of every category, by its id."""
+    """Matching result of every category, by category id."""
 
     def __init__(self) -> None:
         self.pq_per_cat = defaultdict(PQStatCat)
@@ -45,22 +45,22 @@ class PQStat:
         return self.pq_per_cat[category]
 
     def __iadd__(self, other: 'PQStat') -> 'PQStat':
-        for category, found in other.pq_per_cat.items():
-            self.pq_per_cat[category] += found
+        for category, result in other.pq_per_cat.items():
+            self.pq_per_cat[category] += result
         return self
 
     def pq_average(
         self, categories: dict[int, dict[str, Any]], isthing: bool | None
     ) -> tuple[dict[str, float], dict[int, dict[str, float]]]:
-        """Mean qualities of the categories that have segments, annotated or predicted.
+        """Average the qualities over all categories that have annotated or predicted segments.
 
         Args:
-            categories: By id; ``isthing`` of each is 1 or 0.
-            isthing: Of which to take the mean: things, stuff, or all (None).
+            categories: Categories by id; the value ``isthing`` of each is 1 or 0.
+            isthing: True averages over things, False over stuff, None over both.
 
         Returns:
-            ``pq``, ``sq``, ``rq``, and ``n``, the number of categories that they are the mean of, without any
-            NaN; and the qualities of each category.
+            The means ``pq``, ``sq`` and ``rq`` (NaN if no category has segments) with the number of
+            categories ``n``, and the qualities of each category.
         """
         chosen = [
             category
