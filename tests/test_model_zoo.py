@@ -159,7 +159,7 @@ def test_the_readme_s_command_prints_parts_and_totals(start):
         (('configs/nothing.py',), 'error: no config configs/nothing.py'),
         (
             ('configs/revcol_t_in1k.py', '--shape', '0', '224'),
-            'error: height and width of an input are positive, got 0 and 224',
+            'error: height and width of the input must be positive, got 0 and 224',
         ),
         (
             ('configs/revcol_t_in1k.py', '--shape', '8', '8'),
@@ -167,7 +167,7 @@ def test_the_readme_s_command_prints_parts_and_totals(start):
         ),
         (
             ('tests/configs/classifier_revcol_nano_sample.py',),
-            'error: tests/configs/classifier_revcol_nano_sample.py: its training images are not cropped; '
+            'error: tests/configs/classifier_revcol_nano_sample.py: the training pipeline has no crop; '
             'give an input shape',
         ),
     ],
