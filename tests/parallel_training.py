@@ -1,10 +1,10 @@
-"""A short training of a sample config that is the same on any number of processes, run by tests.
+"""Short training of a sample config with the same result in any number of processes, run by tests.
 
     python [-m torch.distributed.run --standalone --nproc-per-node N] tests/parallel_training.py
         CONFIG OUT [--cfg-options ...]
 
-writes losses, gradient norms, bytes that the main process holds, initial and final weights to OUT, which can
-be another run's load_from. See ``test_distributed.py`` on what is fixed for it.
+writes losses, gradient norms, the memory of the main process, initial and final weights to OUT, which another
+run can use as load_from. ``test_distributed.py`` lists what is changed in the config for this.
 """
 
 import argparse
@@ -31,7 +31,7 @@ NUM_CLASSES = 10
 
 @DATASETS.register_module()
 class Rectangles(Dataset):
-    """Noise with three rectangles of different classes in every image."""
+    """Noise images with three objects of different classes each."""
 
     def __init__(self, scope):
         self.scope = scope
@@ -57,14 +57,14 @@ class Rectangles(Dataset):
         from mmseg.structures import SegDataSample
 
         label_map = torch.full((1, SIZE, SIZE), 255)
-        for index, label in enumerate(labels):  # three stripes, so that none hides another
+        for index, label in enumerate(labels):  # stripes that do not overlap
             label_map[:, index * 20 : index * 20 + boxes[index, 0] // 2 + 4] = int(label)
         sample = SegDataSample(gt_sem_seg=PixelData(data=label_map), metainfo=meta)
         return dict(inputs=image, data_samples=sample)
 
 
 class Record(Hook):
-    """Losses, averaged over processes, and gradient norms of every iteration."""
+    """Records initial weights, losses averaged over processes, and gradient norms."""
 
     priority = 'VERY_LOW'
 
@@ -83,7 +83,7 @@ class Record(Hook):
 
 
 def whole_weights(model):
-    """Copies of a model's weights, gathered if they are sharded."""
+    """Return copies of a model's weights, gathered if they are sharded."""
     return {
         name.removeprefix('module.'): getattr(weight, 'full_tensor', weight.clone)()
         for name, weight in model.state_dict().items()
@@ -91,19 +91,19 @@ def whole_weights(model):
 
 
 def held_bytes(tensors):
-    """Bytes of those parts of tensors that are in this process."""
+    """Return the bytes of tensors in this process, without the shards of others."""
     return sum((tensor.to_local() if hasattr(tensor, 'to_local') else tensor).nbytes for tensor in tensors)
 
 
 def same_points(*shape, device=None):
-    """Stands in for torch.rand: the same points for every mask, whatever process it is in."""
+    """Replace torch.rand by the same points for every mask in every process."""
     shape = shape[0] if len(shape) == 1 else shape
     points = np.random.RandomState(0).rand(*shape[1:]).astype(np.float32)
     return torch.from_numpy(points).expand(*shape).clone()
 
 
 def shrink(cfg):
-    """Make a sample config's model tiny, reversible, and free of what depends on the process."""
+    """Make a sample config's model tiny, reversible and independent of the number of processes."""
     model = cfg.model
     model.backbone.update(arch=ARCH, save_memory=True)
     if cfg.default_scope == 'mmseg':
@@ -114,7 +114,7 @@ def shrink(cfg):
     else:
         model.neck.in_channels = ARCH['channels'][1:]
         model.num_queries = 20
-        model.dn_cfg.update(label_noise_scale=1e-12, box_noise_scale=1e-12)  # it refuses 0
+        model.dn_cfg.update(label_noise_scale=1e-12, box_noise_scale=1e-12)  # 0 is not allowed
     dataset = dict(type='Rectangles', scope=cfg.default_scope, _scope_='mmengine')
     cfg.train_dataloader = dict(
         batch_size=GLOBAL_BATCH // int(os.environ.get('WORLD_SIZE', 1)),
@@ -128,8 +128,8 @@ def shrink(cfg):
     cfg.param_scheduler = [dict(type='LinearLR', start_factor=0.5, begin=0, end=6, by_epoch=False)]
     cfg.default_hooks.logger.interval = 1
     cfg.randomness = dict(seed=0, deterministic=True)
-    # By default Adam makes a step of full length of a gradient that is 0 but for rounding. Clipped ones are
-    # about 1e-3, and have a rounding of up to some 1e-8, where they are sums over columns and pixels.
+    # With its default eps, Adam takes a full step for a gradient that is only rounding error. Clipped
+    # gradients are about 1e-3; as sums over columns and pixels they have rounding errors up to about 1e-8.
     cfg.optim_wrapper.optimizer.eps = 1e-5
 
 
@@ -164,7 +164,7 @@ def main():
     if get_world_size() > 1:
         print(end='', flush=True)
         barrier()
-        os._exit(0)  # see WORKER in test_distributed.py
+        os._exit(0)  # as in WORKER of test_distributed.py
 
 
 if __name__ == '__main__':

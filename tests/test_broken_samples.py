@@ -1,4 +1,4 @@
-"""A broken image or annotation is named and replaced in training, and an error in validation."""
+"""Broken images are named and replaced in training, and are an error in validation."""
 
 import logging
 import pickle
@@ -15,14 +15,12 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from revcol_mm.training.resumable_data import BrokenSampleError, SeededDataset
 from revcol_mm.training.runner import ResumableRunner
-
-NUM_IMAGES = 12
+from revcol_mm.training.seeded_dataset import BrokenSampleError, SeededDataset
 
 
 class Images(Dataset):
-    """Image files and a number for each, with augmentation."""
+    """Image files with random augmentation."""
 
     metainfo = {}
 
@@ -50,101 +48,84 @@ class Model(BaseModel):
         return list(image) if mode == 'predict' else dict(loss=(self.weight * image).square().mean())
 
 
-class Number(BaseMetric):
+class Count(BaseMetric):
     def process(self, data_batch, data_samples):
         self.results.extend(data_samples)
 
     def compute_metrics(self, results):
-        return dict(number=len(results))
+        return dict(count=len(results))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Images, of which 3 and 7 are broken."""
+    """12 images, of which 3 and 7 are broken."""
     folder = tmp_path / 'images'
     folder.mkdir()
-    for index in range(NUM_IMAGES):
-        pixels = np.random.default_rng(index).integers(0, 255, (4, 4), np.uint8)
-        Image.fromarray(pixels).save(folder / f'{index:02d}.png')
-    for index in (3, 7):
+    for index in range(12):
         path = folder / f'{index:02d}.png'
-        path.write_bytes(path.read_bytes()[:40])
+        pixels = np.random.default_rng(index).integers(0, 255, (4, 4), np.uint8)
+        Image.fromarray(pixels).save(path)
+        if index in (3, 7):
+            path.write_bytes(path.read_bytes()[:40])
     return folder
 
 
-def runner(folder, work_dir, max_iters=18, num_workers=1, resume=False, validation=None, **train):
-    loader = dict(batch_size=2, num_workers=num_workers)
-    val = {}
-    if validation is not None:
-        val = dict(
-            val_dataloader=dict(loader, dataset=Images(validation), sampler=dict(type='DefaultSampler')),
-            val_cfg=dict(type='ValLoop'),
-            val_evaluator=[Number()],
-        )
+def runner(folder, work_dir, max_iters=18, num_workers=1, resume=False, validates=False, **train):
+    loader = dict(batch_size=2, num_workers=num_workers, dataset=Images(folder))
+    validation = dict(
+        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler')),
+        val_cfg=dict(type='ValLoop'),
+        val_evaluator=[Count()],
+    )
     return ResumableRunner(
         model=Model(),
         work_dir=str(work_dir),
-        train_dataloader=dict(loader, dataset=Images(folder), sampler=dict(type='InfiniteSampler'), **train),
+        train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler'), **train),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)),
         randomness=dict(seed=0),
         resume=resume,
         experiment_name=f'{work_dir}-{resume}',
-        **val,
+        **(validation if validates else {}),
     )
 
 
-def logged(work_dir):
-    return ''.join(path.read_text() for path in sorted(work_dir.glob('*/*.log')))
-
-
 @pytest.mark.parametrize('num_workers', [0, 2])
-def test_broken_samples_are_named_once_and_training_goes_on(num_workers, folder, tmp_path):
+def test_broken_samples_are_logged_once_and_training_continues(num_workers, folder, tmp_path):
     runner(folder, tmp_path / 'work', num_workers=num_workers).train()
-    lines = re.findall(r'- ERROR - (.*)', logged(tmp_path / 'work'))
+    (log,) = tmp_path.glob('work/*/*.log')
+    lines = re.findall(r'- ERROR - (.*)', log.read_text())
     assert len(lines) == 2  # in three passes over the data
     assert {re.search(r'(\d\d)\.png is broken', line)[1] for line in lines} == {'03', '07'}
-    assert {re.search(r'left out, (\d+) more may be', line)[1] for line in lines} == {'9', '8'}
+    assert {re.search(r'replaced by another sample, (\d+) more', line)[1] for line in lines} == {'9', '8'}
 
 
 @pytest.mark.slow
-def test_a_resumed_run_takes_the_same_in_their_place(folder, tmp_path):
-    unbroken = runner(folder, tmp_path / 'a')
-    unbroken.train()
-    runner(folder, tmp_path / 'b', max_iters=10).train()
-    resumed = runner(folder, tmp_path / 'b', resume=True, num_workers=0)
-    resumed.train()
-    assert resumed.iter == unbroken.iter == 18
-    assert torch.equal(resumed.model.weight, unbroken.model.weight)
+def test_resumed_run_uses_the_same_replacements(folder, tmp_path):
+    unbroken = runner(folder, tmp_path / 'unbroken').train()
+    runner(folder, tmp_path / 'resumed', max_iters=10).train()
+    resumed = runner(folder, tmp_path / 'resumed', resume=True, num_workers=0).train()
+    assert torch.equal(resumed.weight, unbroken.weight)
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 @pytest.mark.parametrize('max_broken', [0, 1])
-def test_one_more_than_allowed_is_an_error_that_names_it(num_workers, max_broken, folder, tmp_path):
+def test_sample_beyond_max_broken_is_an_error_that_names_the_file(num_workers, max_broken, folder, tmp_path):
     with pytest.raises(BrokenSampleError) as error:
         runner(folder, tmp_path / 'work', num_workers=num_workers, max_broken=max_broken).train()
-    limit = f'; max_broken={max_broken} were left out before' if max_broken else ''
-    reason = r'UnidentifiedImageError: .* \(\w+\.py:\d+\)'
+    limit = f'; max_broken={max_broken} others were replaced before' if max_broken else ''
+    reason = r'UnidentifiedImageError: cannot identify image file .* \(\w+\.py:\d+\)'
     assert re.fullmatch(rf'\S+/images/0[37]\.png is broken: {reason}{limit}', str(error.value))
 
 
-def test_if_every_sample_is_broken_training_ends(folder, tmp_path):
-    for path in folder.iterdir():
-        path.write_bytes(b'')
-    with pytest.raises(BrokenSampleError, match=r'max_broken=10 were left out'):
-        runner(folder, tmp_path / 'work').train()
-
-
 @pytest.mark.parametrize('num_workers', [0, 1])
-def test_in_validation_the_first_one_is_an_error(num_workers, folder, tmp_path):
-    with pytest.raises(
-        BrokenSampleError, match=r'/0[37]\.png is broken: UnidentifiedImageError: cannot identify image file'
-    ):
-        runner(folder, tmp_path / 'work', num_workers=num_workers, validation=folder).train()
+def test_broken_sample_in_validation_is_an_error(num_workers, folder, tmp_path):
+    with pytest.raises(BrokenSampleError, match=r'/0[37]\.png is broken: UnidentifiedImageError'):
+        runner(folder, tmp_path / 'work', num_workers=num_workers, validates=True).train()
 
 
-def test_a_replacement_depends_on_the_place_in_the_run_alone(folder):
+def test_replacement_depends_only_on_the_seed_of_the_sample(folder):
     first, second = (SeededDataset(Images(folder), max_broken=2) for _ in range(2))
     second[(7, 5, 6)]
     taken = [first[(3, 0, place)]['image'] for place in range(20)]
@@ -152,13 +133,20 @@ def test_a_replacement_depends_on_the_place_in_the_run_alone(folder):
     assert len({image.sum().item() for image in taken}) > 10
 
 
-def test_a_sample_that_is_taken_by_its_number_is_not_replaced(folder):
+def test_loading_a_sample_leaves_the_random_generators_unchanged(folder):
+    dataset = SeededDataset(Images(folder), max_broken=2)
+    states = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    dataset[(3, 0, 1)]
+    assert states == (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def test_sample_without_a_seed_is_not_replaced(folder):
     with pytest.raises(BrokenSampleError, match=r'03\.png'):
         SeededDataset(Images(folder), max_broken=2)[3]
 
 
-def test_a_negative_number_is_an_error(folder):
-    with pytest.raises(ValueError, match='from 0 on, got -1'):
+def test_negative_max_broken_is_refused(folder):
+    with pytest.raises(ValueError, match='max_broken must be 0 or more, got -1'):
         SeededDataset(Images(folder), max_broken=-1)
 
 
@@ -172,30 +160,35 @@ class AllBroken(Dataset):
         raise OSError('no such file')
 
 
-def test_if_all_are_broken_it_ends_with_an_error():
+def test_only_broken_samples_are_an_error():
     with pytest.raises(
-        BrokenSampleError, match='sample . is broken: OSError: no such file .*; as are all 3 samples'
+        BrokenSampleError, match='sample . is broken: OSError: no such file .*; all 3 samples are'
     ):
         SeededDataset(AllBroken(), max_broken=10)[0, 1]
 
 
-def test_hooks_that_change_the_pipeline_do(tmp_path):
-    """As MMDetection's PipelineSwitchHook does for RTMDet and YOLOX."""
+class WithPipeline(Dataset):
+    metainfo = {}
+    pipeline = staticmethod(lambda index: 'old')
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return self.pipeline(index)
+
+
+def test_attributes_are_those_of_the_wrapped_data_set():
+    """MMDetection's PipelineSwitchHook sets the pipeline, as RTMDet and YOLOX need it."""
     from mmdet.engine.hooks import PipelineSwitchHook
 
-    class Piped(Dataset):
-        metainfo = {}
-        pipeline = staticmethod(lambda index: 'old')
-
-        def __len__(self):
-            return 1
-
-        def __getitem__(self, index):
-            return self.pipeline(index)
-
-    seeded = SeededDataset(Piped())
+    seeded = SeededDataset(WithPipeline())
     loader = torch.utils.data.DataLoader(seeded)
     runner = SimpleNamespace(epoch=3, train_dataloader=loader, logger=logging.getLogger())
     PipelineSwitchHook(3, [lambda index: 'new']).before_train_epoch(runner)
     assert seeded[0] == seeded.dataset[0] == 'new'
+
+
+def test_data_set_can_be_pickled():
+    """As DataLoader does where workers are spawned."""
     assert pickle.loads(pickle.dumps(SeededDataset([7])))[0] == 7

@@ -1,4 +1,4 @@
-"""The hook that logs what becomes of alphas, features and gradients from column to column."""
+"""ColumnStatisticsHook logs the alphas, features and gradients of every column."""
 
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,7 @@ def images(number, seed=0):
 
 
 def train(work_dir, model, runner=Runner, hooks=(HOOK,), max_iters=4, seed=0, optim_wrapper=FIXED, **kwargs):
-    """Train for some iterations of one image each."""
+    """Train for ``max_iters`` iterations of one image each."""
     runner(
         model=model,
         work_dir=str(work_dir),
@@ -52,7 +52,7 @@ def train(work_dir, model, runner=Runner, hooks=(HOOK,), max_iters=4, seed=0, op
 
 
 def logged(work_dir):
-    """What the hook wrote by a visualizer backend."""
+    """Return the records of the hook in the visualizer backend."""
     (scalars,) = work_dir.glob('*/vis_data/scalars.json')
     records = [json.loads(line) for line in scalars.read_text().splitlines()]
     return [record for record in records if 'loss' not in record]
@@ -63,7 +63,7 @@ def values(record, statistic):
 
 
 def expected(model, batch):
-    """Of every column the variance of the last image's features, and the norm of the mean gradient."""
+    """Return, for every column, the feature variance of the last image and the norm of the mean gradient."""
     model.train().zero_grad()
     for image in batch.split(1):
         columns = [[f.detach() for f in features] for features in model.backbone.forward_columns(image)]
@@ -79,7 +79,7 @@ def expected(model, batch):
 
 
 @pytest.mark.parametrize('save_memory', [False, True], ids=['plain', 'save_memory'])
-def test_it_logs_the_statistics_of_each_column(save_memory, tmp_path):
+def test_statistics_of_every_column_are_logged(save_memory, tmp_path):
     model = Toy(save_memory=save_memory)
     model.backbone.subnet2.alpha1.data[0, 3] = -0.01
     train(tmp_path, model)
@@ -97,7 +97,7 @@ def test_it_logs_the_statistics_of_each_column(save_memory, tmp_path):
     assert not any(column._forward_hooks for column in model.backbone.columns)
 
 
-def test_accumulated_gradients_are_logged_before_clipping_at_the_step_that_takes_them(tmp_path):
+def test_accumulated_gradients_are_logged_at_the_step_and_before_clipping(tmp_path):
     model = Toy(save_memory=True)
     optim_wrapper = dict(**FIXED, accumulative_counts=3, clip_grad=dict(max_norm=1e-3))
     train(tmp_path, model, optim_wrapper=optim_wrapper, max_iters=6)
@@ -109,7 +109,7 @@ def test_accumulated_gradients_are_logged_before_clipping_at_the_step_that_takes
 
 
 @pytest.mark.parametrize('clip_grad', [None, dict(max_norm=1e-3)], ids=['', 'clipped'])
-def test_gradients_are_logged_without_the_scale_of_mixed_precision(clip_grad, tmp_path, monkeypatch):
+def test_gradients_are_logged_without_the_loss_scale(clip_grad, tmp_path, monkeypatch):
     monkeypatch.setattr('mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available', lambda: True)
     model = Toy(save_memory=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -121,13 +121,13 @@ def test_gradients_are_logged_without_the_scale_of_mixed_precision(clip_grad, tm
 
 
 @pytest.mark.parametrize('save_memory', [False, True], ids=['plain', 'save_memory'])
-def test_weights_and_their_averages_are_the_same_to_the_bit_with_and_without_it(save_memory, tmp_path):
+def test_weights_and_their_averages_are_bitwise_equal_with_and_without_the_hook(save_memory, tmp_path):
     checkpoints = []
     for name, hooks in dict(without=[], watched=[dict(HOOK, interval=1)]).items():
         torch.manual_seed(0)
         model = Toy(save_memory=save_memory, drop_path_rate=0.1)
         for alpha in (model.backbone.subnet1.alpha0, model.backbone.subnet3.alpha1):
-            alpha.data.fill_(1e-3)  # the bound: what a step takes below it is moved by the next pass
+            alpha.data.fill_(1e-3)  # the bound, which the next forward pass enforces after a step
         train(
             tmp_path / name,
             model,
@@ -142,7 +142,7 @@ def test_weights_and_their_averages_are_the_same_to_the_bit_with_and_without_it(
             assert torch.equal(value, checkpoints[1][key][name]), name
 
 
-def test_no_column_is_stored_for_it():
+def test_hook_stores_no_features():
     arch = dict(channels=(16, 32), layers=(1, 1), num_columns=12)
     model = RevCol(arch=arch, out_indices=(0, 1), save_memory=True)
     image = torch.rand(1, 3, 128, 128)
@@ -161,7 +161,7 @@ def test_no_column_is_stored_for_it():
     assert len(hook.variances) == 12
 
 
-def test_frozen_columns_have_no_gradients_and_two_backbones_have_names(tmp_path):
+def test_frozen_columns_have_no_gradient_norm_and_columns_of_two_backbones_have_their_names(tmp_path):
     class Pair(Toy):
         def __init__(self):
             super().__init__(frozen_columns=4)
@@ -198,7 +198,7 @@ train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch',
 
 @pytest.mark.slow
 @pytest.mark.parametrize('runner', ['Runner', 'FullyShardedRunner'])
-def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
+def test_two_processes_log_the_statistics_of_all_images_once(runner, tmp_path):
     model = Toy(save_memory=True)
     model.backbone.subnet2.alpha1.data[0, 3] = -0.01
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
@@ -212,13 +212,13 @@ def test_two_processes_log_once_and_of_the_images_of_both(runner, tmp_path):
     assert values(record, 'min_abs_alpha') == pytest.approx([0.5, 0.5, 0.01, 0.5])
 
 
-def test_a_model_without_columns_is_an_error(tmp_path):
+def test_model_without_columns_is_refused(tmp_path):
     model = Toy()
     model.backbone = torch.nn.Conv2d(3, 3, 1)
-    with pytest.raises(ValueError, match='needs a backbone of columns'):
+    with pytest.raises(ValueError, match='needs a column backbone'):
         train(tmp_path, model)
 
 
-def test_an_interval_that_would_never_come_is_an_error():
+def test_interval_0_is_refused():
     with pytest.raises(ValueError, match='interval.*0'):
         ColumnStatisticsHook(interval=0)

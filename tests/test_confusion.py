@@ -23,7 +23,7 @@ TOOL = 'tools/analysis/confusion.py'
 CLASSES = ('cat', 'dog', 'emu')
 
 
-def test_counts_and_scores_are_those_of_scikit_learn():
+def test_counts_and_scores_equal_those_of_scikit_learn():
     metrics = pytest.importorskip('sklearn.metrics')
     labels, predictions = torch.randint(4, (2, 500))
     matrix = count_confusion(labels, predictions, 5)
@@ -38,25 +38,25 @@ def test_counts_and_scores_are_those_of_scikit_learn():
 @pytest.mark.parametrize(
     'labels, predictions, message',
     [
-        ([0, 3], [0, 0], 'label 3 is none of the 3 classes'),
-        ([0, 1], [0, -1], 'prediction -1 is none of the 3 classes'),
-        ([0, 1], [0], r'\(2,\) labels, but \(1,\) predictions'),
+        ([0, 3], [0, 0], 'label 3 is not a class: classes are 0 to 2'),
+        ([0, 1], [0, -1], 'prediction -1 is not a class'),
+        ([0, 1], [0], r'labels have shape \(2,\), predictions \(1,\)'),
     ],
 )
-def test_what_is_no_class_is_refused(labels, predictions, message):
+def test_label_or_prediction_that_is_no_class_is_refused(labels, predictions, message):
     with pytest.raises(ValueError, match=message):
         count_confusion(torch.tensor(labels), torch.tensor(predictions), 3)
 
 
 def evaluate(*samples, batch_size=1, **options):
-    """The matrix after an evaluation as MMEngine runs it."""
+    """Return metrics and matrix of an evaluation as MMEngine runs it."""
     metric = ConfusionMetric(**options)
     evaluator = Evaluator(metric)
     evaluator.dataset_meta = dict(classes=CLASSES)
     samples = [DetDataSample(**sample) for sample in samples]
     for start in range(0, len(samples), batch_size):
         evaluator.process(samples[start : start + batch_size])
-        assert len(metric.results) == 1  # one matrix, however many images
+        assert len(metric.results) == 1  # one matrix for any number of images
     return evaluator.evaluate(len(samples)), metric.matrix.tolist()
 
 
@@ -67,7 +67,7 @@ def segmentation(labels, predictions):
     )
 
 
-def test_segmentation_counts_pixels_that_have_a_label():
+def test_segmentation_counts_pixels_except_ignored_ones():
     images = (
         segmentation([[0, 0, 1], [2, 255, 255]], [[0, 1, 1], [0, 2, 0]]),
         segmentation([[2, 2]], [[2, 0]]),
@@ -81,7 +81,7 @@ def test_segmentation_counts_pixels_that_have_a_label():
     )
 
 
-def test_a_trimap_is_the_pixels_near_another_label():
+def test_trimap_contains_the_pixels_near_another_label():
     ndimage = pytest.importorskip('scipy.ndimage')
     labels = torch.from_numpy(
         np.random.default_rng(0).choice([0, 1, 7, 255], (2, 4, 5)).repeat(9, 1).repeat(7, 2)
@@ -90,7 +90,7 @@ def test_a_trimap_is_the_pixels_near_another_label():
         near = np.zeros(labels.shape, bool)
         for image, expected in zip(labels.numpy(), near):
             for label in np.unique(image):
-                of_label = np.pad(image == label, 20, mode='edge')  # an image's rim is no boundary
+                of_label = np.pad(image == label, 20, mode='edge')  # the border of the image is no boundary
                 distance = ndimage.distance_transform_cdt(of_label, metric='chessboard')[20:-20, 20:-20]
                 expected |= (distance > 0) & (distance <= radius)
         assert 0.1 < near.mean() < 0.9
@@ -98,7 +98,7 @@ def test_a_trimap_is_the_pixels_near_another_label():
     assert not trimap(torch.full((1, 5, 5), 3), 2).any()
 
 
-def test_segmentation_can_count_pixels_near_a_boundary_alone():
+def test_trimap_radius_counts_only_pixels_near_a_boundary():
     labels = [[0, 0, 0, 0, 2, 2, 2, 255]]
     sample = segmentation(labels, [[1, 1, 1, 0, 0, 0, 2, 2]])
     assert evaluate(sample, trimap_radius=1)[1] == [[1, 0, 0], [0, 0, 0], [1, 0, 1]]
@@ -115,7 +115,7 @@ def instances(boxes, labels, scores=None):
 
 
 def detection(truth, found, ignored=((), ())):
-    """Objects as (boxes, labels), found ones with scores."""
+    """Arguments are (boxes, labels), those of predictions (boxes, labels, scores)."""
     return dict(
         gt_instances=instances(*truth),
         pred_instances=instances(*found),
@@ -130,43 +130,43 @@ def shifted(box, by):
     return box[0] + by, box[1], box[2] + by, box[3]
 
 
-def test_a_perfect_detector_gives_a_diagonal():
+def test_perfect_detector_gives_a_diagonal_matrix():
     boxes, labels = [LEFT, RIGHT, FAR], [2, 0, 1]
     _, matrix = evaluate(detection((boxes, labels), (boxes, labels, [0.9, 0.5, 0.3])))
     assert matrix == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
 
 
-def test_boxes_without_objects_and_objects_without_boxes_are_background():
+def test_unmatched_boxes_and_objects_count_as_background():
     truth = [LEFT, RIGHT], [0, 1]
     found = [shifted(LEFT, 1), FAR, shifted(RIGHT, 6)], [1, 2, 1], [0.9, 0.8, 0.7]  # the last: IoU 0.25
     metrics, matrix = evaluate(detection(truth, found))
     assert matrix == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]
-    assert metrics['confusion/recall'] == 0  # of two classes: the third has no objects
+    assert metrics['confusion/recall'] == 0  # mean of two classes, since the third has no objects
     _, matrix = evaluate(detection(truth, found), iou_threshold=0.2)
     assert matrix == [[0, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
     _, matrix = evaluate(detection(truth, found), score_threshold=0.85)
     assert matrix == [[0, 1, 0, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_an_object_is_taken_once_by_the_most_confident_box():
+def test_object_is_matched_once_with_the_box_of_highest_score():
     found = [LEFT, shifted(LEFT, 1)], [0, 1], [0.4, 0.6]
     _, matrix = evaluate(detection(([LEFT], [0]), found))
     assert matrix == [[0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]]
 
 
-def test_a_box_takes_the_object_that_it_overlaps_most_of_those_left():
+def test_box_is_matched_with_the_unmatched_object_of_highest_iou():
     truth = [LEFT, shifted(LEFT, 2)], [0, 1]
     found = [shifted(LEFT, 2), shifted(LEFT, 2)], [1, 0], [0.9, 0.8]
     assert evaluate(detection(truth, found))[1] == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_boxes_in_a_region_to_be_ignored_do_not_count_unless_they_have_an_object():
+def test_unmatched_box_in_an_ignored_region_is_not_counted():
     ignored = [(0, 0, 100, 100)], [0]
     _, matrix = evaluate(detection(([LEFT], [0]), ([LEFT, FAR], [0, 2], [0.9, 0.8]), ignored))
     assert matrix == [[1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
-def test_images_without_objects_or_boxes_count():
+def test_images_without_objects_or_boxes_are_counted():
     nothing = [], []
     samples = detection(nothing, ([LEFT], [1], [0.9])), detection(([LEFT], [2]), (*nothing, []))
     assert evaluate(*samples)[1] == [[0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
@@ -179,7 +179,7 @@ def test_classification_counts_images():
     assert evaluate(*samples)[1] == [[1, 0, 0], [0, 0, 2], [0, 0, 1]]
 
 
-def test_a_class_that_does_not_occur_is_left_blank_in_the_figure():
+def test_nan_is_left_blank_in_the_figure():
     figure, axis = plt.subplots()
     heat_map(axis, np.array([[1.0, -0.001], [np.nan, 0.25]]), 'ab', 'ab')
     assert [(*text.get_position(), text.get_text()) for text in axis.texts] == [
@@ -188,13 +188,17 @@ def test_a_class_that_does_not_occur_is_left_blank_in_the_figure():
     plt.close(figure)
 
 
-def test_a_threshold_out_of_range_is_refused():
-    with pytest.raises(ValueError, match=r'iou_threshold is from 0 to 1, got 50'):
-        ConfusionMetric(iou_threshold=50)
-    with pytest.raises(ValueError, match=r'trimap_radius is a number of pixels from 1 on, got 0'):
-        ConfusionMetric(trimap_radius=0)
-    with pytest.raises(ValueError, match=r'per_class takes precision, recall and iou, got f1'):
-        ConfusionMetric(per_class=['iou', 'f1'])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(iou_threshold=50), 'iou_threshold must be from 0 to 1, got 50'),
+        (dict(trimap_radius=0), 'trimap_radius must be 1 or more pixels, got 0'),
+        (dict(per_class=['iou', 'f1']), 'per_class takes precision, recall and iou, got f1'),
+    ],
+)
+def test_invalid_argument_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ConfusionMetric(**options)
 
 
 def on(data, layout):
@@ -209,7 +213,7 @@ def on(data, layout):
         ('configs/revcol_nano_sample.py', 'imagenet', 10),
     ],
 )
-def test_the_tool_counts_every_label_of_the_test_images(
+def test_tool_counts_every_label_of_the_test_images(
     config, layout, rows, sample_data, tmp_path, call_tool, device
 ):
     torch.manual_seed(0)
@@ -249,16 +253,16 @@ def test_the_tool_counts_every_label_of_the_test_images(
 
 
 def _count_pixels(path):
-    return int((np.asarray(Image.open(path)) > 0).sum())  # 0 has no label
+    return int((np.asarray(Image.open(path)) > 0).sum())  # 0: not labelled
 
 
-def test_what_cannot_be_is_an_error_in_one_line(sample_data, call_tool):
+def test_tool_reports_invalid_options_in_one_line(sample_data, call_tool):
     segmentor = TOOL, 'configs/upernet_revcol_nano_sample.py', 'nothing.pth', *on(sample_data, 'ade20k')
     detector = TOOL, 'tests/configs/retinanet_revcol_nano_sample.py', 'nothing.pth', *on(sample_data, 'coco')
     for arguments, message in (
-        ((*segmentor, '--score-threshold', 0.5), 'is no detector: it takes no score_threshold'),
-        ((*detector, '--trimap', 3), 'is no segmentor: it takes no trimap_radius'),
-        ((*detector, '--score-threshold', 5), 'score_threshold is from 0 to 1, got 5'),
+        ((*segmentor, '--score-threshold', 0.5), 'is no detector, so score_threshold cannot be used'),
+        ((*detector, '--trimap', 3), 'is no segmentor, so trimap_radius cannot be used'),
+        ((*detector, '--score-threshold', 5), 'score_threshold must be from 0 to 1, got 5'),
         (segmentor, 'nothing.pth'),
     ):
         _, error = call_tool(*arguments)

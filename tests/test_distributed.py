@@ -1,4 +1,4 @@
-"""Training and testing on two processes."""
+"""Training and testing in several processes."""
 
 import copy
 import json
@@ -55,7 +55,7 @@ def backward(index):
 
 
 if kind == 'ddp':
-    with model.no_sync():  # gradients of the first image of each process are accumulated
+    with model.no_sync():  # accumulates the gradients of the first image of each process
         backward(rank)
 else:
     backward(rank)
@@ -66,8 +66,8 @@ if rank == 0:
     torch.save(grads, out)
 print(end='', flush=True)
 dist.barrier()
-# gloo's threads, which FSDP2's caches keep alive, may still hold tensors of Python's: as they free one while
-# the interpreter ends, C++ ends the process by SIGABRT
+# Skips interpreter shutdown: gloo's threads, kept alive by FSDP2's caches, may free a tensor during it, which
+# aborts the process.
 os._exit(0)
 """
 
@@ -86,42 +86,47 @@ CONVNEXT = dict(
 
 
 def work(kind, folder, expect=0, backbone=REVCOL):
-    """Run two processes on two images each; return the gradients, those of one process, and what was said."""
+    """Train on two images in each of two processes; return their gradients and those of one process.
+
+    If an error is expected, return what was printed.
+    """
     torch.manual_seed(0)
     plain = MODELS.build(copy.deepcopy(backbone))
     torch.save(plain.state_dict(), folder / 'weights.pth')
     args = [kind, folder / 'rendezvous', backbone, folder / 'weights.pth', folder / 'out.pth']
     with ThreadPoolExecutor(2) as pool:
-        said = list(pool.map(lambda rank: run('-c', WORKER, rank, *args, expect=expect), range(2)))
+        printed = list(pool.map(lambda rank: run('-c', WORKER, rank, *args, expect=expect), range(2)))
     if expect:
-        return said
+        return printed
     for image in torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(1):
         (sum(f.square().mean() for f in plain(image)) / 2).backward()
     return torch.load(folder / 'out.pth'), {n: p.grad for n, p in plain.named_parameters()}
 
 
 @pytest.mark.parametrize('backbone', [REVCOL, CONVNEXT], ids=['RevCol', 'ConvNeXt'])
-def test_ddp_gives_the_gradients_of_one_process_without_find_unused_parameters(tmp_path, backbone):
+def test_ddp_gradients_equal_those_of_one_process_without_find_unused_parameters(tmp_path, backbone):
     assert worst_errors(*work('ddp', tmp_path, backbone=backbone))[0][0] <= 2e-5
 
 
 @pytest.mark.parametrize('unit, backbone', [('model', REVCOL), ('columns', REVCOL), ('columns', CONVNEXT)])
-def test_fully_sharding_the_model_or_columns_gives_the_gradients_of_one_process(unit, backbone, tmp_path):
+def test_fully_sharded_gradients_equal_those_of_one_process(unit, backbone, tmp_path):
     assert worst_errors(*work(unit, tmp_path, backbone=backbone))[0][0] <= 2e-5
 
 
 @pytest.mark.parametrize('kind', ['fsdp1', 'levels'])
-def test_shards_that_would_lose_gradients_are_refused(kind, tmp_path):
-    assert all('fully_shard on whole columns or the whole model' in said for said in work(kind, tmp_path, 1))
+def test_sharding_that_would_lose_gradients_is_refused(kind, tmp_path):
+    assert all(
+        'fully_shard on whole columns or the whole model' in printed for printed in work(kind, tmp_path, 1)
+    )
 
 
 def launch(number):
-    """Arguments that start a program on so many processes."""
+    """Return the arguments of Python that start a program in so many processes."""
     return ('-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={number}') if number > 1 else ()
 
 
 def train(number, config, out, *options):
-    """Train a tiny reversible model of a sample config on so many processes; see parallel_training.py."""
+    """Run parallel_training.py on a sample config in so many processes, and return its results."""
     config = f'configs/{config}_revcol_nano_sample.py'
     run(
         *launch(number),
@@ -136,9 +141,9 @@ def train(number, config, out, *options):
 
 
 def assert_same_training(actual, expected):
-    """Losses and gradient norms to float32's rounding; weights to a 250th of what most moved by.
+    """Compare losses and gradient norms within float32 rounding, and weights within 1/250 of their change.
 
-    A loss such as 1 - GIoU has the rounding of the 1, however small it is.
+    Losses have an absolute tolerance too, because a small 1 - GIoU has the rounding error of the 1.
     """
     for kind in ('losses', 'grad_norms'):
         assert len(actual[kind]) == len(expected[kind]) > 0
@@ -150,12 +155,12 @@ def assert_same_training(actual, expected):
         if weight.is_floating_point():
             torch.testing.assert_close(actual['final'][name], weight, rtol=0, atol=2e-6, msg=name)
     moved = [(w - expected['state_dict'][n]).abs().max().item() for n, w in expected['final'].items()]
-    assert sorted(moved)[len(moved) // 2] > 5e-4  # without which the comparison would say nothing
+    assert sorted(moved)[len(moved) // 2] > 5e-4  # else equal weights would be trivial
 
 
 @pytest.fixture(scope='module', params=['mask2former', 'dino'])
 def one_process(request, tmp_path_factory):
-    """Name of a config, a training of it on one process, and that file, which has its initial weights."""
+    """Return the config's name, its training in one process, and the file of that, with initial weights."""
     out = tmp_path_factory.mktemp(request.param) / 'one.pt'
     return request.param, train(1, request.param, out), out
 
@@ -167,31 +172,38 @@ def check_processes(number, one_process, tmp_path, *options):
     return actual
 
 
-def test_two_ddp_processes_train_as_one_with_the_same_global_batch(one_process, tmp_path):
-    """What legitimately depends on the number of processes is fixed in parallel_training.py.
+@pytest.mark.parametrize(
+    'number, runner_type',
+    [
+        (2, 'ResumableRunner'),
+        pytest.param(4, 'ResumableRunner', marks=pytest.mark.reliability),
+        pytest.param(4, 'FullyShardedRunner', marks=pytest.mark.reliability),
+    ],
+)
+def test_processes_train_as_one_with_the_same_global_batch(number, runner_type, one_process, tmp_path):
+    """parallel_training.py removes what rightly depends on the number of processes.
 
-    - Random numbers: a process draws its own. Mask2Former's points are made the same for every mask; DINO's
-      denoising has next to no noise; augmentation and stochastic depth are off.
-    - Mask2Former's classification loss is divided by the objects, weighted by class, of the process alone,
-      not of all: every image has three. (Its mask losses, and DINO's losses, are divided by the objects of
-      all processes.)
-    - DINO's number of denoising groups follows from the most objects in an image of the process.
-    - Images are padded to the largest of the process: they have one size.
-    - Batch normalisation, of which these models have none, sees the images of the process.
+    - Random numbers differ between processes: Mask2Former's points are the same for all masks; DINO's
+      denoising has almost no noise; augmentation and stochastic depth are off.
+    - Mask2Former divides its classification loss by the class-weighted number of objects in the process
+      instead of all processes: every image has three objects.
+    - DINO's number of denoising groups depends on the maximum number of objects in an image of the process.
+    - Images are padded to the largest one of the process: all have the same size.
+    - Batch norm uses the images of the process: the models have none.
     """
-    check_processes(2, one_process, tmp_path)
+    check_processes(number, one_process, tmp_path, f'runner_type={runner_type}')
 
 
 @pytest.mark.slow
-def test_fully_sharded_training_is_that_of_one_process_and_resumes_to_the_bit(one_process, tmp_path):
+def test_fully_sharded_training_equals_one_process_and_resumes_exactly(one_process, tmp_path):
     sharded = ('runner_type=FullyShardedRunner', 'default_hooks.checkpoint.interval=2')
     expected = check_processes(2, one_process, tmp_path, *sharded)
-    for kind, whole in one_process[1]['held'].items():  # what has one row is in the first process alone
+    for kind, whole in one_process[1]['held'].items():  # tensors with one row are not split
         assert 0.5 * whole <= expected['held'][kind] <= 0.6 * whole, kind
     folder = tmp_path / 'resumed/iter_2.pth'
     shutil.copytree(tmp_path / 'several/iter_2.pth', folder)
-    rest, marker = torch.load(folder / REST, weights_only=True), tmp_path / 'it_ran'
-    rest['meta']['config'] = f"model = open({str(marker)!r}, 'w').close()"  # which MMEngine would run
+    rest, marker = torch.load(folder / REST, weights_only=True), tmp_path / 'code_ran'
+    rest['meta']['config'] = f"model = open({str(marker)!r}, 'w').close()"  # MMEngine would execute it
     torch.save(rest, folder / REST)
     resumed = train(2, one_process[0], tmp_path / 'resumed.pt', *sharded, 'resume=True')
     assert len(resumed['losses']) == 1 and not marker.exists()
@@ -203,7 +215,7 @@ DEMO = 'configs/mask2former_revcol_nano_sample.py'
 
 
 def on(data, layout, *options):
-    """Options that move a config to the sample data and to a schedule of 2 iterations."""
+    """Return options for the sample data and a training of 2 iterations."""
     root = data / layout
     return (
         '--cfg-options',
@@ -215,14 +227,14 @@ def on(data, layout, *options):
 
 
 def metrics(printed):
-    """The table at the end of what tools/test.py prints."""
+    """Return the metrics that tools/test.py prints."""
     found = dict(re.findall(r'^([\w/]+) +(-?[\d.e-]+|nan)$', printed, re.M))
     assert found
     return found
 
 
 @pytest.mark.slow
-def test_the_tools_take_a_sharded_checkpoint_and_make_one_file_of_it(sample_data, tmp_path, call_tool):
+def test_tools_accept_a_sharded_checkpoint_and_convert_it_to_a_file(sample_data, tmp_path, call_tool):
     options = on(sample_data, 'ade20k', 'test_dataloader.dataset.indices=2')
     common = ('--work-dir', tmp_path, *options)
     printed = run(
@@ -254,7 +266,7 @@ class Malicious:
         return exec, ("raise SystemExit('it ran')",)
 
 
-def test_what_is_pickled_in_a_sharded_checkpoint_does_not_run(tmp_path):
+def test_pickled_code_in_a_sharded_checkpoint_is_not_executed(tmp_path):
     (tmp_path / '.metadata').write_bytes(pickle.dumps(Malicious()))
     with pytest.raises(pickle.UnpicklingError, match='exec is not in'):
         read_weights(tmp_path)
@@ -263,10 +275,8 @@ def test_what_is_pickled_in_a_sharded_checkpoint_does_not_run(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('config, layout', [('mask2former', 'ade20k'), ('dino', 'coco')])
-def test_two_processes_count_every_image_once_when_they_cannot_share_evenly(
-    config, layout, sample_data, tmp_path
-):
-    """Of three images each process gets two, one of them twice."""
+def test_two_processes_count_every_image_once_if_their_number_is_odd(config, layout, sample_data, tmp_path):
+    """Of three images each process gets two, so one image is evaluated twice."""
     path = f'configs/{config}_revcol_nano_sample.py'
     cfg = Config.fromfile(REPO / path)
     init_default_scope(cfg.default_scope)

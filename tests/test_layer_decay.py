@@ -1,4 +1,4 @@
-"""Layer-wise learning-rate decay gives every parameter its published depth, rate and weight decay."""
+"""Layer-wise decay gives every parameter its published depth, learning rate and weight decay."""
 
 import json
 
@@ -16,7 +16,7 @@ ARCHS = ['nano', 'tiny', 'small', 'base', 'large', 'xlarge', 'huge']
 
 
 class Segmentor(nn.Module):
-    """A backbone under its usual name and a head with a matrix, a bias and an embedding."""
+    """A backbone, and a head with a convolution and an embedding."""
 
     def __init__(self, backbone):
         super().__init__()
@@ -58,7 +58,7 @@ def test_depths_of_tiny_are_the_published_ones():
 
 @pytest.mark.parametrize('arch', ARCHS)
 def test_depths_of_every_arch_follow_the_published_table(arch):
-    """The table as published: first row and column count up, the rest is min(left, above) + 1."""
+    """First row and column of the published table count up; other entries are min(left, above) + 1."""
     backbone = meta_segmentor(arch).backbone
     depth, columns = sum(backbone.layers), backbone.num_columns
     table = [[0] * columns for _ in range(depth)]
@@ -78,7 +78,7 @@ def test_depths_of_every_arch_follow_the_published_table(arch):
         assert backbone.get_layer_depth(name) == (expected, table[-1][-1] + 3), name
 
 
-def test_a_parameter_that_cannot_be_placed_is_an_error():
+def test_parameter_of_unknown_depth_is_an_error():
     backbone = meta_segmentor('nano').backbone
     with pytest.raises(ValueError, match='unknown'):
         backbone.get_layer_depth('backbone.unknown.weight', 'backbone.')
@@ -110,7 +110,7 @@ def test_learning_rates_and_weight_decays():
         assert groups[name]['weight_decay'] == pytest.approx(weight_decay), name
 
 
-def test_base_has_under_60_groups_that_hold_every_parameter_once():
+def test_base_has_fewer_than_60_groups_with_every_parameter_once():
     model = meta_segmentor('base')
     groups = build(model, decay_rate=0.9)
     assert len(groups) < 60
@@ -118,7 +118,7 @@ def test_base_has_under_60_groups_that_hold_every_parameter_once():
     assert len(params) == len(set(params)) == len(list(model.parameters()))
 
 
-def test_custom_keys_scale_the_rate_and_set_the_decay():
+def test_custom_keys_scale_learning_rate_and_set_weight_decay():
     groups = by_name(
         build(
             meta_segmentor('nano'),
@@ -140,7 +140,7 @@ def test_frozen_parameters_are_left_out():
     assert any(n.startswith('backbone.subnet2') for n in names)
 
 
-def test_any_backbone_that_answers_will_do():
+def test_any_backbone_with_get_layer_depth_works():
     class Backbone(nn.Linear):
         def get_layer_depth(self, param_name, prefix=''):
             return (0, 2) if param_name.startswith(prefix) else (1, 2)
@@ -167,21 +167,23 @@ def test_the_group_table_is_logged_once(log_messages):
         (dict(decay_rate=0.9, custom_keys=dict(neck=dict(lr_mult=1))), 'neck'),
     ],
 )
-def test_a_bad_option_is_an_error_that_names_it(paramwise_cfg, message):
+def test_invalid_option_is_named(paramwise_cfg, message):
     with pytest.raises(ValueError, match=message):
         build(meta_segmentor('nano'), **paramwise_cfg)
 
 
-def test_a_backbone_that_cannot_tell_its_depths_needs_a_rate_of_1():
-    """MMPretrain's ResNet of less than 50 layers has the method, which is not implemented."""
+def test_unimplemented_get_layer_depth_needs_decay_rate_1():
+    """MMPretrain's ResNet of less than 50 layers raises NotImplementedError."""
     resnet = pytest.importorskip('mmpretrain.models').ResNet(18, base_channels=4, stem_channels=4)
     groups = by_name(build(Segmentor(resnet), decay_rate=1.0))
     assert groups['backbone.conv1.weight']['lr'] == groups['decode_head.conv_seg.weight']['lr']
     assert len(groups) == len(list(Segmentor(resnet).parameters()))
-    with pytest.raises(ValueError, match=r"ResNet does not tell the depth of 'backbone.conv1.weight'"):
+    with pytest.raises(
+        ValueError, match=r"ResNet.get_layer_depth is not implemented for 'backbone.conv1.weight'"
+    ):
         build(Segmentor(resnet), decay_rate=0.9)
 
 
-def test_a_model_without_depths_is_an_error():
+def test_model_without_get_layer_depth_is_refused():
     with pytest.raises(ValueError, match='get_layer_depth'):
         build(Segmentor(nn.Linear(2, 2)), decay_rate=0.9)

@@ -1,4 +1,4 @@
-"""Long runs and much data take no more memory than short ones: `python -m pytest -m reliability`."""
+"""Memory stays constant in long runs and large data sets: run by `python -m pytest -m reliability`."""
 
 import json
 import re
@@ -21,7 +21,7 @@ NUM_IMAGES = 5000
 LOADER = ('batch_size=4', 'num_workers=1', 'persistent_workers=False')
 WATCH = 'tools/analysis/watch_run.py'
 
-# A detector that knows the truth, and errs: it needs no training, and its AP is neither 0 nor 1.
+# A detector that returns the ground truth with noise: it needs no training and has an AP between 0 and 1.
 ORACLE = """
 import torch
 from mmdet.models.detectors import BaseDetector
@@ -50,8 +50,10 @@ class Oracle(BaseDetector):
 
 
 def watched(tmp_path, *command, **env):
-    """Run a command, return what it printed and each quantity in the second and the last fifth of the time in
-    which it has workers: what comes afterwards, such as pycocotools' evaluation, takes memory once."""
+    """Run a command; return its output and each quantity in the second and the last fifth of the time.
+
+    Only the time with data-loader workers counts: pycocotools' evaluation afterwards takes memory once.
+    """
     printed = run(
         WATCH, '--interval', 0.5, '--out', tmp_path / 'watch', '--', sys.executable, *command, **env
     )
@@ -62,10 +64,10 @@ def watched(tmp_path, *command, **env):
 
 def assert_memory_is_constant(changes, margin):
     before, after = changes['memory']
-    assert after <= before + margin, f'{before:.0f} MiB became {after:.0f}'
+    assert after <= before + margin, f'memory grew from {before:.0f} to {after:.0f} MiB'
 
 
-def test_2000_iterations_take_what_200_take(sample_data, tmp_path):
+def test_2000_iterations_take_constant_memory_threads_and_files(sample_data, tmp_path):
     loader = [f'dataset.data_root={sample_data / "ade20k"}', 'num_workers=1', 'persistent_workers=True']
     _, changes = watched(
         tmp_path,
@@ -88,7 +90,7 @@ def test_2000_iterations_take_what_200_take(sample_data, tmp_path):
     assert len([name for name in checkpoints if name.startswith('best_')]) == 1
 
 
-def test_miou_of_5000_images_is_numpy_s(tmp_path):
+def test_miou_of_5000_images_equals_numpy(tmp_path):
     generator = np.random.default_rng(0)
     root = tmp_path / 'ade20k'
     for kind in ('images', 'annotations'):
@@ -130,7 +132,7 @@ def test_miou_of_5000_images_is_numpy_s(tmp_path):
     assert_memory_is_constant(changes, margin=40)
 
 
-def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
+def test_ap_of_5000_images_equals_pycocotools(tmp_path):
     generator = np.random.default_rng(0)
     folder = tmp_path / 'coco/val2017'
     folder.mkdir(parents=True)
@@ -170,7 +172,7 @@ def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
         *('tools/test.py', config, tmp_path / 'noise.pth', '--work-dir', tmp_path / 'run'),
         *('--out', tmp_path / 'predictions'),
         PYTHONPATH=f'{REPO}:{tmp_path}',
-        # The oracle has no layers: glibc would keep the memory of its images, in pieces between results.
+        # Let glibc return the memory of every image instead of keeping it as fragments between results.
         MALLOC_MMAP_THRESHOLD_='65536',
     )
     results = json.loads((tmp_path / 'predictions/predictions.bbox.json').read_text())
@@ -183,4 +185,4 @@ def test_ap_of_5000_images_is_pycocotools_s(tmp_path):
     assert 0.1 < evaluation.stats[0] < 0.9
     printed_ap = float(re.findall(r'^coco/bbox_mAP +([\d.]+)', printed, re.M)[-1])
     assert printed_ap == pytest.approx(evaluation.stats[0], abs=0.0006)
-    assert_memory_is_constant(changes, margin=60)  # results are gathered, some 10 KB an image
+    assert_memory_is_constant(changes, margin=60)  # results take about 10 KB per image

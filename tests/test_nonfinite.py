@@ -1,4 +1,4 @@
-"""A loss or a gradient that is not finite is found where and when it arises."""
+"""NonFiniteHook stops a run, or skips iterations, whose loss or gradient is infinite or NaN."""
 
 from types import SimpleNamespace
 
@@ -15,7 +15,7 @@ from revcol_mm.training.runner import ResumableRunner
 
 
 class Images(Dataset):
-    """Six batches of one image, whose values are as given."""
+    """One image for each value, filled with it."""
 
     def __init__(self, values):
         self.values = values
@@ -33,9 +33,7 @@ def collate(samples):
     return dict(inputs=inputs, data_samples=[sample['data_samples'] for sample in samples])
 
 
-class BadGradient(torch.autograd.Function):
-    """Finite, but not its gradient."""
-
+class InfiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         return x.clone()
@@ -46,14 +44,12 @@ class BadGradient(torch.autograd.Function):
 
 
 class Overflow(nn.Module):
-    """Of values above 100 it makes infinite ones."""
-
     def forward(self, x, image):
         return x / (image.amax() <= 100)
 
 
 class Model(BaseModel):
-    """An image above 100 makes an output infinite before it is normalised, one below 0 the gradient."""
+    """An image above 100 makes the loss infinite, one below 0 the gradient."""
 
     def __init__(self):
         super().__init__()
@@ -65,8 +61,11 @@ class Model(BaseModel):
     def forward(self, inputs, data_samples, mode='loss'):
         output = self.norm(self.overflow(self.backbone(inputs)[0], inputs))
         if (inputs < 0).any():
-            output = BadGradient.apply(output)
+            output = InfiniteGradient.apply(output)
         return dict(loss=output.square().mean())
+
+
+GOOD, BAD_LOSS, BAD_GRADIENT = 1.0, 200.0, -1.0
 
 
 def runner(values, work_dir, max_skips=0, runner_type=Runner, model=None, seed=0, **options):
@@ -84,69 +83,80 @@ def runner(values, work_dir, max_skips=0, runner_type=Runner, model=None, seed=0
     )
 
 
-def test_the_iteration_the_images_and_the_first_bad_output_are_named_and_weights_saved(tmp_path):
-    run = runner([1.0, 2.0, 200.0, 1.0], tmp_path)
-    weights = {}
-    update = type(run).call_hook
+def saved_weights(path):
+    return torch.load(path)['state_dict']
 
-    def call_hook(self, name, **kwargs):
-        if name == 'before_train_iter':
-            weights.update({n: x.clone() for n, x in self.model.state_dict().items()})
-        update(self, name, **kwargs)
 
-    run.call_hook = call_hook.__get__(run)
+def assert_equal_weights(actual, expected):
+    for name, weight in expected.items():
+        assert torch.equal(actual[name], weight), name
+
+
+def test_error_names_iteration_module_and_images_and_saves_previous_weights(tmp_path):
     with pytest.raises(NonFiniteError) as error:
-        run.train()
+        runner([GOOD, 2.0, BAD_LOSS, GOOD], tmp_path / 'stopped').train()
     message = str(error.value)
     assert 'the loss of iteration 3 is not finite' in message
-    assert 'output is that of overflow (Overflow); images: images/2.jpg.' in message
-    saved = torch.load(tmp_path / 'nonfinite_iter_3.pth')['state_dict']
-    for name, weight in weights.items():
-        assert torch.equal(saved[name], weight), name
+    assert 'such an output is overflow (Overflow); images: images/2.jpg.' in message
+    before = runner([GOOD, 2.0], tmp_path / 'before').train().state_dict()
+    assert_equal_weights(saved_weights(tmp_path / 'stopped/nonfinite_iter_3.pth'), before)
 
 
-def test_a_bad_gradient_of_finite_outputs_is_named_before_the_step(tmp_path):
-    with pytest.raises(NonFiniteError, match='gradient of iteration 2 .*outputs are finite, the gradient'):
-        runner([1.0, -1.0, 1.0], tmp_path, clip_grad=dict(max_norm=1.0)).train()
-    saved = torch.load(tmp_path / 'nonfinite_iter_2.pth')['state_dict']
-    assert all(weight.isfinite().all() for weight in saved.values())
+class TwoParameters(BaseModel):
+    """The gradient of the second one is infinite."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
+
+    def forward(self, inputs, data_samples, mode='loss'):
+        output = self.first(inputs.new_ones(1)) + InfiniteGradient.apply(self.second.weight)
+        return dict(loss=output.square().sum())
 
 
-@pytest.mark.parametrize('bad', [200.0, -1.0])
-def test_as_many_iterations_are_skipped_as_allowed_and_no_more(bad, tmp_path):
-    model = runner([1.0, bad, 2.0, bad], tmp_path / 'a', max_skips=2).train()
+def test_bad_gradient_is_named_before_clipping_spreads_it(tmp_path):
+    with pytest.raises(
+        NonFiniteError,
+        match='gradient of iteration 1 .*outputs are finite, but the gradient of second.weight is',
+    ):
+        runner([GOOD], tmp_path, model=TwoParameters(), clip_grad=dict(max_norm=1.0)).train()
+    assert all(w.isfinite().all() for w in saved_weights(tmp_path / 'nonfinite_iter_1.pth').values())
+
+
+@pytest.mark.parametrize('bad', [BAD_LOSS, BAD_GRADIENT])
+def test_max_skips_iterations_are_skipped(bad, tmp_path):
+    model = runner([GOOD, bad, 2.0, bad], tmp_path / 'enough', max_skips=2).train()
     assert all(weight.isfinite().all() for weight in model.state_dict().values())
-    (log,) = tmp_path.glob('a/*/*.log')
+    (log,) = tmp_path.glob('enough/*/*.log')
     assert log.read_text().count('Skipped') == 2
     with pytest.raises(NonFiniteError, match='iteration 3'):
-        runner([bad, 1.0, bad], tmp_path / 'b', max_skips=1).train()
+        runner([bad, GOOD, bad], tmp_path / 'too few', max_skips=1).train()
 
 
-def test_a_skipped_batch_changes_no_weight(tmp_path):
-    skipped = runner([1.0, -1.0], tmp_path / 'a', max_skips=1).train()
-    without = runner([1.0], tmp_path / 'b').train()
-    for name, param in without.named_parameters():
-        assert torch.equal(skipped.get_parameter(name), param), name
+@pytest.mark.parametrize('bad', [BAD_LOSS, BAD_GRADIENT])
+def test_skipped_iteration_changes_no_weight_and_no_buffer(bad, tmp_path):
+    skipped = runner([GOOD, bad], tmp_path / 'skipped', max_skips=1).train()
+    without = runner([GOOD], tmp_path / 'without').train()
+    assert_equal_weights(skipped.state_dict(), without.state_dict())
 
 
-def test_looking_changes_nothing(tmp_path):
-    watched = runner([1.0, 2.0, 3.0], tmp_path / 'a')
-    free = runner([1.0, 2.0, 3.0], tmp_path / 'b')
-    free._hooks = [hook for hook in free.hooks if not isinstance(hook, NonFiniteHook)]
-    for run in (watched, free):
+def test_hook_does_not_change_training(tmp_path):
+    watched = runner([1.0, 2.0, 3.0], tmp_path / 'watched')
+    unwatched = runner([1.0, 2.0, 3.0], tmp_path / 'unwatched')
+    unwatched._hooks = [hook for hook in unwatched.hooks if not isinstance(hook, NonFiniteHook)]
+    for run in (watched, unwatched):
         torch.manual_seed(1)
         run.train()
-    for name, weight in free.model.state_dict().items():
-        assert torch.equal(watched.model.state_dict()[name], weight), name
+    assert_equal_weights(watched.model.state_dict(), unwatched.model.state_dict())
 
 
-def test_a_negative_number_of_skips_is_an_error():
-    with pytest.raises(ValueError, match='from 0 on, got -1'):
+def test_negative_max_skips_is_refused():
+    with pytest.raises(ValueError, match='must be 0 or more, got -1'):
         NonFiniteHook(max_skips=-1)
 
 
-class Draws(BaseModel):
-    """Makes infinite of one random number in two."""
+class RandomOverflow(BaseModel):
+    """Overflows for one random number in two."""
 
     def __init__(self):
         super().__init__()
@@ -158,30 +168,13 @@ class Draws(BaseModel):
         return dict(loss=self.coin(self.layer(inputs.new_ones(1)) * scale).square().sum())
 
 
-def test_what_the_model_drew_is_drawn_again(tmp_path):
-    """Also where the run seeds every iteration."""
+def test_batch_is_run_again_with_the_same_random_numbers(tmp_path):
+    """Also if ResumableRunner seeds every iteration."""
     for seed in range(4):
-        run = runner([1.0] * 20, tmp_path / str(seed), runner_type=ResumableRunner, model=Draws(), seed=seed)
-        with pytest.raises(NonFiniteError, match='the first such output is that of coin'):
+        model = RandomOverflow()
+        run = runner([GOOD] * 20, tmp_path / str(seed), runner_type=ResumableRunner, model=model, seed=seed)
+        with pytest.raises(NonFiniteError, match='the first module with such an output is coin'):
             run.train()
-
-
-class Parts(BaseModel):
-    """Two layers, of which the second has a bad gradient."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Linear(1, 1), nn.Linear(1, 1)
-
-    def forward(self, inputs, data_samples, mode='loss'):
-        return dict(
-            loss=(self.first(inputs.new_ones(1)) + BadGradient.apply(self.second.weight)).square().sum()
-        )
-
-
-def test_of_clipped_gradients_too_the_bad_one_is_named(tmp_path):
-    with pytest.raises(NonFiniteError, match='the gradient of second.weight is not;'):
-        runner([1.0], tmp_path, model=Parts(), clip_grad=dict(max_norm=1.0)).train()
 
 
 def test_weights_are_saved_before_the_batch_is_run_again(tmp_path, monkeypatch):
@@ -190,28 +183,18 @@ def test_weights_are_saved_before_the_batch_is_run_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(NonFiniteHook, '_origin', fail)
     with pytest.raises(MemoryError):
-        runner([1.0, 200.0], tmp_path).train()
-    saved = torch.load(tmp_path / 'nonfinite_iter_2.pth')['state_dict']
+        runner([GOOD, BAD_LOSS], tmp_path).train()
+    saved = saved_weights(tmp_path / 'nonfinite_iter_2.pth')
     assert saved['norm.num_batches_tracked'] == 1 and saved['norm.running_mean'].isfinite().all()
 
 
-def test_training_again_looks_once(tmp_path, monkeypatch):
-    run = runner([1.0], tmp_path)
-    looked = []
-    monkeypatch.setattr(NonFiniteHook, '_is_bad', lambda self, runner, what, bad: looked.append(what))
-    run.train()
-    run.train_loop._iter = 0
-    run.train()
-    assert looked == ['loss', 'gradient'] * 2
-
-
 @pytest.mark.parametrize('priority', ['LOWEST', 'VERY_HIGH'])
-def test_it_works_beside_the_statistics_of_columns_in_either_order(priority, tmp_path):
-    """Both look at gradients before the optimizer's step."""
-    run = runner([1.0, 1.0, -1.0], tmp_path, max_skips=1)
+def test_guards_of_two_hooks_work_in_either_order_and_are_removed(priority, tmp_path):
+    """ColumnStatisticsHook also guards the optimizer step."""
+    run = runner([GOOD, GOOD, BAD_GRADIENT], tmp_path, max_skips=1)
     run.register_hook(dict(type='ColumnStatisticsHook', interval=1, priority=priority))
     weights = run.train().state_dict()
     assert all(weight.isfinite().all() for weight in weights.values())
     (log,) = tmp_path.glob('*/*.log')
     assert log.read_text().count('Skipped') == 1 and log.read_text().count('gradient_norm') >= 2
-    assert 'step' not in vars(run.optim_wrapper)
+    assert not {'step', 'update_params'} & vars(run.optim_wrapper).keys()

@@ -1,4 +1,4 @@
-"""Pictures of predictions beside the truth: what is painted, named and enlarged."""
+"""Pictures of predictions beside the ground truth."""
 
 import warnings
 
@@ -13,20 +13,16 @@ from mmengine.structures import InstanceData, PixelData
 from mmseg.structures import SegDataSample
 from mmseg.visualization import SegLocalVisualizer
 
-from revcol_mm.visualization.prediction_pictures import (
-    GAP,
-    MAX_NAMES,
-    draw_beside_truth,
-    enlarge,
-    without_empty_segments,
-)
+from revcol_mm.visualization.drawable_samples import enlarge, without_empty_segments
+from revcol_mm.visualization.prediction_pictures import GAP, MAX_NAMES, draw_beside_truth
 from revcol_mm.visualization.segmentation_visualizer import SegmentationVisualizer
 
 CLASSES = ('background', 'Straße', 'cat', 'dog')
 PALETTE = [(20, 20, 20), (230, 25, 75), (60, 180, 75), (0, 130, 200)]
 IGNORED = 255
 on_exact_canvas = pytest.mark.skipif(
-    matplotlib.__version_info__ < (3, 11), reason='it repeats a row and a column of pixels of an image'
+    matplotlib.__version_info__ < (3, 11),
+    reason="older matplotlib repeats a row and a column of an image's pixels",
 )
 
 
@@ -41,7 +37,7 @@ def segmentation_visualizer(cls=SegmentationVisualizer, classes=CLASSES, palette
 
 
 def in_columns(labels, height, width):
-    """(1, H, W), columns of equal widths."""
+    """Return a label map, (1, H, W), of vertical stripes of equal width."""
     return torch.tensor(labels).repeat_interleave(width // len(labels)).repeat(1, height, 1)
 
 
@@ -54,7 +50,7 @@ def segmentation(truth, prediction, height=480, width=640):
 
 
 def draw(sample, height=480, width=640, **options):
-    """The picture, with the ground truth's half, the prediction's, their captions, and the legend."""
+    """Return the picture, and its parts: truth, prediction, their captions, and the legend."""
     picture = draw_beside_truth(
         segmentation_visualizer(**options), photograph(height, width), sample, with_labels=False
     )
@@ -70,7 +66,7 @@ def draw(sample, height=480, width=640, **options):
 
 
 def colours(picture):
-    """Those of a palette in a picture."""
+    """Return the colours of the palette that occur in a picture."""
     return [colour for colour in PALETTE if (picture == colour).all(-1).any()]
 
 
@@ -82,7 +78,7 @@ def drawn_alone(visualizer, image, labels, **options):
 
 @on_exact_canvas
 @pytest.mark.parametrize('brightness', [0, 128, 255])
-def test_background_keeps_the_photograph_bit_for_bit(brightness):
+def test_background_pixels_stay_those_of_the_image(brightness):
     image = photograph(60, 80) // 4 + np.uint8(brightness * 3 // 4)
     labels = in_columns((0, 2, IGNORED, 0), 60, 80)
     drawn = drawn_alone(segmentation_visualizer(), image, labels, with_labels=False)
@@ -94,7 +90,7 @@ def test_background_keeps_the_photograph_bit_for_bit(brightness):
     )
 
 
-def test_names_are_written_across_the_background_which_has_none():
+def test_class_names_are_drawn_over_the_background_which_has_no_name():
     image, labels = photograph(400, 400), in_columns((0, 0, 0, 2), 400, 400)
     other = dict(classes=('other', *CLASSES[1:]), unpainted=('other',))
     plain, named, renamed = (
@@ -103,7 +99,7 @@ def test_names_are_written_across_the_background_which_has_none():
     )
     assert np.array_equal(named, renamed)
     assert not np.array_equal(named, plain)
-    labels[:, :, 190:194] = 1  # too narrow for its name
+    labels[:, :, 190:194] = 1  # narrower than its name
     plain, named = (
         drawn_alone(segmentation_visualizer(), image, labels, with_labels=written)
         for written in (False, True)
@@ -112,7 +108,7 @@ def test_names_are_written_across_the_background_which_has_none():
 
 
 @on_exact_canvas
-def test_the_option_says_what_is_background():
+def test_unpainted_names_the_background_classes():
     image, labels = photograph(60, 80), in_columns((0, 1, 2, 3), 60, 80)
     for unpainted in ((), ('cat', 'dog')):
         drawn = drawn_alone(segmentation_visualizer(unpainted=unpainted), image, labels, with_labels=False)
@@ -122,7 +118,7 @@ def test_the_option_says_what_is_background():
 
 
 @on_exact_canvas
-def test_halves_are_what_the_visualizer_draws_beside_each_other_with_captions():
+def test_halves_are_drawn_by_the_visualizer_below_captions():
     sample = segmentation((0, 1), (2, 0))
     both, truth, prediction = (
         draw(s) for s in (sample, segmentation((0, 1), None), segmentation(None, (2, 0)))
@@ -135,12 +131,14 @@ def test_halves_are_what_the_visualizer_draws_beside_each_other_with_captions():
     captions = both['captions']
     assert all((caption < 100).any() for caption in captions)
     assert np.array_equal(captions[0], truth['captions'][0])
-    assert np.abs(captions[1].astype(int) - prediction['captions'][0]).mean() < 1  # part of a pixel aside
+    assert (
+        np.abs(captions[1].astype(int) - prediction['captions'][0]).mean() < 1
+    )  # shifted by a fraction of a pixel
     assert not np.array_equal(*captions)
 
 
 @on_exact_canvas
-def test_the_legend_has_colours_and_names_of_the_classes_that_are_there():
+def test_legend_has_colours_and_names_of_the_classes_in_the_picture():
     sample = segmentation((0, 1, IGNORED, 1), (0, 0, 3, 3))
     legend = draw(sample)['legend']
     assert colours(legend) == [PALETTE[1], PALETTE[3]]
@@ -151,7 +149,7 @@ def test_the_legend_has_colours_and_names_of_the_classes_that_are_there():
         assert draw(segmentation(labels, labels))['legend'].size == 0
 
 
-def test_a_legend_of_many_names_has_the_commonest():
+def test_legend_is_limited_to_the_most_common_classes():
     num_classes = MAX_NAMES + 20
     classes = tuple(f'a rather long name {i}' for i in range(num_classes))
     palette = [(i, 255 - i, 7) for i in range(num_classes)]
@@ -194,18 +192,18 @@ def test_small_images_are_enlarged_with_labels_boxes_and_masks():
     assert np.array_equal(large.gt_instances.masks.to_ndarray()[0], expected)
     assert np.array_equal(large.pred_instances.masks[0].numpy(), expected)
     assert np.array_equal(large.gt_sem_seg.data[0].numpy(), 3 * expected)
-    assert sample.gt_instances.bboxes.tolist() == boxes.tolist()  # metrics come afterwards
+    assert sample.gt_instances.bboxes.tolist() == boxes.tolist()  # unchanged for metrics
     assert sample.gt_sem_seg.shape == sample.pred_instances.masks.shape[1:] == (120, 200)
 
 
 @pytest.mark.parametrize('size', [(2000, 1500), (375, 500), (480, 640)])
-def test_large_images_stay_as_they_are(size):
+def test_large_images_are_not_enlarged(size):
     image = photograph(*size)
     enlarged, _ = enlarge(image, DetDataSample())
     assert enlarged is image
 
 
-def test_a_panoptic_prediction_without_segments_is_left_out():
+def test_panoptic_prediction_without_segments_is_removed():
     void = torch.full((1, 8, 8), len(CLASSES))
     segments = void.clone().index_fill_(2, torch.arange(4), 1)
     for found, is_kept in ((void, False), (segments, True)):

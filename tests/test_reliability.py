@@ -1,4 +1,4 @@
-"""Slow proofs that nothing is lost: `python -m pytest -m reliability`, outside of `make test`."""
+"""Whole trainings that are killed or hang: run by `python -m pytest -m reliability`."""
 
 import os
 import random
@@ -17,7 +17,6 @@ from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
 
 from .subprocesses import REPO
-from .test_distributed import check_processes, one_process  # noqa: F401
 
 psutil = pytest.importorskip('psutil')
 pytestmark = pytest.mark.reliability
@@ -39,43 +38,42 @@ def command(config, layout, data, work_dir, *options):
     )
 
 
+def assert_equal_weights(checkpoint, other):
+    weights, expected = (model_weights(read_checkpoint(path)) for path in (checkpoint, other))
+    for name, weight in expected.items():
+        assert torch.equal(weights[name], weight), name
+
+
 @pytest.mark.parametrize(
     'config, layout',
     [('mask2former_revcol_nano_sample', 'ade20k'), ('dino_revcol_nano_sample', 'coco')],
 )
-def test_killed_at_random_moments_a_run_ends_as_if_it_had_not_been(config, layout, sample_data, tmp_path):
-    """Real models, augmentation in workers: the final checkpoints hold the same bits."""
-    subprocess.run(command(config, layout, sample_data, tmp_path / 'a'), check=True, cwd=REPO, env=ENV)
-    broken = command(config, layout, sample_data, tmp_path / 'b', '--resume')
-    last = tmp_path / 'b/iter_30.pth'
+def test_run_killed_at_random_times_equals_an_uninterrupted_one(config, layout, sample_data, tmp_path):
+    """Real models with augmentation in workers: the final weights are bitwise equal."""
+    subprocess.run(command(config, layout, sample_data, tmp_path / 'whole'), check=True, cwd=REPO, env=ENV)
+    work_dir = tmp_path / 'killed'
+    resuming = command(config, layout, sample_data, work_dir, '--resume')
+    last = work_dir / 'iter_30.pth'
     for kill in range(NUM_KILLS):
-        process = subprocess.Popen(broken, cwd=REPO, env=ENV, start_new_session=True)
-        begun = len(list((tmp_path / 'b').glob('*/vis_data/scalars.json')))
-        while len(list((tmp_path / 'b').glob('*/vis_data/scalars.json'))) == begun and process.poll() is None:
-            time.sleep(0.1)  # until an iteration is over
+        process = subprocess.Popen(resuming, cwd=REPO, env=ENV, start_new_session=True)
+        num_logs = len(list(work_dir.glob('*/vis_data/scalars.json')))
+        while len(list(work_dir.glob('*/vis_data/scalars.json'))) == num_logs and process.poll() is None:
+            time.sleep(0.1)  # until an iteration is logged
         time.sleep(random.uniform(0, 3))
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         if last.exists():
-            last.unlink()  # it has got to the end: again from one before
-        print(f'kill {kill}: {sorted(path.name for path in (tmp_path / "b").glob("iter*.pth"))}')
-    subprocess.run(broken, check=True, cwd=REPO, env=ENV)
-    expected, actual = (model_weights(read_checkpoint(tmp_path / run / 'iter_30.pth')) for run in ('a', 'b'))
-    for name, weight in expected.items():
-        assert torch.equal(actual[name], weight), name
-    logs = ''.join(path.read_text() for path in (tmp_path / 'b').glob('*/*.log'))
+            last.unlink()  # the run was completed: let it resume from the checkpoint before
+        print(f'kill {kill}: {sorted(path.name for path in work_dir.glob("iter*.pth"))}')
+    subprocess.run(resuming, check=True, cwd=REPO, env=ENV)
+    assert_equal_weights(last, tmp_path / 'whole/iter_30.pth')
+    logs = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
     assert len(re.findall('resumed epoch', logs)) >= NUM_KILLS / 2
 
 
-@pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
-def test_four_processes_train_as_one_with_the_same_global_batch(runner_type, one_process, tmp_path):  # noqa: F811
-    """See test_distributed.py on what is fixed for it."""
-    check_processes(4, one_process, tmp_path, f'runner_type={runner_type}')
-
-
 def start_two_processes(data, work_dir, *options):
-    """Start tools/dist_train.sh; returns it, and where its output goes."""
+    """Start tools/dist_train.sh; return the process and the file of its output."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
@@ -96,7 +94,7 @@ def start_two_processes(data, work_dir, *options):
 
 
 SRUN = """#!/usr/bin/env bash
-# What Slurm's own does on one machine: start the command --ntasks times, each with its number.
+# Like Slurm's srun on one machine: start the command --ntasks times, each with its rank.
 for word; do case $word in --ntasks=*) ntasks=${word#*=} ;; esac; done
 while [ "$1" != python ]; do shift; done
 for (( i = 0; i < ntasks; i++ )); do
@@ -107,8 +105,8 @@ for process in "${processes[@]}"; do wait "$process"; done
 """
 
 
-def test_slurm_and_torchrun_train_alike(sample_data, tmp_path):
-    """Both scripts; with an srun and an scontrol that do what Slurm's do on one machine."""
+def test_slurm_and_torchrun_give_the_same_weights(sample_data, tmp_path):
+    """tools/slurm_train.sh runs with an srun and scontrol that imitate those of Slurm on one machine."""
     options = ('train_cfg.max_iters=4', 'default_hooks.checkpoint.interval=4')
     process, log = start_two_processes(sample_data, tmp_path / 'torchrun', *options)
     assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
@@ -124,15 +122,13 @@ def test_slurm_and_torchrun_train_alike(sample_data, tmp_path):
         cwd=REPO,
         env={**ENV, 'GPUS': '2', 'PATH': f'{commands}:{Path(sys.executable).parent}:{os.environ["PATH"]}'},
     )
-    said = ''.join(path.read_text() for path in (tmp_path / 'slurm').glob('*/*.log'))
-    assert 'Distributed launcher: slurm' in said and 'GPU number: 2' in said
-    weights = [model_weights(read_checkpoint(tmp_path / run / 'iter_4.pth')) for run in ('slurm', 'torchrun')]
-    for name, weight in weights[0].items():
-        assert torch.equal(weights[1][name], weight), name
+    logs = ''.join(path.read_text() for path in (tmp_path / 'slurm').glob('*/*.log'))
+    assert 'Distributed launcher: slurm' in logs and 'GPU number: 2' in logs
+    assert_equal_weights(tmp_path / 'slurm/iter_4.pth', tmp_path / 'torchrun/iter_4.pth')
 
 
-def hurt_one_process(process, log, number):
-    """Send a signal to the second of a job's processes in the middle of training."""
+def signal_second_process(process, log, number):
+    """Send a signal to the process of local rank 1 after 7 training iterations."""
     for _ in range(2400):
         if re.search(r'Iter\(train\) \[ *7/', log.read_text()):
             break
@@ -149,29 +145,27 @@ RESTARTED = 'train_cfg.max_iters=10'
 
 
 @pytest.mark.parametrize('runner_type', ['ResumableRunner', 'FullyShardedRunner'])
-def test_a_killed_process_ends_the_job_which_resumes(runner_type, sample_data, tmp_path):
-    """torchrun ends the others, by force after 30 seconds: on GPUs they may wait for the dead one."""
+def test_killed_process_ends_the_job_which_can_be_resumed(runner_type, sample_data, tmp_path):
+    """torchrun ends the other processes, with SIGKILL after 30 seconds if they wait for the killed one."""
     sharded = f'runner_type={runner_type}'
     endless = ('train_cfg.max_iters=10000', sharded)
     process, log = start_two_processes(sample_data, tmp_path / 'run', *endless)
-    hurt_one_process(process, log, signal.SIGKILL)
+    signal_second_process(process, log, signal.SIGKILL)
     assert process.wait(timeout=60) == 1
-    said = log.read_text()
-    assert 'Signal 9 (SIGKILL)' in said and 'local_rank: 1' in said
+    printed = log.read_text()
+    assert 'Signal 9 (SIGKILL)' in printed and 'local_rank: 1' in printed
     process, log = start_two_processes(sample_data, tmp_path / 'run', RESTARTED, sharded, 'resume=True')
     assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
     assert re.search(r'resumed epoch: 0, iter: [68]\b', log.read_text())
     process, log = start_two_processes(sample_data, tmp_path / 'unbroken', RESTARTED, sharded)
     assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
-    last = [model_weights(read_checkpoint(tmp_path / run / 'iter_10.pth')) for run in ('run', 'unbroken')]
-    for name, weight in last[0].items():
-        assert torch.equal(last[1][name], weight), name
+    assert_equal_weights(tmp_path / 'run/iter_10.pth', tmp_path / 'unbroken/iter_10.pth')
 
 
-def test_a_process_that_hangs_ends_the_job_after_the_stated_time(sample_data, tmp_path):
-    """``env_cfg.dist_cfg.timeout``, here 10 seconds, then torchrun's 30 for the one that does not end."""
+def test_hanging_process_ends_the_job_after_the_timeout(sample_data, tmp_path):
+    """After ``env_cfg.dist_cfg.timeout``, here 10 s, and the 30 s that torchrun gives the hanging process."""
     options = ('train_cfg.max_iters=10000', 'env_cfg.dist_cfg.timeout=10')
     process, log = start_two_processes(sample_data, tmp_path / 'run', *options)
-    hurt_one_process(process, log, signal.SIGSTOP)
+    signal_second_process(process, log, signal.SIGSTOP)
     assert process.wait(timeout=90) == 1
     assert re.search(r'Timed out waiting 10000ms', log.read_text())

@@ -1,4 +1,4 @@
-"""What a training shows by default, and on W&B and MLflow by one option, on the sample data."""
+"""Training logs to TensorBoard by default, and to W&B and MLflow with an option."""
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,9 +33,7 @@ def train(config, sample_data, work_dir, *options, **env):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('config', TASKS)
-def test_tensorboard_has_losses_rates_metrics_columns_and_pictures_of_validation(
-    config, sample_data, tmp_path
-):
+def test_tensorboard_has_losses_metrics_column_statistics_and_pictures(config, sample_data, tmp_path):
     columns = (f'{COLUMNS}.type=ColumnStatisticsHook', f'{COLUMNS}.interval=1')
     printed = train(config, sample_data, tmp_path, 'model.backbone.save_memory=True', *columns)
     assert 'eta: ' in printed and ' lr: ' in printed and 'columns, peak memory' in printed
@@ -50,12 +48,12 @@ def test_tensorboard_has_losses_rates_metrics_columns_and_pictures_of_validation
     assert [event.step for event in log.Images(pictures[0])] == [2]
     image = log.Images(pictures[0])[0]
     assert image.encoded_image_string.startswith(b'\x89PNG')
-    assert max(image.width, image.height) > 500  # to be seen on a screen
+    assert max(image.width, image.height) > 500  # legible on a screen
     (text,) = log.Tensors('config/text_summary')
     assert b'custom_imports' in text.tensor_proto.string_val[0]
 
 
-def test_wandb_by_one_option(sample_data, tmp_path):
+def test_wandb_backend_gets_metrics_and_pictures(sample_data, tmp_path):
     pytest.importorskip('wandb', reason='an extra: pip install wandb')
     option = 'visualizer.vis_backends.1.type=WandbVisBackend'
     train('revcol_nano_sample', sample_data, tmp_path, option, WANDB_MODE='offline')
@@ -64,7 +62,7 @@ def test_wandb_by_one_option(sample_data, tmp_path):
     assert any(record.parent.glob('files/media/images/scene_*.png'))
 
 
-def test_mlflow_by_two_options(sample_data, tmp_path):
+def test_mlflow_backend_gets_metrics_and_pictures(sample_data, tmp_path):
     mlflow = pytest.importorskip('mlflow', reason='an extra: pip install mlflow')
     uri = f'sqlite:///{tmp_path}/mlflow.db'
     backend = 'visualizer.vis_backends.1'

@@ -16,8 +16,8 @@ from mmengine.dist import is_main_process
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.training.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
-from revcol_mm.training.resumable_data import BrokenSampleError
 from revcol_mm.training.runner import ResumableRunner
+from revcol_mm.training.seeded_dataset import BrokenSampleError
 
 
 def parse_args() -> argparse.Namespace:

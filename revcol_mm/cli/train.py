@@ -15,7 +15,7 @@ from mmengine.registry import RUNNERS
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.training.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
 from revcol_mm.training.nonfinite import NonFiniteError
-from revcol_mm.training.resumable_data import BrokenSampleError
+from revcol_mm.training.seeded_dataset import BrokenSampleError
 
 
 def parse_args() -> argparse.Namespace:

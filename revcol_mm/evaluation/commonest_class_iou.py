@@ -1,4 +1,4 @@
-"""What a segmentation model has to beat: always predicting the commonest class."""
+"""Baseline of semantic segmentation: predict the most common class at every pixel."""
 
 from typing import Any, Sequence
 
@@ -9,12 +9,12 @@ from mmengine.registry import METRICS
 
 @METRICS.register_module()
 class CommonestClassIoU(BaseMetric):
-    """mIoU, in percent, of predicting the commonest label of the ground truth at every pixel.
+    """mIoU, in percent, of predicting the most common label of the ground truth at every pixel.
 
-    A class that is not in the ground truth counts in neither this mIoU nor MMSegmentation's.
+    Classes that are not in the ground truth are left out of the mean, as in MMSegmentation's IoUMetric.
 
     Args:
-        ignore_index: Label of pixels that are left out. MMSegmentation's default: 255.
+        ignore_index: Label of pixels that are not counted. MMSegmentation's default: 255.
     """
 
     default_prefix = 'commonest_class'
@@ -27,10 +27,9 @@ class CommonestClassIoU(BaseMetric):
         for sample in data_samples:
             labels = sample['gt_sem_seg']['data'].cpu().numpy().ravel()
             labels = labels[labels != self.ignore_index]
-            num_classes = len(self.dataset_meta['classes'])
-            self.results.append(np.bincount(labels, minlength=num_classes))
+            self.results.append(np.bincount(labels, minlength=len(self.dataset_meta['classes'])))
 
     def compute_metrics(self, results: list[np.ndarray]) -> dict[str, float]:
         counts = np.sum(results, axis=0)
-        iou = counts.max() / counts.sum()  # of the commonest class; the others' is 0
+        iou = counts.max() / counts.sum()  # of the most common class; the IoU of the others is 0
         return {'mIoU': round(100 * iou / np.count_nonzero(counts), 2)}

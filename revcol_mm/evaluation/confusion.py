@@ -1,4 +1,8 @@
-"""Which classes are taken for which: a confusion matrix for segmentation, detection and classification."""
+"""Confusion matrix of segmentation, detection and classification.
+
+MMSegmentation and MMDetection have scripts for it, not metrics, MMPretrain a metric for classification only,
+and torchmetrics and scikit-learn are not among the packages that OpenMMLab needs.
+"""
 
 from typing import Any, Sequence
 
@@ -8,45 +12,45 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from torch import Tensor
 
-BACKGROUND = 'background'  # of detection: no object
+BACKGROUND = 'background'  # the extra row and column of detection: no object
 
 
 def count_confusion(labels: Tensor, predictions: Tensor, num_classes: int) -> Tensor:
-    """Count pairs of a label and a prediction.
+    """Return the confusion matrix of labels and predictions.
 
     Args:
-        labels: Classes from 0 on, of any shape.
-        predictions: As many.
+        labels: Class indices, of any shape.
+        predictions: Class indices, of the same shape.
         num_classes: Number of classes K.
 
     Returns:
-        (K, K), int64; rows are labels, columns predictions.
+        (K, K), int64; rows are labels, columns are predictions.
 
     Raises:
-        ValueError: If a label or prediction is none of the classes, or they are not as many.
+        ValueError: If the shapes differ, or a label or prediction is not in [0, K).
     """
     if labels.shape != predictions.shape:
-        raise ValueError(f'{tuple(labels.shape)} labels, but {tuple(predictions.shape)} predictions')
+        raise ValueError(f'labels have shape {tuple(labels.shape)}, predictions {tuple(predictions.shape)}')
     for name, values in (('label', labels), ('prediction', predictions)):
         if values.numel() and not 0 <= values.min() <= values.max() < num_classes:
-            beyond = values.max() if values.max() >= num_classes else values.min()
-            raise ValueError(f'{name} {beyond.item()} is none of the {num_classes} classes, from 0 on')
+            wrong = values.max() if values.max() >= num_classes else values.min()
+            raise ValueError(f'{name} {wrong.item()} is not a class: classes are 0 to {num_classes - 1}')
     pairs = labels.flatten().long() * num_classes + predictions.flatten()
     return torch.bincount(pairs, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def trimap(labels: Tensor, radius: int) -> Tensor:
-    """Pixels near a boundary: those in whose window of (2 * radius + 1)^2 there is another label.
+    """Mask the pixels near a boundary, whose window of side ``2 * radius + 1`` contains several labels.
 
-    Scores of these pixels alone tell how well a model draws outlines (Kohli et al., "Robust higher order
-    potentials", IJCV 2009). Pixels without a class bound a class as others do.
+    Scores on these pixels measure the quality of outlines (Kohli et al., "Robust higher order potentials",
+    IJCV 2009). The ignored label counts as any other label.
 
     Args:
-        labels: (..., H, W), whole numbers.
-        radius: In pixels, from 1 on.
+        labels: (..., H, W), integers.
+        radius: In pixels, 1 or more.
 
     Returns:
-        As ``labels``, bool.
+        Boolean mask with the shape of ``labels``.
     """
     maps = labels.reshape(-1, 1, *labels.shape[-2:]).float()  # exact up to 2^24
     window = dict(kernel_size=2 * radius + 1, stride=1, padding=radius)
@@ -54,48 +58,50 @@ def trimap(labels: Tensor, radius: int) -> Tensor:
 
 
 def class_scores(matrix: Tensor) -> dict[str, Tensor]:
-    """Precision, recall and intersection over union of every class; nan where there is nothing to divide by.
+    """Compute precision, recall and intersection over union of every class; NaN where the divisor is 0.
 
     Args:
-        matrix: (K, K), as of :func:`count_confusion`.
+        matrix: (K, K), from :func:`count_confusion`.
 
     Returns:
-        'precision', 'recall' and 'iou', each (K,).
+        'precision', 'recall' and 'iou', each of shape (K,).
     """
-    right, labelled, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
+    correct, labelled, predicted = matrix.diagonal(), matrix.sum(1), matrix.sum(0)
     return dict(
-        precision=right / predicted, recall=right / labelled, iou=right / (labelled + predicted - right)
+        precision=correct / predicted,
+        recall=correct / labelled,
+        iou=correct / (labelled + predicted - correct),
     )
 
 
 @METRICS.register_module()
 class ConfusionMetric(BaseMetric):
-    """Confusion matrix of all test images, in the memory of one matrix.
+    """Confusion matrix summed over all test images.
 
-    Segmentation counts pixels, classification images, detection objects. Of detection, the most confident box
-    goes first: it takes the object, of any class, that it overlaps most of those not yet taken, if IoU is
-    high enough, and is a false one otherwise. Unless most of it is in a region to be ignored, such as COCO's
-    crowds, that counts in one more row, the background, and an object that no box takes in one more column.
+    Segmentation counts pixels, classification counts images, detection counts objects. In detection, boxes
+    are matched in descending order of score: a box matches the object, of any class, with the highest IoU
+    among those not matched yet, if that IoU reaches the threshold. A box without a match counts in the
+    additional row 'background', unless it lies in a region to be ignored, such as a COCO crowd. An object
+    without a match counts in the additional column.
 
     Args:
-        score_threshold: Of detection: boxes with lower scores do not count.
-        iou_threshold: Of detection: lowest IoU of a box and its object, and lowest share of a box in a region
-            to be ignored.
-        ignore_index: Of segmentation: label of pixels that do not count.
-        trimap_radius: Of segmentation: only pixels as near as this to a boundary count, see :func:`trimap`.
-            None: all.
-        per_class: Of 'precision', 'recall' and 'iou' those that are reported for each class beside the mean.
+        score_threshold: Detection only: boxes with lower scores are not counted.
+        iou_threshold: Detection only: minimum IoU of a match, and minimum fraction of a box inside an ignored
+            region for the box to be ignored.
+        ignore_index: Segmentation only: label of pixels that are not counted.
+        trimap_radius: Segmentation only: count only pixels at most this far from a boundary, see
+            :func:`trimap`. None: all pixels.
+        per_class: Which of 'precision', 'recall' and 'iou' to report for each class as well as their mean.
 
     Attributes:
-        matrix: Counts after evaluation, (K, K), in detection (K + 1, K + 1); rows are the truth.
-        classes: Names of its rows.
+        matrix: Counts after evaluation, (K, K), in detection (K + 1, K + 1); rows are the ground truth.
+        classes: Names of the rows.
 
     Raises:
-        ValueError: If a threshold is not from 0 to 1, the radius not from 1 on, a score is none of these, or,
-            later, a class is none of the data set's.
+        ValueError: If an argument is out of range or, during evaluation, a label is not a class.
 
     Note:
-        On several processes, images that samplers repeat to give all as many count twice.
+        In distributed testing, images that the sampler repeats to fill the last batch count twice.
     """
 
     default_prefix = 'confusion'
@@ -112,9 +118,9 @@ class ConfusionMetric(BaseMetric):
         super().__init__(**kwargs)
         for name, value in dict(score_threshold=score_threshold, iou_threshold=iou_threshold).items():
             if not 0 <= value <= 1:
-                raise ValueError(f'{name} is from 0 to 1, got {value}')
+                raise ValueError(f'{name} must be from 0 to 1, got {value}')
         if trimap_radius is not None and trimap_radius < 1:
-            raise ValueError(f'trimap_radius is a number of pixels from 1 on, got {trimap_radius}')
+            raise ValueError(f'trimap_radius must be 1 or more pixels, got {trimap_radius}')
         self.score_threshold = score_threshold
         self.iou_threshold = iou_threshold
         self.ignore_index = ignore_index
@@ -126,7 +132,6 @@ class ConfusionMetric(BaseMetric):
         self.classes: tuple[str, ...] = ()
 
     def process(self, data_batch: Any, data_samples: Sequence[dict]) -> None:
-        """Count a batch."""
         self.classes = tuple(self.dataset_meta['classes'])
         if 'pred_instances' in data_samples[0]:
             self.classes += (BACKGROUND,)
@@ -135,18 +140,19 @@ class ConfusionMetric(BaseMetric):
             self.results = [self.results[0] + counts] if self.results else [counts]
 
     def _pairs(self, sample: dict) -> tuple[Tensor, Tensor]:
-        """Labels and predictions of a sample that belong together."""
+        """Return the labels and predictions to be counted, paired by position."""
         if 'pred_instances' in sample:
             return self._match(sample)
         if 'pred_sem_seg' in sample:
             labels = sample['gt_sem_seg']['data'].cpu()
-            counts = labels != self.ignore_index
+            counted = labels != self.ignore_index
             if self.trimap_radius:
-                counts &= trimap(labels, self.trimap_radius)
-            return labels[counts], sample['pred_sem_seg']['data'].cpu()[counts]
+                counted &= trimap(labels, self.trimap_radius)
+            return labels[counted], sample['pred_sem_seg']['data'].cpu()[counted]
         return sample['gt_label'].cpu(), sample['pred_label'].cpu()
 
     def _match(self, sample: dict) -> tuple[Tensor, Tensor]:
+        """Match predicted boxes with objects, see the class."""
         from mmdet.structures.bbox import bbox_overlaps
 
         found, truth = sample['pred_instances'], sample['gt_instances']
@@ -161,20 +167,20 @@ class ConfusionMetric(BaseMetric):
 
         background = len(self.classes) - 1
         pairs = []
-        left = torch.ones(len(true_boxes), dtype=torch.bool)
+        unmatched = torch.ones(len(true_boxes), dtype=torch.bool)
         for label, overlap, in_ignored in zip(found_labels.tolist(), overlaps, ignored.any(1)):
-            candidates = overlap.masked_fill(~left, -1)
-            if left.any() and candidates.max() >= self.iou_threshold:
-                left[candidates.argmax()] = False
+            candidates = overlap.masked_fill(~unmatched, -1)
+            if unmatched.any() and candidates.max() >= self.iou_threshold:
+                unmatched[candidates.argmax()] = False
                 pairs.append((true_labels[candidates.argmax()].item(), label))
             elif not in_ignored:
                 pairs.append((background, label))
-        pairs += [(label, background) for label in true_labels[left].tolist()]
+        pairs += [(label, background) for label in true_labels[unmatched].tolist()]
         labels, predictions = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).T
         return labels, predictions
 
     def compute_metrics(self, results: list[Tensor]) -> dict[str, float]:
-        """Keep the matrix; return the means of the classes' scores, and those of each class, in percent."""
+        """Store the matrix; return the mean scores, and those of each class in ``per_class``, in percent."""
         self.matrix = torch.stack(results).sum(0)
         classes = self.dataset_meta['classes']  # without the background
         scores = {name: values[: len(classes)] for name, values in class_scores(self.matrix).items()}
@@ -188,4 +194,4 @@ def _plain_boxes(instances: dict | None) -> Tensor:
     if instances is None or 'bboxes' not in instances:
         return torch.empty(0, 4)
     boxes = instances['bboxes']
-    return getattr(boxes, 'tensor', boxes).cpu()  # MMDetection's box types hold one
+    return getattr(boxes, 'tensor', boxes).cpu()  # unwraps MMDetection's box types

@@ -1,4 +1,4 @@
-"""MMEngine's CheckpointHook, so that a run always has a checkpoint to go on from."""
+"""A CheckpointHook that deletes an old checkpoint only after the new one is written."""
 
 import os
 from typing import Any
@@ -8,12 +8,8 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 
-class _Later:
-    """A file backend that deletes nothing before it is told to.
-
-    Args:
-        backend: MMEngine's file backend that does the work.
-    """
+class _DeferredDeletion:
+    """MMEngine's file backend, except that files are deleted only in :meth:`delete_all_but`."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -37,29 +33,28 @@ class _Later:
 
 @HOOKS.register_module()
 class KeepingCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook, which deletes a checkpoint only when its successor is written.
+    """MMEngine's CheckpointHook, but an old checkpoint is deleted after the new one is written, not before.
 
-    ResumableRunner takes it wherever a config says CheckpointHook. It deletes nothing outside of its folder,
-    whatever a checkpoint that was resumed from says was the best one.
+    ResumableRunner uses it in place of CheckpointHook. It deletes nothing outside of the checkpoint folder,
+    even if the resumed checkpoint names such a file as the best checkpoint.
     """
 
     def before_train(self, runner: Runner) -> None:
-        """Find out what an earlier part of the run has kept."""
         info = runner.message_hub.runtime_info
         if not all(isinstance(step, int) for step in info.get('keep_ckpt_ids', ())):
-            runner.message_hub.pop_info('keep_ckpt_ids')  # they become parts of names of files to delete
+            runner.message_hub.pop_info('keep_ckpt_ids')  # would become parts of the names of deleted files
         super().before_train(runner)
-        self.file_backend = _Later(self.file_backend)
+        self.file_backend = _DeferredDeletion(self.file_backend)
         if self.save_best is None:
             return
         if len(self.key_indicators) == 1:
-            self.best_ckpt_path = self._own(self.best_ckpt_path)
+            self.best_ckpt_path = self._in_own_folder(self.best_ckpt_path)
         else:
-            own = {name: self._own(path) for name, path in self.best_ckpt_path_dict.items()}
-            self.best_ckpt_path_dict.update(own)
+            for name, path in self.best_ckpt_path_dict.items():
+                self.best_ckpt_path_dict[name] = self._in_own_folder(path)
 
-    def _own(self, path: Any) -> str | None:
-        """The best checkpoint of that name in this run's folder, which may have been moved."""
+    def _in_own_folder(self, path: Any) -> str | None:
+        """Return the path of a best checkpoint in this run's folder, which may have been moved since."""
         name = os.path.basename(str(path).replace('\\', '/'))
         return self.file_backend.join_path(self.out_dir, name) if name.startswith('best_') else None
 

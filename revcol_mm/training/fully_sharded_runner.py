@@ -1,4 +1,4 @@
-"""Training whose weights, gradients and optimizer state are spread over the processes (FSDP2)."""
+"""A runner that shards weights, gradients and optimizer state over the processes (FSDP2)."""
 
 import shutil
 from pathlib import Path
@@ -24,16 +24,25 @@ from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import bound_alphas_
 
 from .runner import ResumableRunner
+from .sharded_tensors import full_tensor
 
 
-class _Shards(Hook):
-    """Keeps the shards of alphas in their bounds, and tensors out of what the main process writes."""
+class _BoundShardedAlphasHook(Hook):
+    """Bounds the sharded alphas before every iteration.
+
+    The backbone's forward pass bounds only gathered copies, but backward gathers the shards again.
+    """
 
     priority = 'LOWEST'
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """A backbone bounds the alphas that it has gathered; backward gathers the shards again."""
         bound_alphas_(_columns(runner.model))
+
+
+class _OmitShardedTensorsHook(Hook):
+    """Removes the sharded tensors from the checkpoint file that the main process writes."""
+
+    priority = 'LOWEST'
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         del checkpoint['state_dict']
@@ -47,47 +56,45 @@ def _columns(model: nn.Module) -> list[nn.Module]:
 
 @RUNNERS.register_module()
 class FullyShardedRunner(ResumableRunner):
-    """ResumableRunner for models whose optimizer state does not fit one GPU: torch's ``fully_shard``.
+    """ResumableRunner for models whose optimizer state does not fit one GPU, using torch's ``fully_shard``.
 
-    ``runner_type = 'FullyShardedRunner'`` in a config, or ``--cfg-options runner_type=FullyShardedRunner``,
-    turns it on; start it as any run on several processes, with ``tools/dist_train.sh``. Every process holds
-    its part of each weight, gradient and optimizer state, and gathers the weights of one column at a time;
-    those of the rest of the model, which is small beside RevCol-H, for a whole iteration. Losses and weights
-    are those of MMDistributedDataParallel, with ``save_memory=True`` too. (MMEngine's FSDPStrategy is FSDP1,
-    which hides the parameters that reversible training needs.)
+    Enable it with ``runner_type = 'FullyShardedRunner'`` in a config or with ``--cfg-options``, and start it
+    with ``tools/dist_train.sh``. Every process holds a shard of each weight, gradient and optimizer state. It
+    gathers the weights of one column at a time, and those of the other modules, which are small compared to
+    RevCol-H, for the whole iteration. Losses and weights equal those of MMDistributedDataParallel, also with
+    ``save_memory=True``. (MMEngine's FSDPStrategy uses FSDP1, which does not support reversible training.)
 
-    A checkpoint such as ``iter_4000.pth`` is a folder, see :mod:`revcol_mm.checkpoints.shards`, either
-    whole or not there. ``--resume`` takes it with any number of processes. ``load_from``, ``tools/test.py``,
-    ``tools/publish_model.py`` and ``tools/convert_checkpoint.py`` take it as they take a file; the last makes
-    a file of its weights. Any checkpoint can be in ``load_from``.
+    A checkpoint such as ``iter_4000.pth`` is a folder, see :mod:`revcol_mm.checkpoints.shards`, which is
+    either complete or does not exist. ``--resume`` accepts it with any number of processes; ``load_from``,
+    ``tools/test.py`` and ``tools/publish_model.py`` accept it like a file;
+    ``tools/convert_checkpoint.py`` converts its weights to a file. ``load_from`` accepts any checkpoint.
 
     Raises:
-        PreflightError: If there is one process only, the config has a ``model_wrapper_cfg`` or an EMAHook:
-            it copies the model, which torch cannot do with one that is sharded; or torch shards on GPUs alone
-            and there is none.
-        CheckpointError: If the checkpoint that is named to resume from is not sharded; besides, as
-            ResumableRunner.
+        PreflightError: If there is only one process, the config has a ``model_wrapper_cfg`` or an EMAHook,
+            or there is no GPU and this torch cannot shard on CPUs.
+        CheckpointError: If the checkpoint to resume from is not sharded; see also ResumableRunner.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if any(isinstance(hook, EMAHook) for hook in self.hooks):
-            raise PreflightError('EMAHook copies the model, which FullyShardedRunner cannot: leave it out')
-        self.register_hook(_Shards())
+            raise PreflightError('FullyShardedRunner cannot copy the model for EMAHook: remove the hook')
+        self.register_hook(_BoundShardedAlphasHook())
+        self.register_hook(_OmitShardedTensorsHook())
 
     @staticmethod
-    def _check_kind(source: Path) -> None:
-        if not is_sharded(source):
+    def _check_kind(checkpoint: Path) -> None:
+        if not is_sharded(checkpoint):
             raise CheckpointError(
-                f'{source} is not sharded, so FullyShardedRunner cannot resume from it; load_from takes its '
-                'weights'
+                f'{checkpoint} is not sharded, so FullyShardedRunner cannot resume from it; start a new run '
+                'from its weights with load_from'
             )
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """Initialize the model's weights, the same in all processes, and shard it."""
+        """Initialise the weights, equally in all processes, and shard the model."""
         if not self.distributed:
             raise PreflightError(
-                'FullyShardedRunner needs several processes: start it with tools/dist_train.sh, or give '
+                'FullyShardedRunner needs several processes: start it with tools/dist_train.sh or use '
                 '--launcher'
             )
         if model_wrapper_cfg is not None:
@@ -95,7 +102,7 @@ class FullyShardedRunner(ResumableRunner):
         device = get_device()
         if device == 'cpu' and not hasattr(torch.cpu.Stream, 'record_event'):
             raise PreflightError(
-                f'fully_shard of torch {torch.__version__} works on GPUs alone; CPUs need a newer torch'
+                f'fully_shard of torch {torch.__version__} needs GPUs; update torch to use CPUs'
             )
         self.model = model.to(device)
         super()._init_model_weights()
@@ -105,22 +112,22 @@ class FullyShardedRunner(ResumableRunner):
         return fully_shard(model, mesh=mesh)
 
     def _init_model_weights(self) -> None:
-        """It is done: MMEngine would do it now, when no process has a whole weight."""
+        """No-op: weights were initialised before sharding, in :meth:`wrap_model`."""
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
-        """As in MMEngine, which would log the norm of the main process's shards as that of gradients."""
+        """Build the optimizer so that MMEngine logs the norm of the full gradients, not of shards."""
         if not isinstance(optim_wrapper, dict):
             return optim_wrapper
         wrapper = super().build_optim_wrapper(optim_wrapper)
         clip = getattr(wrapper, 'clip_func', None)
         if clip is not None:
-            wrapper.clip_func = lambda *args, **kwargs: _whole(clip(*args, **kwargs))
+            wrapper.clip_func = lambda *args, **kwargs: full_tensor(clip(*args, **kwargs))
         return wrapper
 
     def save_checkpoint(
         self, out_dir: str, filename: str, *args: Any, save_optimizer: bool = True, **kwargs: Any
     ) -> None:
-        """Write a folder that is either whole or not there; every process calls it.
+        """Write a folder that is either complete or does not exist; all processes must call it.
 
         Raises:
             CheckpointError: If it cannot be written, as on a full disk.
@@ -145,7 +152,7 @@ class FullyShardedRunner(ResumableRunner):
     def load_checkpoint(
         self, filename: str, map_location: Any = 'cpu', strict: bool = False, revise_keys: Any = ()
     ) -> dict[str, Any]:
-        """Load a sharded checkpoint to resume from, or the weights of any checkpoint to start from."""
+        """Load a sharded checkpoint when resuming, else the weights of any checkpoint."""
         if self._resume:
             checkpoint = self._load_shards(filename)
             self._check_optimizer(checkpoint)
@@ -165,25 +172,22 @@ class FullyShardedRunner(ResumableRunner):
         return checkpoint
 
     def _load_shards(self, path: str) -> dict[str, Any]:
-        """Load the model's shards, and return the rest of a checkpoint with the optimizer's shards."""
+        """Load shards into the model; return the rest of the checkpoint with the optimizer's shards."""
         state: dict[int, dict[str, Tensor]] = {}
         params = [param for group in self.optim_wrapper.param_groups for param in group['params']]
         for keys, (shape, dtype) in shapes(path).items():
             if keys[:2] == ('optimizer', 'state'):
                 index, name = int(keys[2]), keys[3]
-                is_whole = shape != params[index].shape  # such as the number of steps
+                is_sharded_like_param = shape == params[index].shape  # unlike the number of steps
                 state.setdefault(index, {})[name] = (
-                    torch.zeros(shape, dtype=dtype) if is_whole else torch.zeros_like(params[index])
+                    torch.zeros_like(params[index])
+                    if is_sharded_like_param
+                    else torch.zeros(shape, dtype=dtype)
                 )
-        # The state dict's tensors are the model's own.
+        # The tensors of model.state_dict() are the model's parameters, so loading writes to the model.
         load_shards({'state_dict': self.model.state_dict(), 'optimizer': {'state': state}}, path)
         checkpoint = CheckpointLoader.load_checkpoint(str(Path(path, REST)), 'cpu', self.logger)
         checkpoint['optimizer']['state'] = state
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         self.logger.info(f'Load sharded checkpoint from {path}')
         return checkpoint
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is sharded; any other as it is."""
-    return tensor.full_tensor() if hasattr(tensor, 'full_tensor') else tensor

@@ -1,4 +1,4 @@
-"""Launch training and testing: from a command line to a checked config, and the processes of a run."""
+"""Prepare a run of tools/train.py or tools/test.py: command line, config checks and processes."""
 
 import argparse
 import logging
@@ -16,12 +16,12 @@ from mmengine.logging import print_log
 from mmengine.utils import get_git_hash
 
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
-from revcol_mm.config.options import merge_options, tell_of_misspelt_keys
+from revcol_mm.config.options import merge_options, warn_about_misspelt_keys
 from revcol_mm.preflight import check_files
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that training and testing share."""
+    """Add the command-line arguments of both training and testing."""
     add_config_arguments(parser)
     parser.add_argument('--work-dir', help='folder for logs and checkpoints [work_dirs/CONFIG]')
     parser.add_argument(
@@ -33,29 +33,29 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
-    """Read the config that a command line names, apply its options and check all that can fail late.
+    """Read the config, apply the command line's options, and check what would otherwise fail late in a run.
 
-    PreflightHook and LoadFromHook are added where the config has none; the command, and the git commit of the
-    current folder, will be in the log.
+    Adds PreflightHook and LoadFromHook if the config lacks them. The command and the git commit of the
+    current folder are added to ``env_cfg``, which MMEngine logs.
 
     Args:
-        args: Parsed :func:`add_common_arguments`.
-        loaders: Names of the dataloaders that the run will use. Without 'train_dataloader' all of the model's
-            weights must be in the checkpoint.
+        args: Parsed arguments of :func:`add_common_arguments`.
+        loaders: Config keys of the data loaders that the run uses. Without 'train_dataloader', a checkpoint
+            must contain all of the model's weights.
 
     Raises:
         FileNotFoundError: If the config, data or a pretrained checkpoint is missing.
-        ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong, or the work dir not writable.
-        SystemExit: If the environment lacks what the config's task needs.
+        ValueError: If ``default_scope`` or a key of ``--cfg-options`` is wrong, or the work dir is read-only.
+        SystemExit: If a package that the config's task needs is not installed.
     """
     cfg = read_config(args.config)
-    tell_of_misspelt_keys(cfg)
+    warn_about_misspelt_keys(cfg)
     merge_options(cfg, args.cfg_options)
     check_files(cfg, loaders)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks.setdefault('preflight', dict(type='PreflightHook'))
     hooks.setdefault('load_from', dict(type='LoadFromHook'))['strict'] = 'train_dataloader' not in loaders
-    # MMEngine logs all of env_cfg and uses what it knows of it.
+    # MMEngine logs all of env_cfg and ignores unknown keys.
     cfg.setdefault('env_cfg', ConfigDict()).update(
         command=shlex.join(sys.argv), git_commit=get_git_hash(fallback='none')
     )
@@ -66,7 +66,7 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
 
 
 def adapt_to_device(cfg: Config) -> None:
-    """Without a GPU, change what MMEngine cannot do there: mixed precision, and processes over NCCL."""
+    """Without a GPU, turn off mixed precision and start distributed runs with gloo instead of NCCL."""
     if torch.cuda.is_available():
         return
     optim_wrapper = cfg.get('optim_wrapper', {})
@@ -76,10 +76,10 @@ def adapt_to_device(cfg: Config) -> None:
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)
     if cfg.launcher == 'slurm':
-        _tell_torch_of_slurm()
+        _set_torch_variables_from_slurm()
     if cfg.launcher in ('pytorch', 'slurm'):
         timeout = cfg.get('env_cfg', {}).get('dist_cfg', {}).get('timeout', 1800)
-        # MMEngine would pick a GPU first.
+        # Started here because MMEngine would first select a GPU.
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         if cfg.get('runner_type') != 'FullyShardedRunner':
             cfg.model_wrapper_cfg = dict(
@@ -88,13 +88,13 @@ def adapt_to_device(cfg: Config) -> None:
 
 
 def leave_processes() -> None:
-    """Leave the other processes of a run that has come to its end, which NCCL asks for."""
+    """Destroy the process group of a distributed run, as NCCL requires before exit."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _tell_torch_of_slurm() -> None:
-    """Set torch's environment variables from Slurm's, as MMEngine does before it picks a GPU."""
+def _set_torch_variables_from_slurm() -> None:
+    """Set torch.distributed's environment variables from Slurm's, as MMEngine does on GPUs."""
     show_nodes = ['scontrol', 'show', 'hostnames', os.environ['SLURM_NODELIST']]
     nodes = subprocess.check_output(show_nodes, text=True)
     os.environ.setdefault('MASTER_ADDR', nodes.split()[0])

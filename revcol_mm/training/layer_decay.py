@@ -1,7 +1,7 @@
-"""Layer-wise learning-rate decay for any backbone that tells the depth of its parameters.
+"""Layer-wise learning-rate decay for any backbone with ``get_layer_depth``.
 
-MMPretrain's constructor works the same way, but only for MMPretrain's classifiers, needs MMPretrain, and
-makes one group for each parameter: about 1450 for RevCol-B, which keeps optimizers from fusing updates.
+MMPretrain has such a constructor, but only for its own classifiers and with one group for each parameter:
+about 1450 for RevCol-B, which prevents fused optimizer updates.
 """
 
 from collections import defaultdict
@@ -17,20 +17,20 @@ from torch import nn
 class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     """Scale the learning rate by ``decay_rate ** (num_depths - 1 - depth)``.
 
-    The depth of a backbone's parameter comes from ``backbone.get_layer_depth(name, prefix)``; whatever is
-    outside the backbone has the last depth and so the full learning rate. 1-D parameters (norms and
-    biases) and those in ``backbone.no_weight_decay()``, if there is one, get no weight decay. Frozen
-    parameters are left out. There is one group for each pair of learning rate and weight decay.
+    ``backbone.get_layer_depth(name, prefix)`` gives the depth of a backbone's parameter. Parameters outside
+    the backbone have the last depth and therefore the full learning rate. 1-D parameters (norms and biases)
+    and those that the optional ``backbone.no_weight_decay()`` names get no weight decay. Frozen parameters
+    are left out. Parameters with equal depth, learning rate and weight decay share a group.
 
     Args:
-        optim_wrapper_cfg: As in MMEngine; the optimizer has 'lr' and 'weight_decay'.
-        paramwise_cfg: ``decay_rate`` in (0, 1] and, optionally, ``custom_keys``: a dict from a part of a
-            parameter's name to ``lr_mult`` and ``decay_mult``, the longest matching part first.
-            ``lr_mult`` comes on top of the layer's scale; ``decay_mult`` replaces the rule above.
+        optim_wrapper_cfg: As in MMEngine; the optimizer needs 'lr' and 'weight_decay'.
+        paramwise_cfg: ``decay_rate`` in (0, 1] and, optionally, ``custom_keys``: a dict from a substring of
+            parameter names to ``lr_mult`` and ``decay_mult``. The longest matching substring is used.
+            ``lr_mult`` multiplies the layer's scale; ``decay_mult`` replaces the rule for 1-D parameters.
 
     Raises:
-        ValueError: If an option is none of these, no part of the model answers ``get_layer_depth``, one does
-            not for this architecture though the rate is below 1, or a custom key matches no parameter.
+        ValueError: If an option is unknown or out of range, a custom key matches no parameter, no module has
+            ``get_layer_depth``, or it is not implemented for this architecture and the rate is below 1.
 
     Examples:
         >>> optim_wrapper = dict(
@@ -58,15 +58,15 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             raise ValueError("the optimizer's config must have 'lr' and 'weight_decay'")
 
     def add_params(self, params: list[dict[str, Any]], module: nn.Module, **kwargs: Any) -> None:
-        """Append the groups of ``module`` to ``params`` and log them as a table."""
+        """Append the parameter groups of ``module`` to ``params``, and log them as a table."""
         custom_keys = self.paramwise_cfg.get('custom_keys', {})
         by_length = sorted(custom_keys, key=len, reverse=True)
         unmatched = set(custom_keys)
-        answering = _answering_modules(module)
+        backbones = _modules_with_depth(module)
         no_decay = {
             prefix + name
-            for prefix, part in answering.items()
-            for name in getattr(part, 'no_weight_decay', tuple)()
+            for prefix, backbone in backbones.items()
+            for name in getattr(backbone, 'no_weight_decay', tuple)()
         }
         groups = defaultdict(list)
         for name, param in module.named_parameters():
@@ -75,7 +75,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             if not param.requires_grad:
                 continue
             options = custom_keys.get(key, {})
-            depth, num_depths = self._layer_depth(answering, name)
+            depth, num_depths = self._layer_depth(backbones, name)
             is_flat = param.ndim <= 1 or name in no_decay
             scale = self.paramwise_cfg['decay_rate'] ** (num_depths - 1 - depth)
             decay_mult = options.get('decay_mult', 0.0 if is_flat else 1.0)
@@ -83,7 +83,7 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if unmatched:
             raise ValueError(f'custom_keys match no parameter: {sorted(unmatched)}')
 
-        rows = [f'{"depth":>5} {"lr":>9} {"decay":>7} {"tensors":>7} {"parameters":>12}  first of them']
+        rows = [f'{"depth":>5} {"lr":>9} {"decay":>7} {"tensors":>7} {"parameters":>12}  first parameter']
         for (depth, lr_scale, decay_mult), members in sorted(groups.items()):
             names, tensors = zip(*members)
             lr, weight_decay = self.base_lr * lr_scale, self.base_wd * decay_mult
@@ -100,34 +100,38 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
             rows.append(f'{depth:5} {lr:9.3g} {weight_decay:7.3g} {len(tensors):7} {size:12,}  {names[0]}')
         print_log(f'{len(groups)} parameter groups:\n' + '\n'.join(rows), logger='current')
 
-    def _layer_depth(self, answering: dict[str, nn.Module], name: str) -> tuple[int, int]:
-        """Ask the part that a parameter belongs to; any part knows the depth of what is outside of it."""
-        prefix = next((prefix for prefix in answering if name.startswith(prefix)), next(iter(answering)))
-        part = answering[prefix]
+    def _layer_depth(self, backbones: dict[str, nn.Module], name: str) -> tuple[int, int]:
+        """Return the depth of a parameter and the number of depths, from the backbone that it belongs to.
+
+        Any backbone knows the depth of parameters outside of it.
+        """
+        prefix = next((prefix for prefix in backbones if name.startswith(prefix)), next(iter(backbones)))
+        backbone = backbones[prefix]
         try:
-            return part.get_layer_depth(name, prefix)
+            return backbone.get_layer_depth(name, prefix)
         except NotImplementedError as error:  # such as MMPretrain's ResNet of less than 50 layers
             if self.paramwise_cfg['decay_rate'] == 1:
-                return 0, 1  # no depth changes anything
+                return 0, 1  # depths have no effect
             raise ValueError(
-                f'{type(part).__name__} does not tell the depth of {name!r}, which a decay_rate below 1 needs'
+                f'{type(backbone).__name__}.get_layer_depth is not implemented for {name!r}: use another '
+                'backbone or decay_rate=1'
             ) from error
 
 
-def _answering_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """Innermost parts of a model that have ``get_layer_depth``, by the prefix of their parameters."""
-    answering = {
-        f'{name}.' if name else '': part
-        for name, part in model.named_modules()
-        if hasattr(part, 'get_layer_depth')
+def _modules_with_depth(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the innermost modules that have ``get_layer_depth``, by the prefix of their parameters."""
+    found = {
+        f'{name}.' if name else '': module
+        for name, module in model.named_modules()
+        if hasattr(module, 'get_layer_depth')
     }
-    if not answering:
+    if not found:
         raise ValueError(
-            f'no part of {type(model).__name__} has get_layer_depth(param_name, prefix), so layer-wise '
-            'learning-rate decay does not know the depth of its parameters'
+            f'layer-wise learning-rate decay needs a backbone with get_layer_depth(param_name, prefix); '
+            f'{type(model).__name__} has none'
         )
     return {
-        prefix: part
-        for prefix, part in answering.items()
-        if not any(other != prefix and other.startswith(prefix) for other in answering)
+        prefix: module
+        for prefix, module in found.items()
+        if not any(other != prefix and other.startswith(prefix) for other in found)
     }

@@ -1,4 +1,4 @@
-"""``load_from`` of MMEngine's runner, for published checkpoints as they are."""
+"""Load published checkpoints with ``load_from`` of MMEngine's runner, and read all checkpoints safely."""
 
 import os
 from typing import Any
@@ -16,7 +16,7 @@ from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.network_weights import is_of_columns
 
-# All that MMEngine registers; a test holds them against its table.
+# All prefixes that MMEngine registers; test_attacks.py compares them with CheckpointLoader.
 _SCHEMES = (
     '',
     'http://',
@@ -33,9 +33,10 @@ _SCHEMES = (
 
 
 def restrict_loading() -> None:
-    """Have MMEngine read every checkpoint by :func:`read_checkpoint`, onto the CPU, until the process ends.
+    """Let MMEngine read every checkpoint with :func:`read_checkpoint`, to the CPU, until the process ends.
 
-    MMEngine 0.10.7 unpickles what it fetches from a URL, and the onedl fork what weights_only refuses.
+    MMEngine 0.10.7 unpickles downloaded files without ``weights_only``; the onedl fork does so whenever
+    ``weights_only`` fails. Both would execute code in a checkpoint.
     """
     CheckpointLoader.register_scheme(_SCHEMES, _read, force=True)
 
@@ -44,8 +45,8 @@ def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
     checkpoint = read_checkpoint(os.path.expanduser(filename), setting=None)
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
-        meta.pop('config', None)  # of MMEngine before 0.3; its Runner.resume would run it as Python
-    if filename.startswith('mmcls://'):  # whole classifiers, of which MMEngine gives the backbone
+        meta.pop('config', None)  # from MMEngine before 0.3; Runner.resume would execute it as Python
+    if filename.startswith('mmcls://'):  # classifiers, of which MMEngine returns only the backbone
         weights = model_weights(checkpoint).items()
         return {'state_dict': {n.removeprefix(BACKBONE): w for n, w in weights if n.startswith(BACKBONE)}}
     return checkpoint
@@ -53,27 +54,28 @@ def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
 
 @HOOKS.register_module()
 class LoadFromHook(Hook):
-    """Let ``load_from`` take published checkpoints, and say what became of their keys.
+    """Convert published checkpoints for ``load_from``, and log which weights were loaded.
 
-    Weights get their names in the model; where it will train, those of a model with a single network become
-    those of every column of :class:`revcol_mm.models.ReversibleColumns`. Resuming is left to MMEngine. When a
-    run begins, whoever's runner it is, :func:`restrict_loading` is called.
+    Keys are renamed to those of the model. In training, a checkpoint of a single network initialises every
+    column of :class:`revcol_mm.models.ReversibleColumns`. Resuming is left to MMEngine. The hook also calls
+    :func:`restrict_loading`, so that checkpoints are read safely with any runner.
 
     Args:
-        strict: All of the model's weights must be in the checkpoint, as for testing; else the backbone's.
+        strict: Whether all weights of the model must be in the checkpoint, as for testing, or only those of
+            the backbone.
 
     Raises:
-        CheckpointError: If there is no such checkpoint, a weight that must be there is missing or has another
-            shape, or the checkpoint's backbone has weights that the model's lacks.
+        CheckpointError: If the checkpoint does not exist, a required weight is missing or has another shape,
+            or the checkpoint's backbone has weights that the model's lacks.
     """
 
-    priority = 'VERY_HIGH'  # EMAHook copies the weights of a checkpoint and needs them under their new names
+    priority = 'VERY_HIGH'  # before EMAHook, which copies the weights under their renamed keys
 
     def __init__(self, strict: bool = False) -> None:
         self.strict = strict
 
     def before_run(self, runner: Runner) -> None:
-        """Fetch a URL, or miss a file, before the run begins; other stores are left to MMEngine."""
+        """Download a URL, or report a missing file, before the run begins. MMEngine reads other stores."""
         restrict_loading()
         source = runner._load_from
         if source is None or runner._resume or is_remote(source):
@@ -84,7 +86,7 @@ class LoadFromHook(Hook):
             raise CheckpointError(error) from error
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """Rename the weights and check them against the model's."""
+        """Rename the weights and compare them with the model's."""
         if runner._resume:
             return
         model = runner.model
@@ -93,8 +95,8 @@ class LoadFromHook(Hook):
         weights = model_weights(checkpoint)
         source = str(runner._load_from or 'a checkpoint')
         backbone = getattr(model, 'backbone', None)
-        grows = isinstance(backbone, ReversibleColumns) and not is_of_columns(weights)
-        if grows and not self.strict:  # what is new in columns would be tested untrained
+        is_single_network = isinstance(backbone, ReversibleColumns) and not is_of_columns(weights)
+        if is_single_network and not self.strict:  # in testing, layers between columns would be untrained
             backbone.load_network(weights, source)
             others = {name: weight for name, weight in weights.items() if not name.startswith(BACKBONE)}
             own = {f'{BACKBONE}{name}': weight for name, weight in backbone.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Pictures of what a detector or a segmentor predicts beside the truth, by the names of their images."""
+"""Pictures of predictions beside the ground truth, drawn in validation and testing."""
 
 import math
 from copy import copy
@@ -6,128 +6,35 @@ from pathlib import Path
 from typing import Any, Sequence
 
 import numpy as np
-import torch
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmengine.structures import BaseDataElement, InstanceData, PixelData
+from mmengine.structures import BaseDataElement
 from mmengine.visualization import Visualizer
 
 from revcol_mm.data.pipelines import image_loader, innermost_datasets
 
-LEGIBLE_SIDE = 640  # pixels, about, of the longer side of an image, to look at it on a screen
-MAX_NAMES = 40  # in a legend
-GAP = 12  # pixels between the halves of a picture
+from .drawable_samples import enlarge, without_empty_segments, without_ignored
+from .rgb_picture import reads_bgr, rgb_picture
 
-
-def rgb_picture(image: np.ndarray, is_bgr: bool = True) -> np.ndarray:
-    """Make a picture of an image of any channels.
-
-    Args:
-        image: (H, W) or (H, W, C), of any type of numbers. Of 3 channels and more the first three are shown,
-            of one or two the first, in grey. Values beyond 0 to 255, and fractions, as of 16 bits or
-            reflectances, are stretched: from the 2nd to the 98th percentile.
-        is_bgr: The first three are blue, green and red, as OpenMMLab reads by OpenCV; else red, green, blue.
-
-    Returns:
-        (H, W, 3), RGB, uint8.
-    """
-    image = np.atleast_3d(image)
-    image = image[..., :3] if image.shape[-1] >= 3 else image[..., :1].repeat(3, axis=-1)
-    if image.dtype != np.uint8:
-        image = np.nan_to_num(image.astype(np.float64))
-        if image.min() < 0 or image.max() > 255 or image.max() <= 1:
-            low, high = np.percentile(image, (2, 98))
-            image = 255 * np.clip((image - low) / (high - low or 1), 0, 1)
-        image = image.astype(np.uint8)
-    return np.ascontiguousarray(image[..., ::-1] if is_bgr else image)
-
-
-def reads_bgr(loader: Any) -> bool:
-    """Whether a transform that reads images gives BGR; those for TIFFs leave channels in the file's order.
-
-    None, as of a data set without files, does.
-    """
-    return loader is None or getattr(loader, 'imdecode_backend', 'tifffile') != 'tifffile'
-
-
-def without_ignored(sample: BaseDataElement, ignored: int, num_classes: int) -> BaseDataElement:
-    """Give pixels whose true label is ignored one that no class has, which visualizers do not paint.
-
-    Args:
-        sample: Its data sample, which stays as it is.
-        ignored: The label.
-        num_classes: Number of classes; the ignored label may be one of them.
-    """
-    if 'gt_sem_seg' not in sample or ignored >= num_classes:
-        return sample
-    field, sample = sample.gt_sem_seg, sample.clone()  # which has the same field
-    maps = {key: labels.masked_fill(labels == ignored, num_classes) for key, labels in field.items()}
-    sample.set_data(dict(gt_sem_seg=PixelData(metainfo=field.metainfo, **maps)))
-    return sample
-
-
-def without_empty_segments(sample: BaseDataElement, num_classes: int) -> BaseDataElement:
-    """Take a panoptic prediction without segments out of a data sample, which stays as it is.
-
-    MMDetection's visualizer fails on it.
-    """
-    if (sample.pred_panoptic_seg.sem_seg != num_classes).any():
-        return sample
-    sample = sample.clone()
-    del sample.pred_panoptic_seg
-    return sample
-
-
-def enlarge(image: np.ndarray, sample: BaseDataElement) -> tuple[np.ndarray, BaseDataElement]:
-    """Enlarge a small image, and what is annotated and predicted on it, so that what is drawn is legible.
-
-    Args:
-        image: (H, W, 3), uint8.
-        sample: Its data sample, which stays as it is.
-
-    Returns:
-        The image, (k H, k W, 3), and a copy of the sample on the CPU, for the integer k from 1 on that brings
-        the longer side closest to :data:`LEGIBLE_SIDE`. Pixels of labels and masks are repeated.
-    """
-    import cv2
-
-    factor = max(1, round(LEGIBLE_SIDE / max(image.shape[:2])))
-    sample = sample.cpu()
-    if factor == 1:
-        return image, sample
-
-    def repeat(pixels: torch.Tensor | np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(pixels).repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-
-    image = cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
-    for name, field in list(sample.items()):
-        if isinstance(field, PixelData):
-            maps = {key: repeat(pixels) for key, pixels in field.items()}
-            sample.set_data({name: PixelData(metainfo=field.metainfo, **maps)})
-        elif isinstance(field, InstanceData):
-            if 'bboxes' in field:  # MMDetection's boxes may be of a type of its own
-                field.bboxes = getattr(field.bboxes, 'tensor', field.bboxes) * factor
-            if 'masks' in field:  # and so may its masks
-                is_array = isinstance(field.masks, torch.Tensor | np.ndarray)
-                field.masks = repeat(field.masks) if is_array else field.masks.resize(image.shape[:2])
-    return image, sample
+MAX_NAMES = 40  # classes in a legend
+GAP = 12  # pixels between truth and prediction
 
 
 def draw_beside_truth(
     visualizer: Visualizer, image: np.ndarray, sample: BaseDataElement, **draw_args: Any
 ) -> np.ndarray:
-    """Draw truth and prediction side by side, each with its name, and a legend of semantic segmentation.
+    """Draw truth and prediction side by side, with captions and, for semantic segmentation, a legend.
 
     Args:
-        visualizer: MMDetection's or MMSegmentation's, without backends.
-        image: (H, W, 3), RGB, uint8; enlarged if it is small.
-        sample: Its data sample. If it has only truth or only a prediction, the other is left out.
+        visualizer: A visualizer of MMDetection or MMSegmentation without backends.
+        image: (H, W, 3), RGB, uint8. It is enlarged if it is small.
+        sample: Its data sample. If it has only truth or only a prediction, only that is drawn.
         **draw_args: Arguments of the visualizer's ``add_datasample``.
 
     Returns:
-        The picture, RGB.
+        The picture, RGB, uint8.
     """
     if 'pred_panoptic_seg' in sample:
         sample = without_empty_segments(sample, len(visualizer.dataset_meta['classes']))
@@ -141,9 +48,9 @@ def draw_beside_truth(
 
 
 def _painted_classes(visualizer: Visualizer, sample: BaseDataElement) -> list[tuple[str, Sequence[int]]]:
-    """Name and colour of the classes of a segmentation, :data:`MAX_NAMES` at most, the commonest ones."""
+    """Return name and colour of the most common painted classes, at most :data:`MAX_NAMES`."""
     fields = [sample.get(name) for name in ('gt_sem_seg', 'pred_sem_seg') if name in sample]
-    maps = [labels for field in fields for labels in field.values()]  # MMDetection's key is another one
+    maps = [labels for field in fields for labels in field.values()]  # the key depends on the library
     if not maps:
         return []
     classes, palette = visualizer.dataset_meta['classes'], visualizer.dataset_meta['palette']
@@ -157,13 +64,13 @@ def _painted_classes(visualizer: Visualizer, sample: BaseDataElement) -> list[tu
 def _compose(
     visualizer: Visualizer, halves: dict[str, np.ndarray], names: list[tuple[str, Sequence[int]]]
 ) -> np.ndarray:
-    """Put pictures of one size beside each other, below their captions and above a legend."""
+    """Place pictures of equal size side by side, with captions above and the legend below."""
     from matplotlib.patches import Patch
 
     height, width, _ = next(iter(halves.values())).shape
     font_size = max(12, round((height * width) ** 0.5 / 60))  # points
     line = round(2 * font_size * visualizer.dpi / 72)  # pixels
-    cell = max(width, 6 * line)  # there is room for a caption above a narrow picture, too
+    cell = max(width, 6 * line)  # leaves room for a caption above a narrow picture
     total_width = len(halves) * (cell + GAP) - GAP
     legend_height = 0
     legend = dict(
@@ -182,14 +89,14 @@ def _compose(
         legend_height = math.ceil(column.height * num_rows / len(names)) + line // 2
 
     picture = np.full((line + height + legend_height, total_width, 3), 255, np.uint8)
-    middles = [index * (cell + GAP) + cell // 2 for index in range(len(halves))]
-    for middle, half in zip(middles, halves.values()):
-        left = middle - width // 2
+    centres = [index * (cell + GAP) + cell // 2 for index in range(len(halves))]
+    for centre, half in zip(centres, halves.values()):
+        left = centre - width // 2
         picture[line : line + height, left : left + width] = half
     visualizer.set_image(picture)
     visualizer.draw_texts(
         list(halves),
-        np.array([(middle, line / 2) for middle in middles]),
+        np.array([(centre, line / 2) for centre in centres]),
         font_sizes=font_size,
         colors='black',
         vertical_alignments='center',
@@ -202,16 +109,15 @@ def _compose(
 
 @HOOKS.register_module()
 class PredictionPicturesHook(Hook):
-    """Draw predictions beside the ground truth in validation and testing.
+    """Draw predictions beside the ground truth in validation and testing, see :func:`draw_beside_truth`.
 
-    MMDetection's DetVisualizationHook calls all pictures ``val_img`` and takes other images each time. Here a
-    picture is called ``val_`` or ``test_`` and the name of its file, and validation takes the same images
-    each time: a visualizer backend shows how they change. (And MLflow can store it, by the name's suffix.)
-    See :func:`draw_beside_truth` for how a picture looks.
+    A picture is named ``val_`` or ``test_`` and the name of the image file, and every validation draws the
+    same images, so that visualizer backends show how they change during training. (MMDetection's
+    DetVisualizationHook names all pictures ``val_img`` and draws other images each time.)
 
     Args:
-        draw: Whether to draw any.
-        interval: Batches, of those of the first process, from one whose images are drawn to the next.
+        draw: Whether to draw any pictures.
+        interval: Draw the images of every ``interval``-th batch, in the main process only.
         **draw_args: Arguments of the visualizer's ``add_datasample``, such as ``pred_score_thr``.
     """
 
@@ -234,7 +140,7 @@ class PredictionPicturesHook(Hook):
         import mmcv.transforms
 
         visualizer = copy(runner.visualizer)
-        visualizer._vis_backends = {}  # which would store each half
+        visualizer._vis_backends = {}  # add_datasample would store each half
         loop = getattr(runner, f'{mode}_loop', None)
         dataset, transforms = next(innermost_datasets(loop.dataloader.dataset)) if loop else (None, [])
         loader = image_loader(transforms) or mmcv.transforms.LoadImageFromFile()

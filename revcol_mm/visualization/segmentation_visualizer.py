@@ -1,6 +1,6 @@
-"""Semantic segmentation painted over a photograph, which stays as it is where there is only background.
+"""Draw a semantic segmentation over an image and leave the background as it is.
 
-MMSegmentation is imported with this file: a config that uses it names it in its ``custom_imports``.
+This file imports MMSegmentation, so a config that uses it names it in ``custom_imports``.
 """
 
 from typing import Any, Sequence
@@ -13,12 +13,12 @@ from mmseg.visualization import SegLocalVisualizer
 
 @VISUALIZERS.register_module()
 class SegmentationVisualizer(SegLocalVisualizer):
-    """MMSegmentation's visualizer, but for the background, which is neither painted nor named.
+    """MMSegmentation's visualizer, except that background classes are neither painted nor labelled.
 
     Args:
-        name: Of this instance, see MMEngine's ManagerMixin.
-        unpainted: Names of the classes that are background.
-        **kwargs: Arguments of :class:`mmseg.visualization.SegLocalVisualizer`, such as ``alpha``, opacity.
+        name: Name of the instance, see MMEngine's ManagerMixin.
+        unpainted: Names of the background classes.
+        **kwargs: Arguments of :class:`mmseg.visualization.SegLocalVisualizer`, such as the opacity ``alpha``.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class SegmentationVisualizer(SegLocalVisualizer):
     ) -> np.ndarray:
         labels = np.asarray(sem_seg.cpu().data).astype(int)  # (1, H, W)
         background = np.isin(labels, [i for i, name in enumerate(classes) if name in self.unpainted])
-        no_class = len(classes)  # MMSegmentation gives it no name and only darkens it
-        others = PixelData(data=np.where(background, no_class, labels))
+        # MMSegmentation only darkens pixels whose label is no class.
+        others = PixelData(data=np.where(background, len(classes), labels))
         drawn = super()._draw_sem_seg(image, others, classes, palette, with_labels)
         darkened = (drawn == (image * (1 - self.alpha)).astype(np.uint8)).all(-1)
-        # where it is not darkened, another class's name is written across it
+        # Background pixels that are not darkened belong to the name of another class, which is kept.
         drawn = np.where((background[0] & darkened)[..., None], image, drawn)
         self.set_image(drawn)
         return drawn

@@ -1,0 +1,32 @@
+"""Let hooks run code before the backward pass and before an optimizer step, and skip either.
+
+MMEngine has no hook at these points. torch's ``Optimizer.register_step_pre_hook`` is too late: gradients are
+clipped by then, and it cannot skip a step.
+"""
+
+from typing import Any, Callable
+
+from mmengine.optim import OptimWrapper
+
+
+def guard(optim_wrapper: OptimWrapper, name: str, allow: Callable[..., bool]) -> None:
+    """Call ``allow`` with the arguments of a method first, and the method only if it returns True.
+
+    Args:
+        optim_wrapper: The optimizer wrapper, whose attribute is replaced until :func:`remove_guards`.
+        name: Name of the method: 'update_params', or 'step', which runs before gradients are clipped.
+        allow: Called each time. Several guards of one method can be nested.
+    """
+    method = getattr(optim_wrapper, name)
+
+    def guarded(*args: Any, **kwargs: Any) -> None:
+        if allow(*args, **kwargs):
+            method(*args, **kwargs)
+
+    setattr(optim_wrapper, name, guarded)
+
+
+def remove_guards(optim_wrapper: OptimWrapper) -> None:
+    """Restore all methods of the class, also those that other hooks have guarded."""
+    for name in ('update_params', 'step'):
+        vars(optim_wrapper).pop(name, None)

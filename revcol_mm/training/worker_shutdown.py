@@ -1,0 +1,44 @@
+"""Data-loader workers that ignore signals and exit together with the main process."""
+
+import os
+import signal
+from functools import cache
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from multiprocessing.util import Finalize
+from threading import Thread
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@cache
+def exit_notice_of(pid: int) -> Connection:
+    """Return the end of a pipe that becomes readable when this process begins to exit.
+
+    Args:
+        pid: Id of this process. It is the key of the cache: a forked process needs a pipe of its own.
+    """
+    notice, sender = Pipe(duplex=False)
+    Finalize(None, sender.send, [None], exitpriority=0)
+    return notice
+
+
+def shield_worker(worker_id: int, exit_notice: Connection) -> None:
+    """Make a data-loader worker ignore SIGTERM and SIGINT: a ``worker_init_fn``.
+
+    Slurm and Ctrl-C signal the whole process group, but the main process needs its workers to finish the
+    iteration. Since multiprocessing ends workers by SIGTERM at exit and would now wait forever, a thread
+    ends the worker as soon as its parent begins to exit.
+
+    Args:
+        worker_id: Number of the worker, unused.
+        exit_notice: :func:`exit_notice_of` of the parent.
+    """
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    Thread(target=_exit_with_parent, args=(exit_notice,), daemon=True).start()
+
+
+def _exit_with_parent(exit_notice: Connection) -> None:
+    exit_notice.poll(None)
+    os._exit(0)

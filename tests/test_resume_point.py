@@ -1,0 +1,144 @@
+"""A run resumes from the newest undamaged checkpoint, the same in all processes, or not at all."""
+
+import os
+import shutil
+import struct
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from revcol_mm.checkpoints.run_files import newest_whole_checkpoint
+from revcol_mm.errors import CheckpointError
+from revcol_mm.training.interruption import INTERRUPTED
+
+from .subprocesses import run
+from .tiny_runs import Score, assert_equal_weights, make, newest_log, resume
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip_a_bit(path):
+    with zipfile.ZipFile(path) as archive:
+        part = max(archive.infolist(), key=lambda part: part.file_size)
+    content = bytearray(path.read_bytes())
+    lengths = struct.unpack_from('<HH', content, part.header_offset + 26)  # of the name and the extra field
+    content[part.header_offset + 30 + sum(lengths) + part.file_size // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    unbroken = make(tmp_path / 'unbroken', max_iters=6).train()
+    (tmp_path / 'run').mkdir()
+    shutil.copy(tmp_path / 'unbroken/iter_3.pth', tmp_path / 'run')
+    assert_equal_weights(resume(tmp_path / 'run', max_iters=6).model, unbroken)
+
+
+def test_damaged_checkpoints_are_named_and_an_older_one_is_used(tmp_path):
+    unbroken = make(tmp_path).train()
+    truncate(tmp_path / 'iter_4.pth')
+    flip_a_bit(tmp_path / 'iter_3.pth')
+    resumed = resume(tmp_path)
+    log = newest_log(tmp_path)
+    assert all(f'iter_{number}.pth is damaged and not used' in log for number in (4, 3))
+    assert len(resumed.model.seen) == 2
+    assert_equal_weights(resumed.model, unbroken)
+
+
+def test_if_all_checkpoints_are_damaged_no_new_run_starts(tmp_path):
+    make(tmp_path, max_iters=2).train()
+    for path in tmp_path.glob('iter_*.pth'):
+        truncate(path)
+    before = (tmp_path / 'iter_1.pth').read_bytes()
+    with pytest.raises(
+        CheckpointError, match=r'all checkpoints in .* are damaged: iter_2\.pth, iter_1\.pth;'
+    ):
+        make(tmp_path, resume=True)
+    assert (tmp_path / 'iter_1.pth').read_bytes() == before
+
+
+def test_without_checkpoints_a_new_run_starts(tmp_path):
+    resume(tmp_path)
+    assert f'nothing to resume from in {tmp_path}: starting a new run' in newest_log(tmp_path)
+
+
+def test_missing_named_checkpoint_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match='cannot resume: missing.pth is damaged or does not exist'):
+        make(tmp_path, resume=True, load_from='missing.pth')
+
+
+@pytest.mark.parametrize('options', [dict(filename_tmpl='step_{}.pth'), dict(out_dir='{}/elsewhere')])
+def test_checkpoints_in_other_folders_or_with_other_names_are_found(options, tmp_path):
+    if 'out_dir' in options:
+        options = dict(out_dir=f'{tmp_path}/elsewhere')
+    make(tmp_path / 'run', max_iters=3, checkpoint=options).train()
+    runner = resume(tmp_path / 'run', max_iters=5, checkpoint=options)
+    assert len(runner.model.seen) == 2
+
+
+def test_run_that_was_resumed_from_an_older_checkpoint_continues_from_there(tmp_path):
+    make(tmp_path).train()
+    make(tmp_path, resume=True, load_from=str(tmp_path / 'iter_2.pth'))  # killed before it saves
+    assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_2.pth', [])
+
+
+RANK = """
+import os, sys
+import torch.distributed as dist
+from revcol_mm.training.resume_point import find_resume_point
+rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+os.chdir(f'{folder}/{rank}')
+dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
+try:
+    print('resumes from', find_resume_point('.', None, {}, lambda path: None).checkpoint)
+except RuntimeError as error:
+    print(error)
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize('equal', [True, False])
+def test_all_processes_resume_from_the_same_iteration_or_fail(equal, tmp_path):
+    """Two machines that do not share the work dir."""
+    make(tmp_path / '0').train()
+    shutil.copytree(tmp_path / '0', tmp_path / '1')
+    shutil.copy(tmp_path / '1/iter_4.pth', tmp_path / '1/iter_9.pth')  # not chosen: not in the main process
+    if not equal:
+        shutil.copy(tmp_path / '1/iter_2.pth', tmp_path / '1/iter_4.pth')
+    with ThreadPoolExecutor(2) as pool:
+        printed = pool.map(lambda rank: run('-c', RANK, rank, tmp_path / 'rendezvous', tmp_path), range(2))
+    expected = (
+        'resumes from iter_4.pth' if equal else 'cannot resume: processes find different checkpoints at'
+    )
+    assert all(expected in text for text in printed)
+
+
+def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
+    runner = make(tmp_path, scores=[1, 2])
+    process = Score.process
+
+    def interrupted(self, *args):
+        if runner.iter == 4:
+            os.kill(os.getpid(), 15)
+        process(self, *args)
+
+    monkeypatch.setattr(Score, 'process', interrupted)
+    with pytest.raises(SystemExit) as exit:
+        runner.train()
+    assert exit.value.code == INTERRUPTED
+    monkeypatch.undo()
+    options = dict(scores=[7, 8], checkpoint=dict(save_best='score', rule='greater'))
+    assert resume(tmp_path, **options).message_hub.get_scalar('val/score').current() == 7
+    assert (tmp_path / 'best_score_iter_4.pth').exists()
+    monkeypatch.setattr(Score, 'process', None)  # fails if called
+    resume(tmp_path, **options)
+
+
+def test_testing_does_not_build_the_training_loop(tmp_path):
+    """Hooks ask the runner for its iteration."""
+    runner = make(tmp_path, model=torch.nn.Identity(), train_dataloader=dict(dataset=dict(type='Missing')))
+    assert (runner.iter, runner.epoch) == (0, 0)
