@@ -49,7 +49,7 @@ def test_distance_and_memory_of_every_beta(sample_data, checkpoint, tmp_path, de
             ('--blocks', 'backbone.downsample_layers'),
             'has 0 blocks at its end that keep the shape, and needs two',
         ),
-        (('--blocks', 'backbone.stages.2', '--betas', 0), 'beta is from 0.004 to below 1, got 0.0'),
+        (('--blocks', 'backbone.stages.2', '--betas', 0), 'beta must be at least 0.004 and below 1, got 0.0'),
     ],
 )
 def test_what_cannot_be_is_refused(sample_data, checkpoint, options, message):

@@ -30,7 +30,7 @@ class Data(Dataset):
 PROGRAM = """
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader
-from revcol_mm.training.resumable_data import BrokenSampleError, SeededDataset
+from revcol_mm.training.seeded_dataset import BrokenSampleError, SeededDataset
 from revcol_mm.models.checkpoint import CheckpointError
 from revcol_mm.preflight import PreflightError, building, errors_in_one_line
 import users_module
@@ -87,7 +87,7 @@ WRONG = [
     pytest.param("open('no_such_file')", "'no_such_file'", id='missing file'),
     pytest.param('build(type=users_module.Model, siez=3)', "argument 'siez'", id='argument of a class'),
     pytest.param("build(type='Modell')", 'Modell is not in', id='class'),
-    pytest.param("build(type='RevCol', arch='giant')", "'giant' is none of nano", id='value'),
+    pytest.param("build(type='RevCol', arch='giant')", "got 'giant'", id='value'),
     pytest.param("build(type='RevCol', archh='nano')", "argument 'archh'", id='argument'),
 ]
 BUGS = [

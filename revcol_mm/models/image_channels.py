@@ -1,12 +1,13 @@
-"""How many channels the images of a model have."""
+"""The number of channels of a model's input images."""
 
 from torch import nn
 
 
 def image_channels(model: nn.Module) -> int:
-    """Tell how many channels a model's images have: those that its backbone's first convolution reads.
+    """Return the input channels of the first convolution of the model's backbone.
 
-    Without a part that is called backbone it is the model's first convolution, without any 3.
+    Without a submodule named 'backbone', the model's first convolution counts; without any convolution,
+    the result is 3.
     """
     backbones = (part for name, part in model.named_modules() if name.split('.')[-1] == 'backbone')
     for part in (*backbones, model):

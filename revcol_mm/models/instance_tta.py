@@ -1,6 +1,6 @@
-"""Test-time augmentation of instance segmentation, which MMDetection's DetTTAModel refuses.
+"""Test-time augmentation for instance segmentation, which MMDetection's DetTTAModel does not support.
 
-MMDetection is imported with this file: a config that uses it names it in its ``custom_imports``.
+Importing this file imports MMDetection, so configs that use it list it in ``custom_imports``.
 """
 
 from typing import Sequence
@@ -17,23 +17,23 @@ FLIPPED_AXES = dict(horizontal=[-1], vertical=[-2], diagonal=[-2, -1])
 
 @MODELS.register_module()
 class InstanceTTAModel(DetTTAModel):
-    """Merges the boxes of all views by NMS; every one that stays has the mask of the view it was found in.
+    """Merge the boxes of all views by NMS; every remaining box keeps the mask from its own view.
 
-    Boxes, (n, 4) in pixels of the original image, and masks, (n, H, W) of its size, are flipped back first.
+    Boxes, (n, 4) in pixels of the original image, and masks, (n, H, W) at its size, are flipped back first.
 
     Args:
-        tta_cfg: ``nms``, as of mmcv's ``batched_nms``, and ``max_per_img``.
+        tta_cfg: ``nms``, a config for mmcv's ``batched_nms``, and ``max_per_img``.
         module: The detector.
     """
 
     def _merge_single_sample(self, data_samples: Sequence[DetDataSample]) -> DetDataSample:
         views = []
         for sample in data_samples:
-            found = sample.pred_instances
+            instances = sample.pred_instances
             if sample.flip:
-                found.bboxes = bbox_flip(found.bboxes, sample.ori_shape, sample.flip_direction)
-                found.masks = found.masks.flip(FLIPPED_AXES[sample.flip_direction])
-            views.append(found)
+                instances.bboxes = bbox_flip(instances.bboxes, sample.ori_shape, sample.flip_direction)
+                instances.masks = instances.masks.flip(FLIPPED_AXES[sample.flip_direction])
+            views.append(instances)
         merged = InstanceData.cat(views)
         if len(merged):
             _, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, self.tta_cfg['nms'])

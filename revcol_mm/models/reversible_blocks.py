@@ -1,6 +1,6 @@
-"""Equal blocks, one after the other, that train without storing what is between them.
+"""A sequence of equal blocks that trains without storing the activations between them.
 
-Letters: beta is the share of the block before last in a block's result.
+Letters: beta is the weight of the input two blocks back.
 """
 
 from typing import Any, Iterable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from revcol_mm.ops import Coupling, ReversibleChain, couple
 
-MIN_BETA = 0.004  # of which a byte keeps what is lost
+MIN_BETA = 0.004  # below it, the bits lost by multiplying with beta no longer fit in one byte per element
 
 
 class _Scaled(nn.Module):
@@ -21,26 +21,25 @@ class _Scaled(nn.Module):
         self.block, self.beta, self.arguments = block, beta, arguments
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape -> the same."""
         return (1 - self.beta) * self.block(x, *self.arguments)
 
 
 class ReversibleBlocks(nn.Sequential):
     """``x_i = (1 - beta) * B_i(x_{i-1}) + beta * x_{i-2}``, where x_{-1} = x_0 is the input.
 
-    A chain of two levels of one shape, of which every block updates one from the other, so that training
-    stores neither. Where blocks change little, as those of pretrained networks do, it is the network
-    ``x_i = B_i(x_{i-1})`` but for beta times what changes over two blocks; Dr2Net (CVPR 2024) trains
-    pretrained networks so. Weights have the names that they have in an nn.Sequential.
+    This is a reversible chain of two levels of equal shape that update each other alternately. It
+    approximates the plain sequence ``x_i = B_i(x_{i-1})``, with an error of beta times the change over two
+    blocks; Dr2Net (CVPR 2024) trains pretrained networks this way. Parameter names are those of an
+    nn.Sequential.
 
     Args:
-        blocks: Modules, each from a tensor to one of its shape: layers of a ViT, blocks of a stage.
-        beta: From 0.004 to below 1. What a block's rounding loses is kept in 2 to 8 bits an element, so that
-            what is reconstructed is exact for any.
+        blocks: Modules that keep the shape of their input, such as the layers of a ViT or one stage.
+        beta: From 0.004 to below 1. Training stores the bits that a block's rounding loses, 2 to 8 per
+            element, so the reconstruction is exact for any beta.
         save_memory: Train reversibly.
 
     Raises:
-        ValueError: If beta is none of these.
+        ValueError: If beta is outside this range.
 
     Examples:
         >>> import torch
@@ -53,11 +52,19 @@ class ReversibleBlocks(nn.Sequential):
     def __init__(self, blocks: Iterable[nn.Module], beta: float = 0.1, save_memory: bool = True) -> None:
         super().__init__(*blocks)
         if not MIN_BETA <= beta < 1:
-            raise ValueError(f'beta is from {MIN_BETA} to below 1, got {beta}')
+            raise ValueError(f'beta must be at least {MIN_BETA} and below 1, got {beta}')
         self.beta, self.save_memory = beta, save_memory
 
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
-        """Any shape -> the same. Arguments that are no tensors go to every block, such as a Swin's (H, W)."""
+        """Run the blocks on a tensor of any shape.
+
+        Args:
+            x: The input.
+            arguments: Passed to every block, such as the (H, W) of Swin's blocks. No tensors.
+
+        Returns:
+            The output of the last block, of the same shape as ``x``.
+        """
         alpha = torch.full((1,) * x.ndim, self.beta, dtype=x.dtype, device=x.device)
         links = [
             [Coupling(index % 2, (1 - index % 2,), _Scaled(block, self.beta, arguments), alpha)]

@@ -1,6 +1,6 @@
 """Mask2Former's head for semantic segmentation, with sliding windows and an ignore label.
 
-MMSegmentation and MMDetection are imported with this file: a config that uses it names it in its
+Importing this file imports MMSegmentation and MMDetection, so configs that use it list it in
 ``custom_imports``.
 """
 
@@ -11,22 +11,22 @@ from mmengine.structures import InstanceData
 from mmseg.models.decode_heads.mask2former_head import Mask2FormerHead
 from torch import Tensor, nn
 
-IGNORED = -10_000  # instead of 0 or 1 in a mask that is to be learned; interpolated, it still is negative
+IGNORED = -10_000  # marks ignored pixels in target masks of 0 and 1; interpolated with 1, it stays negative
 
 
 @MODELS.register_module()
 class SemanticMask2FormerHead(Mask2FormerHead):
-    """MMSegmentation's Mask2FormerHead, with the same weights, and what it lacks.
+    """MMSegmentation's Mask2FormerHead with sliding-window inference and an ignore label for mask losses.
 
-    ``test_cfg=dict(mode='slide', ...)`` works on images beyond one window: a prediction is scaled to its
-    window, where MMSegmentation's is scaled to the whole image.
+    Weights are compatible. With ``test_cfg=dict(mode='slide', ...)``, the prediction of a window is resized
+    to the window; MMSegmentation's head resizes it to the whole image.
 
     Args:
-        args, kwargs: Those of :class:`mmseg.models.Mask2FormerHead`.
-        leave_out_ignored: Leave pixels with the label ``ignore_index`` out of the loss of masks, as
-            MMSegmentation's other heads do. By default, as in the official Mask2Former, they are outside of
-            every mask, so that the model learns that they are nothing. (Which query learns which mask is
-            decided so either way.)
+        args, kwargs: Arguments of :class:`mmseg.models.Mask2FormerHead`.
+        leave_out_ignored: Exclude pixels with the label ``ignore_index`` from the mask losses, like the other
+            heads of MMSegmentation. By default, as in the official Mask2Former, ignored pixels lie outside of
+            every target mask, so the model learns that they belong to no class. The matching of queries and
+            masks is not affected.
     """
 
     def __init__(self, *args: Any, leave_out_ignored: bool = False, **kwargs: Any) -> None:
@@ -55,15 +55,15 @@ class SemanticMask2FormerHead(Mask2FormerHead):
         return labels, label_weights, masks, *others
 
     def predict(self, x: Sequence[Tensor], batch_img_metas: list[dict], test_cfg: dict) -> Tensor:
-        """Scores of every class, (B, K, H, W), of the images or, in mode 'slide', of a window of them."""
+        """Return class scores, (B, K, H, W), for images or, in mode 'slide', for one window of each image."""
         if test_cfg.get('mode') == 'slide':
-            window = batch_img_metas[0]['img_shape']  # where EncoderDecoder.slide_inference tells it
+            window = batch_img_metas[0]['img_shape']  # set by EncoderDecoder.slide_inference
             batch_img_metas = [dict(meta, img_shape=window, pad_shape=window) for meta in batch_img_metas]
         return super().predict(x, batch_img_metas, test_cfg)
 
 
 def _leave_out_ignored(loss: nn.Module, args: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Make predictions at ignored points right beyond doubt, which takes them out of loss and gradient."""
+    """Make predictions at ignored points confident and correct, so that loss and gradient are zero there."""
     logits, targets = args
     ignored = targets < 0
     return logits.masked_fill(ignored, IGNORED), targets.masked_fill(ignored, 0)

@@ -1,4 +1,4 @@
-"""Parts of ready-made networks that compute on tokens or channels last, as modules of feature maps.
+"""Parts of existing networks that compute on tokens or channels-last maps, as modules of feature maps.
 
 Letters: B batch, C channels, H and W height and width.
 """
@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class TokenStage(nn.Module):
-    """A stage of a transformer that computes on tokens, (B, H * W, C), between feature maps.
+    """A transformer stage that computes on tokens, (B, H * W, C), with feature maps as input and output.
 
     Args:
-        embed: Downsampling: a map, or tokens and their (H, W), to tokens and their (H, W).
-        blocks: The blocks, of tokens and their (H, W).
-        norm: What follows the last block and is passed on.
-        embeds_map: Whether ``embed`` takes a map.
-        position: Takes tokens and their (H, W) behind the first block.
+        embed: Downsampling to tokens and their (H, W). None: no downsampling.
+        blocks: Blocks that take tokens and their (H, W).
+        norm: Norm after the last block, whose output is passed on to the next stage.
+        embeds_map: Whether ``embed`` takes a feature map. Otherwise it takes tokens and their (H, W).
+        position: Position encoding after the first block; takes tokens and their (H, W).
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class TokenStage(nn.Module):
 
 
 class TokenStem(nn.Module):
-    """Patch embedding of a transformer, from images to a feature map."""
+    """The patch embedding of a transformer, from images to a feature map."""
 
     def __init__(self, embed: nn.Module, dropout: nn.Module) -> None:
         super().__init__()
@@ -64,23 +64,23 @@ class TokenStem(nn.Module):
 
 
 class TokenNorm(nn.Module):
-    """A norm of tokens, on a feature map."""
+    """A norm of tokens, applied to a feature map."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, H, W) -> the same shape."""
         return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 class ChannelsLast(nn.Module):
-    """A layer of (B, H, W, C), on feature maps.
+    """A layer that computes on (B, H, W, C), with feature maps as input and output.
 
     Args:
-        layer: It.
-        takes_images: Whether its input is (B, C, H, W) all the same.
+        layer: The layer.
+        takes_images: Whether its input is nevertheless (B, C, H, W).
     """
 
     def __init__(self, layer: nn.Module, takes_images: bool) -> None:
@@ -93,10 +93,10 @@ class ChannelsLast(nn.Module):
 
 
 def _to_map(tokens: Tensor, num_extra: int, size: Sequence[int]) -> Tensor:
-    """Tokens, (B, num_extra + H * W, C), of which the first are no patches, as a map with one row more.
+    """Convert tokens, (B, num_extra + H * W, C), to a map with an additional last row for the extra tokens.
 
     Returns:
-        (B, C, H + 1, W); what is left of the last row is zero.
+        (B, C, H + 1, W); the rest of the last row is zero.
     """
     extra, patches = tokens[:, :num_extra], tokens[:, num_extra:]
     row = F.pad(extra, (0, 0, 0, size[1] - num_extra))
@@ -104,13 +104,13 @@ def _to_map(tokens: Tensor, num_extra: int, size: Sequence[int]) -> Tensor:
 
 
 def _to_tokens(x: Tensor, num_extra: int) -> Tensor:
-    """Undo :func:`_to_map`."""
+    """Invert :func:`_to_map`."""
     tokens, width = x.flatten(2).transpose(1, 2), x.shape[-1]
     return torch.cat([tokens[:, -width:][:, :num_extra], tokens[:, :-width]], 1)
 
 
 class VitStem(nn.Module):
-    """MMPretrain's VisionTransformer before its first layer."""
+    """The part of MMPretrain's VisionTransformer before its first layer."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class VitStem(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, H / s + 1, W / s), the last row of which has the class token."""
+        """(B, 3, H, W) -> (B, C, H / s + 1, W / s), with the class token in the last row."""
         x, size = self.embed(images)
         if self.cls_token is not None:
             x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
@@ -133,14 +133,14 @@ class VitStem(nn.Module):
 
 
 class VitStage(nn.Module):
-    """Some of a VisionTransformer's layers, and the norm behind its last one."""
+    """Consecutive layers of a VisionTransformer and, if given, a norm after them."""
 
     def __init__(self, layers: Sequence[nn.Module], norm: nn.Module | None, num_extra: int) -> None:
         super().__init__()
         self.layers, self.norm, self.num_extra = nn.Sequential(*layers), norm, num_extra
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H + 1, W) -> the same."""
+        """(B, C, H + 1, W) -> the same shape."""
         tokens = self.layers(_to_tokens(x, self.num_extra))
         if self.norm is not None:
             tokens = self.norm(tokens)
@@ -148,7 +148,7 @@ class VitStage(nn.Module):
 
 
 class WithoutLastRow(nn.Module):
-    """Leaves the row of class tokens out."""
+    """Removes the row of extra tokens."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H + 1, W) -> (B, C, H, W)."""

@@ -1,4 +1,4 @@
-"""Cutting ready-made networks at their levels: a stem, then stages, each on what the one before gives.
+"""Splitting existing networks into a stem and stages, each of which takes the output of the previous one.
 
 Letters: B batch, H and W image size, L levels, C_l channels and s_l stride of level l.
 """
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 from .image_channels import image_channels
 from .stage_modules import ChannelsLast, TokenNorm, TokenStage, TokenStem, VitStage, VitStem, WithoutLastRow
 
-PROBE_SIZE = 256  # height and width of the image by which sizes are found: windows of published Swins fit
+PROBE_SIZE = 256  # side of the image used to find shapes; a multiple of the windows of published Swins
 
 
 class Stages(NamedTuple):
-    """A network in parts; together they compute what it computes.
+    """The parts of a network, which together compute its features.
 
     Args:
-        stem: From images, (B, C, H, W), to the input of the first stage.
-        stages: For each level l what maps the level below, or the stem's output, to (B, C_l, H / s_l, W /
-            s_l).
-        outputs: For each level what the network does to a feature that it returns, but not to what the next
-            stage gets, such as a norm; ``nn.Identity`` if that is nothing.
+        stem: Maps images, (B, C, H, W), to the input of the first stage.
+        stages: For each level l, a module that maps the level below, or the stem's output, to
+            (B, C_l, H / s_l, W / s_l).
+        outputs: For each level, what the network applies to a feature before returning it, but not before
+            passing it on to the next stage, such as a norm; otherwise ``nn.Identity``.
     """
 
     stem: nn.Module
@@ -32,7 +32,7 @@ class Stages(NamedTuple):
     outputs: Sequence[nn.Module]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """What the network computes: its features, (B, C_l, H / s_l, W / s_l)."""
+        """Compute the network's features, (B, C_l, H / s_l, W / s_l)."""
         x, features = self.stem(images), []
         for stage, output in zip(self.stages, self.outputs):
             x = stage(x)
@@ -40,78 +40,75 @@ class Stages(NamedTuple):
         return features
 
 
-def _split_vit(net: nn.Module) -> Stages:
-    """MMPretrain's VisionTransformer: layers up to each that is returned, or of one that is, in four."""
-    layers, ends = list(net.layers), [index + 1 for index in net.out_indices]
-    if len(ends) == 1:
-        ends = [round(len(layers) * part / 4) for part in range(1, 5)]
-    bounds = [0, *ends]
-    stages = [
-        VitStage(
-            layers[begin:end],
-            net.ln1 if end == len(layers) and net.final_norm else None,
-            net.num_extra_tokens,
-        )
-        for begin, end in itertools.pairwise(bounds)
-    ]
-    return Stages(VitStem(net), stages, [WithoutLastRow() for _ in stages])
+def _without_outputs(stem: nn.Module, stages: Sequence[nn.Module]) -> Stages:
+    return Stages(stem, stages, [nn.Identity() for _ in stages])
 
 
-def _named(net: nn.Module, pattern: str, number: int) -> list[nn.Module]:
-    """Modules ``pattern`` with the number of their level in it; Identity where there is none."""
+def _numbered(net: nn.Module, pattern: str, number: int) -> list[nn.Module]:
+    """Return the attributes ``pattern.format(0)``, ...; nn.Identity for those that the network lacks."""
     return [getattr(net, pattern.format(level), None) or nn.Identity() for level in range(number)]
 
 
+def _split_vit(net: nn.Module) -> Stages:
+    """Split MMPretrain's VisionTransformer after each returned layer; four equal parts if one is returned."""
+    layers, ends = list(net.layers), [index + 1 for index in net.out_indices]
+    if len(ends) == 1:
+        ends = [round(len(layers) * part / 4) for part in range(1, 5)]
+    stages = []
+    for begin, end in itertools.pairwise([0, *ends]):
+        norm = net.ln1 if end == len(layers) and net.final_norm else None
+        stages.append(VitStage(layers[begin:end], norm, net.num_extra_tokens))
+    return Stages(VitStem(net), stages, [WithoutLastRow() for _ in stages])
+
+
 def _split_convnext(net: nn.Module) -> Stages:
-    """MMPretrain's ConvNeXt, V1 and V2, and VAN-like networks: a list of downsamplings, a list of stages."""
+    """Split MMPretrain's ConvNeXt (V1 and V2) and networks like VAN: lists of downsamplings and of stages."""
     stem, *downs = net.downsample_layers
     stages = [net.stages[0], *(nn.Sequential(down, stage) for down, stage in zip(downs, net.stages[1:]))]
-    return Stages(stem, stages, _named(net, 'norm{}', len(stages)))
+    return Stages(stem, stages, _numbered(net, 'norm{}', len(stages)))
 
 
 def _split_resnet(net: nn.Module) -> Stages:
-    """ResNet and what is derived from it: res_layers are names."""
+    """Split ResNet and networks derived from it, whose ``res_layers`` are attribute names."""
     stem = [net.stem] if getattr(net, 'deep_stem', False) else [net.conv1, net.norm1, net.relu]
     if getattr(net, 'maxpool', None) is not None:
         stem.append(net.maxpool)
-    return Stages(nn.Sequential(*stem), *_as_they_are([getattr(net, name) for name in net.res_layers]))
+    return _without_outputs(nn.Sequential(*stem), [getattr(net, name) for name in net.res_layers])
 
 
 def _split_swin(net: nn.Module) -> Stages:
-    """Swin of MMPretrain, MMDetection and MMSegmentation; V1 downsamples behind a stage, V2 before it."""
+    """Split Swin of MMPretrain, MMDetection and MMSegmentation."""
     downs = [stage.downsample for stage in net.stages]
-    if downs[0] is not None:  # behind the stage
+    if downs[0] is not None:  # V1 downsamples at the end of a stage, V2 at the beginning
         downs = [None, *downs[:-1]]
     stages = [TokenStage(down, stage.blocks) for down, stage in zip(downs, net.stages)]
-    norms = _named(net, 'norm{}', len(stages))
+    norms = _numbered(net, 'norm{}', len(stages))
     outputs = [norm if isinstance(norm, nn.Identity) else TokenNorm(norm) for norm in norms]
     return Stages(TokenStem(net.patch_embed, net.drop_after_pos), stages, outputs)
 
 
 def _split_pyramid(net: nn.Module) -> Stages:
-    """PVT of MMDetection and MiT of MMSegmentation: layers of patch embedding, blocks and norm."""
+    """Split PVT of MMDetection and MiT of MMSegmentation: layers of (patch embedding, blocks, norm)."""
     stages = [TokenStage(embed, blocks, norm, embeds_map=True) for embed, blocks, norm in net.layers]
-    return Stages(nn.Identity(), *_as_they_are(stages))
+    return _without_outputs(nn.Identity(), stages)
 
 
 def _split_twins(net: nn.Module) -> Stages:
-    """Twins of MMPretrain, PCPVT and SVT."""
+    """Split MMPretrain's Twins, PCPVT and SVT."""
+    norms = _numbered(net, 'norm_after_stage{}', len(net.stages))
+    parts = zip(net.patch_embeds, net.stages, norms, net.position_encodings)
     stages = [
         TokenStage(embed, blocks, norm, embeds_map=True, position=position)
-        for embed, blocks, norm, position in zip(
-            net.patch_embeds,
-            net.stages,
-            _named(net, 'norm_after_stage{}', len(net.stages)),
-            net.position_encodings,
-        )
+        for embed, blocks, norm, position in parts
     ]
-    return Stages(nn.Identity(), *_as_they_are(stages))
+    return _without_outputs(nn.Identity(), stages)
 
 
 def _split_layers(layers: Sequence[nn.Module], ends: Sequence[int]) -> Stages:
-    """Layers one after the other, of which those in front of ``ends`` are returned."""
-    # The stem comes down to the first level's stride, once for all columns, if that leaves the stage a layer.
-    strides, x = [], _image(layers[0])
+    """Split a sequence of layers before each index in ``ends``."""
+    # All columns share the stem, so it takes every layer down to the first level's stride, but leaves one
+    # layer for the first stage.
+    strides, x = [], _probe_image(layers[0])
     with evaluating(*layers), torch.no_grad():
         for layer in layers[: ends[0]]:
             x = layer(x)
@@ -120,18 +117,18 @@ def _split_layers(layers: Sequence[nn.Module], ends: Sequence[int]) -> Stages:
     stem, *stages = (
         nn.Sequential(*layers[begin:end]) for begin, end in itertools.pairwise([0, start, *ends])
     )
-    return Stages(stem, *_as_they_are(stages))
+    return _without_outputs(stem, stages)
 
 
 def _split_sequence(net: nn.Module) -> Stages:
-    """EfficientNet, MobileNet and so on of MMPretrain."""
+    """Split EfficientNet, MobileNet and similar networks of MMPretrain."""
     layers = [getattr(net, each) if isinstance(each, str) else each for each in net.layers]
-    before = [net.conv1] if hasattr(net, 'conv1') else []  # the layers that are counted
+    before = [net.conv1] if hasattr(net, 'conv1') else []  # out_indices do not count it
     return _split_layers([*before, *layers], [len(before) + index + 1 for index in net.out_indices])
 
 
 def _split_timm_list(net: nn.Module) -> Stages:
-    """timm's FeatureListNet: modules by name, some of which are returned."""
+    """Split timm's FeatureListNet: named modules, some of which are returned."""
     ends = [index + 1 for index, name in enumerate(net) if name in net.return_layers]
     layers = list(net.values())
     if net.output_fmt == 'NHWC':
@@ -140,16 +137,12 @@ def _split_timm_list(net: nn.Module) -> Stages:
 
 
 def _split_timm_blocks(net: nn.Module) -> Stages:
-    """timm's EfficientNet and MobileNet V3 with ``features_only``: stems, then numbered blocks."""
+    """Split timm's EfficientNet and MobileNet V3 with ``features_only``: stem layers, then blocks."""
     stem = [child for name, child in net.named_children() if name != 'blocks']
     return _split_layers([*stem, *net.blocks], [len(stem) + index for index in net._stage_out_idx])
 
 
-def _as_they_are(stages: Sequence[nn.Module]) -> tuple[Sequence[nn.Module], list[nn.Module]]:
-    return stages, [nn.Identity() for _ in stages]
-
-
-# What a network has, and how it is split then; the first that fits counts.
+# A network is split by the first function whose attribute names it has.
 SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
     (('return_layers', 'output_fmt'), _split_timm_list),
     (('conv_stem', 'blocks', '_stage_out_idx'), _split_timm_blocks),
@@ -164,64 +157,59 @@ SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
 
 
 def split_stages(net: nn.Module) -> Stages:
-    """Cut a network at its levels.
+    """Split a network into its stem and stages.
 
-    Networks of MMPretrain, MMDetection, MMSegmentation and timm (``features_only=True``) that have stages are
-    known; another joins by a method ``split_stages()`` of its own that returns :class:`Stages`.
+    Supported are multi-stage networks of MMPretrain, MMDetection, MMSegmentation and timm
+    (``features_only=True``), and networks with a method ``split_stages()`` that returns :class:`Stages`.
 
     Args:
-        net: A network that takes images, (B, C, H, W), and returns features. Its parts are used, not copied.
+        net: A network that takes images, (B, C, H, W), and returns features. Its parts are not copied.
 
     Raises:
-        ValueError: If it cannot be split, or the parts do not compute what it computes.
+        ValueError: If the network cannot be split, or the parts do not compute its features.
     """
-    own = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone holds it
-    fitting = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
-    split = next(fitting, None)
+    own = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
+    splitters = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
+    splitter = next(splitters, None)
     if hasattr(own, 'split_stages'):
         stages = own.split_stages()
-    elif split is not None:
-        stages = split(own)
+    elif splitter is not None:
+        stages = splitter(own)
     else:
         raise ValueError(
             f'{type(own).__name__} cannot be split into stages: give it a method split_stages() that returns '
             'revcol_mm.models.Stages(stem, stages, outputs)'
         )
-    _compare(net, stages)
+    _check_features(net, stages)
     return stages
 
 
-def _image(net: nn.Module) -> Tensor:
-    """An image for it, (1, C, H, W), the same every time."""
-    image = torch.rand(
-        1,
-        image_channels(net),
-        PROBE_SIZE,
-        PROBE_SIZE,
-        generator=torch.Generator().manual_seed(0),
-        device='cpu',
-    )
+def _probe_image(net: nn.Module) -> Tensor:
+    """Return an image, (1, C, H, W), on the network's device; the same in every call."""
+    shape, generator = (image_channels(net), PROBE_SIZE, PROBE_SIZE), torch.Generator().manual_seed(0)
+    image = torch.rand(1, *shape, generator=generator, device='cpu')
     param = next(net.parameters(), image)
     return image.to(param.device, param.dtype)
 
 
 @torch.no_grad()
-def _compare(net: nn.Module, stages: Stages) -> None:
-    """Raise a ValueError unless the parts compute every feature that the network returns."""
-    image = _image(net)
+def _check_features(net: nn.Module, stages: Stages) -> None:
+    """Check that the parts compute every feature that the network returns; raise a ValueError otherwise."""
+    image = _probe_image(net)
     with evaluating(net):
-        expected, found = net(image), stages.forward(image)
+        expected, actual = net(image), stages.forward(image)
     for feature in expected if isinstance(expected, (tuple, list)) else [expected]:
         if feature.ndim != 4:
             raise ValueError(
-                f'{type(net).__name__} returns {tuple(feature.shape)}, no feature map: see its options, '
-                "such as out_indices, features_only=True, gap_before_final_norm=False, out_type='featmap'"
+                f'{type(net).__name__} returns {tuple(feature.shape)}, not a feature map: set options like '
+                "out_indices, features_only=True, gap_before_final_norm=False, out_type='featmap'"
             )
-        # Some of timm's are channels-last.
-        same = [
-            each for mine in found for each in (mine, mine.permute(0, 2, 3, 1)) if each.shape == feature.shape
-        ]
-        if not any(mine.is_meta or torch.allclose(mine, feature, rtol=1e-4, atol=1e-5) for mine in same):
+        # Some networks of timm return channels-last features.
+        candidates = [each for own in actual for each in (own, own.permute(0, 2, 3, 1))]
+        if not any(
+            own.shape == feature.shape and (own.is_meta or torch.allclose(own, feature, rtol=1e-4, atol=1e-5))
+            for own in candidates
+        ):
             raise ValueError(
                 f'{type(net).__name__} cannot be split into stages: its parts do not compute its feature '
                 f'{tuple(feature.shape)} of an image of {PROBE_SIZE} x {PROBE_SIZE}'
@@ -230,7 +218,7 @@ def _compare(net: nn.Module, stages: Stages) -> None:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into evaluation mode for a while."""
+    """Put modules into evaluation mode inside the context and restore every submodule's mode afterwards."""
     modes = {part: part.training for module in modules for part in module.modules()}
     try:
         for module in modules:
@@ -242,14 +230,14 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 
 class Shapes(NamedTuple):
-    """What :func:`probe` finds, of each level.
+    """Channels and strides of each level.
 
     Args:
-        channels: C_l.
+        channels: Channels C_l of the stage's output.
         in_channels: Channels of the stage's input.
-        step: Stride of the stage.
-        out_channels: Channels of what is returned.
-        out_strides: Strides of what is returned, s_l.
+        steps: Stride of the stage relative to its input.
+        out_channels: Channels of the returned feature.
+        out_strides: Stride s_l of the returned feature.
     """
 
     channels: list[int]
@@ -261,10 +249,10 @@ class Shapes(NamedTuple):
 
 @torch.no_grad()
 def probe(stages: Stages) -> Shapes:
-    """Find channels and strides by a small image, in evaluation mode."""
+    """Find the shapes of all levels with one image, in evaluation mode."""
     shapes = Shapes([], [], [], [], [])
     with evaluating(stages.stem, *stages.stages, *stages.outputs):
-        x = stages.stem(_image(nn.ModuleList([stages.stem, *stages.stages])))
+        x = stages.stem(_probe_image(nn.ModuleList([stages.stem, *stages.stages])))
         for stage, output in zip(stages.stages, stages.outputs):
             feature = stage(x)
             returned = output(feature)

@@ -1,4 +1,4 @@
-"""Building models without memory for their weights."""
+"""Building models on torch's meta device, which needs no memory for their weights."""
 
 from contextlib import contextmanager
 from typing import Any, Callable, Iterator
@@ -7,8 +7,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 
-class _RatesOnCpu(TorchFunctionMode):
-    """Keeps what :func:`torch.linspace` makes on the CPU, from which constructors read drop-path rates."""
+class _LinspaceOnCpu(TorchFunctionMode):
+    """Create :func:`torch.linspace` on the CPU: constructors read drop-path rates from its values."""
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -21,6 +21,6 @@ class _RatesOnCpu(TorchFunctionMode):
 
 @contextmanager
 def without_weights() -> Iterator[None]:
-    """Build models on torch's meta device: tensors have shapes, but no values and no memory."""
-    with torch.device('meta'), _RatesOnCpu():
+    """Build models on the meta device inside the context: tensors have shapes, but no values."""
+    with torch.device('meta'), _LinspaceOnCpu():
         yield

@@ -1,4 +1,4 @@
-"""Backbones made of a stem and columns, of which RevCol is one.
+"""The base class of backbones made of a stem and columns, such as RevCol.
 
 Letters: B batch, H and W image size, L levels, N columns, C_l channels of level l.
 """
@@ -15,15 +15,16 @@ from revcol_mm.ops import ReversibleChain, uncouple
 from ..layers import Column, bound_alphas_
 
 
-class _Layout(torch.autograd.Function):
-    """Lay a feature out for the heads, and its gradient as the columns' features are, channels-last.
+class _SetLayout(torch.autograd.Function):
+    """Convert a feature to the memory format of the heads, and its gradient to channels-last.
 
-    Otherwise every block of the last column, and of all columns behind it, would turn its gradient round.
+    The columns compute in channels-last. With another format of the gradient, every block of every column
+    would have to convert it.
     """
 
     @staticmethod
-    def forward(feature: Tensor, layout: torch.memory_format) -> Tensor:
-        return feature.contiguous(memory_format=layout)
+    def forward(feature: Tensor, memory_format: torch.memory_format) -> Tensor:
+        return feature.contiguous(memory_format=memory_format)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
@@ -35,33 +36,33 @@ class _Layout(torch.autograd.Function):
 
 
 class ColumnBackbone(BaseModule):
-    """A stem, and N columns of L levels, each tied to the column before by reversible couplings.
+    """A stem and N columns of L levels, each connected to the previous column by reversible couplings.
 
-    Every column sees the image (the stem's output) again; the last column's levels are the features. Hooks,
-    supervision, sharding and analysis work on any subclass.
+    Every column reads the stem's output; the levels of the last column are the features. Hooks, supervision,
+    sharding and analyses work with any subclass.
 
     Args:
         stem: Takes images, (B, in_channels, H, W).
-        columns: The columns, first one first. Their names are ``subnet0``, ``subnet1`` and so on.
+        columns: The columns in order. They are named ``subnet0``, ``subnet1`` and so on.
         channels: Channels C_l of each level.
         strides: Stride of each level.
-        out_indices: Levels to return, in this order; negative ones count from the last.
+        out_indices: Levels to return, in this order; negative indices count from the last level.
         frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
         save_memory: Train reversibly: recompute the columns in backward instead of storing them. Evaluation
-            mode, in which models are exported, is always plain.
+            and export do not depend on it.
         in_channels: Channels of the images.
-        init_cfg: MMEngine's.
+        init_cfg: See MMEngine's BaseModule.
 
     Attributes:
         out_channels: Channels of each returned feature.
         out_strides: Stride of each returned feature.
-        min_size: Least height and width of images: the last level's stride.
+        min_size: Minimum height and width of images: the largest stride.
 
     Raises:
-        ValueError: If an argument is none of the above.
+        ValueError: If an argument is invalid.
     """
 
-    chain_type = ReversibleChain  # what trains with save_memory
+    chain_type = ReversibleChain  # runs the columns in training with save_memory
 
     def __init__(
         self,
@@ -91,13 +92,13 @@ class ColumnBackbone(BaseModule):
         self.min_size = max(strides)
         self.stem = stem
         for index, column in enumerate(columns):
-            self.add_module(f'subnet{index}', column)  # RevCol's published name
+            self.add_module(f'subnet{index}', column)  # published name
         for module in self._frozen_modules():
             module.requires_grad_(False)
 
     @property
     def columns(self) -> list[Column]:
-        """The columns, first one first."""
+        """The columns in order."""
         return [getattr(self, f'subnet{index}') for index in range(self.num_columns)]
 
     def _frozen_modules(self) -> list[nn.Module]:
@@ -111,17 +112,17 @@ class ColumnBackbone(BaseModule):
         return self
 
     def forward_columns(self, x: Tensor) -> Iterator[list[Tensor]]:
-        """Yield every level of every column, column 0 first.
+        """Yield all levels of every column, column 0 first.
 
         Args:
-            x: Images, (B, in_channels, H, W), H and W at least ``min_size``.
+            x: Images, (B, in_channels, H, W), with H and W of at least ``min_size``.
 
-        Returns:
-            For each column L tensors (B, C_l, H_l, W_l); in reversible training channels-last in memory.
+        Yields:
+            L tensors (B, C_l, H_l, W_l) per column; in reversible training, in channels-last memory format.
 
         Raises:
             ValueError: If ``x`` has another shape.
-            RuntimeError, ValueError: In reversible training, those of :class:`revcol_mm.ops.ReversibleChain`.
+            RuntimeError, ValueError: In reversible training, see :class:`revcol_mm.ops.ReversibleChain`.
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < self.min_size:
             raise ValueError(
@@ -129,11 +130,12 @@ class ColumnBackbone(BaseModule):
                 f'{self.min_size}, got {tuple(x.shape)}'
             )
         x = self.stem(x)
-        features = [x.new_zeros(1) for _ in self.channels]  # what comes before the first column
+        features = [x.new_zeros(1) for _ in self.channels]  # the first column has no previous column
         columns, chain = self.columns, None
         if self.training:
             bound_alphas_(columns)
-        num_frozen = 0 if x.requires_grad else self.frozen_columns  # through these no gradient flows
+        # No gradient flows through frozen columns, unless the image needs one: they stay out of the chain.
+        num_frozen = 0 if x.requires_grad else self.frozen_columns
         if self.save_memory and self.training and torch.is_grad_enabled():
             chain = self.chain_type([column.couplings() for column in columns[num_frozen:]])
         for index, column in enumerate(columns):
@@ -141,22 +143,22 @@ class ColumnBackbone(BaseModule):
             yield features
 
     def reconstruct_columns(self, stem: Tensor, features: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-        """Yield every level of the earlier columns, last but one first, from the last column's alone.
+        """Reconstruct the earlier columns from the last one, in reverse order.
 
         Args:
             stem: ``self.stem(image)``, (B, C_0, H_0, W_0).
             features: All L levels of the last column.
 
-        Returns:
-            For each column L tensors, as :meth:`forward_columns` yields them.
+        Yields:
+            L tensors per column, as in :meth:`forward_columns`.
 
         Raises:
-            RuntimeError: In training mode, where stochastic depth would draw other numbers.
+            RuntimeError: In training mode, where stochastic depth would draw different random numbers.
 
         Note:
-            Every column multiplies what is lost by about 4 at alpha 0.5. In float64 the relative error is
-            below 1e-8 after 8 columns; float32 is good for very few. (Training does not rely on this: it
-            keeps the lost bits, see :class:`revcol_mm.ops.ReversibleChain`.)
+            Every column multiplies the rounding error by about 4 at alpha 0.5. In float64 the relative error
+            is below 1e-8 after 8 columns; in float32 only very few columns can be reconstructed. Training is
+            exact because it stores the lost bits, see :class:`revcol_mm.ops.ReversibleChain`.
         """
         if self.training:
             raise RuntimeError('reconstruct_columns needs evaluation mode: call eval() first')
@@ -165,30 +167,31 @@ class ColumnBackbone(BaseModule):
             yield features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Levels ``out_indices`` of the last column; shapes and errors as in :meth:`forward_columns`.
+        """Return the levels ``out_indices`` of the last column.
 
-        In memory they are laid out as ``x`` is. MMCV's RoIAlign, for one, takes other layouts for contiguous
-        ones, without an error.
+        Shapes and errors are those of :meth:`forward_columns`. Features have the memory format
+        of ``x``: MMCV's RoIAlign, for example, silently treats channels-last features as contiguous.
         """
         channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        (features,) = deque(self.forward_columns(x), maxlen=1)  # holds one column at a time
-        lay_out = _Layout.apply if self.training else _Layout.forward  # which can be traced
-        return tuple(lay_out(self.finish(i, features[i]), layout) for i in self.out_indices)
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        (features,) = deque(self.forward_columns(x), maxlen=1)  # keeps one column at a time
+        # Plain functions can be traced and exported, autograd functions cannot.
+        set_layout = _SetLayout.apply if self.training else _SetLayout.forward
+        return tuple(set_layout(self.finish(i, features[i]), memory_format) for i in self.out_indices)
 
     def finish(self, level: int, feature: Tensor) -> Tensor:
-        """What a feature of the last column, (B, C_l, H_l, W_l), becomes before it is returned: itself."""
+        """Return the output for a level of the last column, (B, C_l, H_l, W_l): here the level itself."""
         return feature
 
     @property
     def num_depths(self) -> int:
-        """Depths of parameters, of which the last is that of whatever is not of this backbone."""
+        """Number of parameter depths; the last one is for parameters outside of the backbone."""
         return self.num_columns + 2
 
     def param_depth(self, name: str) -> int | None:
-        """Depth of a parameter: 0 in the stem, 1 + its number in a column. None: there is no such.
+        """Return the depth of a parameter: 0 in the stem, 1 + i in column i; subclasses may have more depths.
 
-        Subclasses may tell more.
+        None: there is no such parameter.
         """
         try:
             self.get_parameter(name)
@@ -197,18 +200,18 @@ class ColumnBackbone(BaseModule):
         return 0 if name.startswith('stem.') else 1 + int(name.split('.')[0].removeprefix('subnet'))
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning-rate decay (MMPretrain's convention).
+        """Return a parameter's depth for layer-wise learning-rate decay (MMPretrain's convention).
 
         Args:
-            param_name: Name of a parameter, with ``prefix``.
+            param_name: Name of the parameter, including ``prefix``.
             prefix: Name of this backbone in the model, such as 'backbone.'.
 
         Returns:
-            The depth, see :meth:`param_depth`, and the number of depths: the backbone's own and a last one
-            for whatever has another prefix.
+            The depth, see :meth:`param_depth`, and the number of depths. Parameters with another prefix have
+            the last depth.
 
         Raises:
-            ValueError: If the prefix is right but this backbone has no such parameter.
+            ValueError: If the backbone has no such parameter.
         """
         if not param_name.startswith(prefix):
             return self.num_depths - 1, self.num_depths
@@ -218,5 +221,5 @@ class ColumnBackbone(BaseModule):
         return depth, self.num_depths
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters with more than one dimension that get no weight decay (timm's convention)."""
+        """Return the multi-dimensional parameters without weight decay (timm's convention): alphas."""
         return {name for name, _ in self.named_parameters() if name.rpartition('.')[2].startswith('alpha')}

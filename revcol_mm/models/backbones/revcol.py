@@ -17,7 +17,7 @@ from revcol_mm.checkpoints.fitting import load_backbone
 from ..layers import Column, ConvNeXtBlock, LayerNorm2d, Level, LevelFusion, init_layer
 from .column_backbone import ColumnBackbone
 
-# RevCol paper, table 1, and the official code. `nano` is ours: for tests and demos.
+# RevCol paper, table 1, and the official code. `nano` is not published: it is for tests and demos.
 ARCHS = {
     'nano': dict(channels=(32, 64, 128, 256), layers=(1, 1, 2, 1), num_columns=4),
     'tiny': dict(channels=(64, 128, 256, 512), layers=(2, 2, 4, 2), num_columns=4),
@@ -40,17 +40,17 @@ def _resolve_arch(
     num_columns: int,
     level_connection: str = 'standard',
 ) -> tuple[tuple[int, ...], tuple[int, ...], int, str]:
-    """Check the parts of an architecture; the signature is that of the `arch` dict."""
+    """Check the items of an ``arch`` dict, which are the parameters of this function."""
     channels, layers = tuple(channels), tuple(layers)
     if not channels or len(channels) != len(layers):
         raise ValueError(f'channels and layers need one number for each level, got {channels} and {layers}')
     for name, numbers in dict(channels=channels, layers=layers, num_columns=[num_columns]).items():
         if not all(isinstance(n, int) and n >= 1 for n in numbers):
-            raise ValueError(f'{name} takes whole numbers from 1 on, got {numbers}')
+            raise ValueError(f'{name} takes positive integers, got {numbers}')
     if level_connection not in ('standard', 'huge'):
-        raise ValueError(f"level_connection is 'standard' or 'huge', got {level_connection!r}")
+        raise ValueError(f"level_connection must be 'standard' or 'huge', got {level_connection!r}")
     if level_connection == 'huge' and len(channels) < 3:
-        raise ValueError("level_connection='huge' links level 0 to the last of at least 3 levels")
+        raise ValueError("level_connection='huge' connects level 0 to the last of at least 3 levels")
     return channels, layers, num_columns, level_connection
 
 
@@ -63,7 +63,7 @@ def _build_column(
     layer_scale_init_value: float,
     first: bool,
 ) -> Column:
-    """Build a column. A level reads the one below and, in the column before, the one above."""
+    """Build a column. Each level reads the level below and, from the previous column, the level above."""
     last_level = len(channels) - 1
     levels, reads = [], []
     for level, width in enumerate(channels):
@@ -81,35 +81,27 @@ def _build_column(
 
 @MODELS.register_module()
 class RevCol(ColumnBackbone):
-    """N columns of L levels, each tied to the column before by reversible couplings.
+    """The Reversible Column Network: a stem and N columns of L levels.
 
-    Every column sees the image (the stem's output) again; the last column's levels are the features.
-    ``state_dict()`` has the published keys and shapes.
+    The state dict has the published keys and shapes.
 
     Args:
-        arch: 'nano', 'tiny', 'small', 'base', 'large', 'xlarge' or 'huge', or a dict of ``channels`` and
-            ``layers`` (one number each for every level), ``num_columns`` and, if wanted,
-            ``level_connection='huge'``: level 0 also reads the last level of the column before.
-        kernel_size: Size of the depthwise convolutions, odd. The published models have 3, RevCol-H for
+        arch: 'nano', 'tiny', 'small', 'base', 'large', 'xlarge' or 'huge', or a dict with ``channels`` and
+            ``layers`` (one number per level), ``num_columns`` and, optionally, ``level_connection='huge'``:
+            level 0 also reads the last level of the previous column.
+        kernel_size: Size of the depthwise convolutions, odd. Published models use 3, RevCol-H for
             segmentation 7.
         drop_path_rate: Stochastic-depth rate of a column's last block, in [0, 1); it rises linearly from
             0 and is the same in every column.
-        save_memory: Train reversibly: recompute the columns in backward instead of storing them. Evaluation
-            mode, in which models are exported, is always plain.
-        out_indices: Levels to return, in this order; negative ones count from the last.
-        frozen_columns: Freeze the stem and this many columns; 0 freezes nothing.
+        save_memory, out_indices, frozen_columns: See :class:`ColumnBackbone`.
         layer_scale_init_value: Initial layer scale of the blocks. RevCol official code: 1e-6.
-        in_channels: Channels of the images: 1 of grey ones, 4 of RGB and infrared, and so on. Published
-            weights, which are for 3, are adapted, see :func:`revcol_mm.checkpoints.fitting.adapt_stem`.
-        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` takes a published checkpoint as it is, see
+        in_channels: Channels of the images. Published weights, for 3 channels, are adapted to other numbers,
+            see :func:`revcol_mm.checkpoints.fitting.adapt_stem`.
+        init_cfg: ``dict(type='Pretrained', checkpoint=...)`` loads a published checkpoint, see
             :func:`revcol_mm.checkpoints.fitting.load_backbone`.
 
-    Attributes:
-        out_channels: Channels of each returned feature.
-        out_strides: Stride of each returned feature.
-
     Raises:
-        ValueError: If an argument is none of the above.
+        ValueError: If an argument is invalid.
 
     Examples:
         >>> import torch
@@ -133,21 +125,21 @@ class RevCol(ColumnBackbone):
     ) -> None:
         if isinstance(arch, str):
             if arch not in ARCHS:
-                raise ValueError(f'arch {arch!r} is none of {", ".join(ARCHS)}, nor a dict')
+                raise ValueError(f'arch must be one of {", ".join(ARCHS)}, or a dict, got {arch!r}')
             arch = ARCHS[arch]
         try:
             channels, layers, num_columns, level_connection = _resolve_arch(**arch)
         except TypeError as error:
             raise ValueError(
-                'an arch dict holds channels, layers, num_columns and, if wanted, level_connection; '
+                'an arch dict has the keys channels, layers, num_columns and, optionally, level_connection; '
                 f'got {sorted(arch)}'
             ) from error
         if not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f'kernel_size takes an odd number from 1 on, got {kernel_size}')
+            raise ValueError(f'kernel_size must be a positive odd integer, got {kernel_size}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate}')
         if not isinstance(in_channels, int) or in_channels < 1:
-            raise ValueError(f'in_channels takes a whole number from 1 on, got {in_channels}')
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels}')
         stem = nn.Sequential(
             nn.Conv2d(in_channels, channels[0], kernel_size=4, stride=4), LayerNorm2d(channels[0], eps=1e-6)
         )
@@ -168,7 +160,7 @@ class RevCol(ColumnBackbone):
         self.apply(init_layer)
 
     def init_weights(self) -> None:
-        """Load ``init_cfg``'s checkpoint, if it has one; the constructor has set the weights otherwise."""
+        """Load the checkpoint of ``init_cfg``; without one, the weights from the constructor are kept."""
         if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
             load_backbone(self, self.init_cfg['checkpoint'])
             self._is_init = True
@@ -180,10 +172,10 @@ class RevCol(ColumnBackbone):
         return sum(self.layers) + self.num_columns + 1
 
     def param_depth(self, name: str) -> int | None:
-        """Depth of a parameter: 0 in the stem, in a block 1 + its number in the column + the column's number.
+        """Return a parameter's depth: 0 in the stem, else 1 + index of the column + index of the block in it.
 
-        So it is in RevCol's official optimizer constructors. A level's fusion counts with its first block,
-        alphas as block 0. None: there is no such parameter.
+        These are the depths of RevCol's official optimizer constructors. A level's fusion has the depth of
+        the level's first block, alphas that of block 0. None: there is no such parameter.
         """
         if name.startswith('stem.'):
             return 0

@@ -1,10 +1,9 @@
-"""Image classification with RevCol, with or without the paper's intermediate supervision (arXiv 2212.11696).
+"""Image classification with RevCol, with or without intermediate supervision (arXiv 2212.11696).
 
-Letters: B batch, c, H and W channels and size of the images, N columns, C channels of the level that is
-classified, K classes.
+Letters: B batch, c, H and W channels and size of the images, N columns, C channels of the classified level,
+K classes.
 """
 
-from itertools import islice
 from typing import Any, Sequence
 
 import torch
@@ -14,19 +13,14 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbones import ColumnBackbone
-from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer, reconstruction_loss
+from ..compound_loss import check_normalises, compound_weights, quarter_columns, reconstruction_loss
+from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer
 
-NUM_SUPERVISED = 4  # columns with a head, the last one included (RevCol official code)
-MAX_LEVELWISE_CLASSES = 1000  # with more, the decoders are single layers (RevCol official code)
+MAX_LEVELWISE_CLASSES = 1000  # RevCol official code: with more classes, decoders are single layers
 
 
 class PooledClassifier(nn.Module):
-    """Global average pooling, LayerNorm and Linear; parameter names are the published ones.
-
-    Args:
-        in_channels: Channels C.
-        num_classes: Classes K.
-    """
+    """Global average pooling, LayerNorm and a linear layer; parameter names are the published ones."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
         super().__init__()
@@ -35,7 +29,7 @@ class PooledClassifier(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, K)."""
+        """(B, C, h, w) -> logits (B, K)."""
         return self.classifier(x.mean((2, 3)))
 
 
@@ -43,36 +37,35 @@ class PooledClassifier(nn.Module):
 class RevColClassifier(BaseModel):
     """RevCol and its classification heads, as a model for MMPretrain's data, metrics and hooks.
 
-    Without supervision one head reads the last column, and the loss is its cross entropy. With it there are
-    k = 4 heads, after columns N/4, N/2, 3N/4 and N, and m = 3 decoders that rebuild the image from what the
-    first three of them read. The compound loss asks early columns for the image, late ones for the class::
+    Without supervision, one head reads the last column and is trained with cross entropy. With supervision
+    there are four heads, after columns N/4, N/2, 3N/4 and N, and three decoders that reconstruct the image
+    from the inputs of the first three heads. The loss is::
 
-        CE(logits_k-1) + sum_{i<m} (1 - i/m) * w_rec * BCE(decoded_i, image)
-                                   + (i+1)/k * w_cls * CE(logits_i)
+        CE(logits_3) + sum_{i<3} (1 - i/3) * w_rec * BCE(decoded_i, image) + (i+1)/4 * w_cls * CE(logits_i)
 
-    Apart from the backbone's, which here begin with 'backbone.', names in ``state_dict()`` are the published
-    ones: ``cls.*`` without supervision, with it ``cls_blocks.{0..3}.*`` and ``decoder_blocks.{0..2}.*``.
+    Except for the prefix 'backbone.', state dict keys are the published ones: ``cls.*`` without supervision,
+    ``cls_blocks.{0..3}.*`` and ``decoder_blocks.{0..2}.*`` with it.
 
     Args:
-        backbone: A RevCol or other ColumnBackbone, or its config. The last of its ``out_indices`` is the
+        backbone: A RevCol or another ColumnBackbone, or its config. The last of its ``out_indices`` is the
             level that is classified.
-        num_classes: Classes K. Up to 1000 the decoders are level-wise, above that a single layer.
+        num_classes: Classes K. Up to 1000, decoders upsample level by level; above, they are single layers.
         supervision: The weights ``reconstruction_weight`` w_rec and ``classification_weight`` w_cls
             (published: 3.0 and 0.7). None: no intermediate supervision.
-        label_smoothing: Share of the target that is spread over all classes, in [0, 1). Soft labels, as from
-            mixup and cutmix, are smoothed likewise.
+        label_smoothing: Label smoothing in [0, 1). Also applied to soft labels, as from Mixup and CutMix.
         head_init_scale: Factor on the initial weights of the heads. Published for fine-tuning: 0.001.
-        data_preprocessor: Its ``mean`` and ``std`` turn inputs back into images. The default type of a config
-            is MMPretrain's ClsDataPreprocessor, with K classes.
-        init_cfg: As in MMEngine. To start from published weights, see the backbone's.
+        data_preprocessor: A config's default type is MMPretrain's ClsDataPreprocessor, with K classes.
+            Supervision needs ``mean`` and ``std``.
+        init_cfg: See MMEngine's BaseModule. Published weights are loaded by the backbone's ``init_cfg``.
 
     Raises:
-        ValueError: If an argument is none of the above, or supervision is asked for and N is no multiple of 4
-            or the data preprocessor does not normalise.
+        ValueError: If an argument is invalid; with supervision, also if N is not a multiple of 4 or the data
+            preprocessor does not normalise.
 
     Note:
-        With the backbone's ``save_memory`` the decoders, too, run again in backward: of what supervision
-        computes, nothing larger than the heads' inputs, (B, C, h, w), waits for it.
+        This is no subclass of MMPretrain's ImageClassifier because it must be importable without MMPretrain.
+        With the backbone's ``save_memory``, decoders run again in backward: supervision stores nothing larger
+        than the inputs of the heads, (B, C, h, w).
     """
 
     def __init__(
@@ -96,31 +89,27 @@ class RevColClassifier(BaseModel):
                 f'RevColClassifier takes a backbone of columns, such as RevCol, got {type(backbone)}'
             )
         if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f'num_classes takes a whole number from 1 on, got {num_classes}')
+            raise ValueError(f'num_classes must be a positive integer, got {num_classes}')
         if not 0 <= label_smoothing < 1:
             raise ValueError(f'label_smoothing must be in [0, 1), got {label_smoothing}')
         self.backbone = backbone
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
+        self.supervision = supervision
+        self.columns = [backbone.num_columns - 1]  # read by the heads
 
         in_channels = backbone.out_channels[-1]
         decoders = []
         if supervision is None:
             self.cls = PooledClassifier(in_channels, num_classes)
         else:
-            self._check_supervision(supervision)
-            self.reconstruction_weight = supervision['reconstruction_weight']
-            self.classification_weight = supervision['classification_weight']
-            self.cls_blocks = nn.ModuleList(
-                PooledClassifier(in_channels, num_classes) for _ in range(NUM_SUPERVISED)
-            )
-            for _ in range(NUM_SUPERVISED - 1):
-                if num_classes <= MAX_LEVELWISE_CLASSES:
-                    channels = backbone.channels[: backbone.out_indices[-1] + 1]
-                    decoders.append(LevelwiseDecoder(channels, backbone.in_channels))
-                else:
-                    stride = backbone.out_strides[-1]
-                    decoders.append(PixelShuffleDecoder(in_channels, stride, backbone.in_channels))
+            weights = ['classification_weight', 'reconstruction_weight']
+            if sorted(supervision) != weights:
+                raise ValueError(f'supervision takes {" and ".join(weights)}, got {sorted(supervision)}')
+            check_normalises(self.data_preprocessor)
+            self.columns = [*quarter_columns(backbone.num_columns), *self.columns]
+            decoders = [self._build_decoder() for _ in self.columns[:-1]]
+            self.cls_blocks = nn.ModuleList(PooledClassifier(in_channels, num_classes) for _ in self.columns)
         self.decoder_blocks = nn.ModuleList(decoders)
         for module in (*self.heads, *decoders):
             module.apply(init_layer)
@@ -128,39 +117,30 @@ class RevColClassifier(BaseModel):
             for param in head.classifier[1].parameters():
                 param.data.mul_(head_init_scale)
 
-    def _check_supervision(self, supervision: dict[str, float]) -> None:
-        weights = {'reconstruction_weight', 'classification_weight'}
-        if set(supervision) != weights:
-            raise ValueError(f'supervision takes {" and ".join(sorted(weights))}, got {sorted(supervision)}')
-        if self.backbone.num_columns % NUM_SUPERVISED:
-            raise ValueError(
-                f'intermediate supervision needs a multiple of {NUM_SUPERVISED} columns, '
-                f'got {self.backbone.num_columns}'
-            )
-        if not hasattr(self.data_preprocessor, 'mean'):
-            raise ValueError(
-                'intermediate supervision rebuilds the image from the normalised input and needs a '
-                f'data_preprocessor with mean and std, got {type(self.data_preprocessor).__name__} without'
-            )
+    def _build_decoder(self) -> nn.Module:
+        backbone = self.backbone
+        if self.num_classes <= MAX_LEVELWISE_CLASSES:
+            channels = backbone.channels[: backbone.out_indices[-1] + 1]
+            return LevelwiseDecoder(channels, backbone.in_channels)
+        return PixelShuffleDecoder(backbone.out_channels[-1], backbone.out_strides[-1], backbone.in_channels)
 
     @property
     def heads(self) -> list[PooledClassifier]:
-        """The classification heads; the last one, which predicts, reads the last column."""
-        return list(self.cls_blocks) if self.decoder_blocks else [self.cls]
+        """The classification heads. The last one reads the last column and makes the prediction."""
+        return [self.cls] if self.supervision is None else list(self.cls_blocks)
 
     def supervised_features(self, inputs: Tensor) -> list[Tensor]:
-        """What the heads read, (B, C, h, w) for each: the classified level of evenly spaced columns."""
-        interval = self.backbone.num_columns // len(self.heads)
+        """Return the inputs of the heads, (B, C, h, w) each: the classified level of their columns."""
         level = self.backbone.out_indices[-1]
-        columns = islice(self.backbone.forward_columns(inputs), interval - 1, None, interval)
-        return [features[level] for features in columns]
+        columns = enumerate(self.backbone.forward_columns(inputs))
+        return [features[level] for index, features in columns if index in self.columns]
 
     def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
-        """MMEngine's entry point.
+        """Run the model in one of MMEngine's modes.
 
         Args:
             inputs: Normalised images, (B, c, H, W).
-            data_samples: MMPretrain's, one for each image.
+            data_samples: MMPretrain's data samples, one per image.
             mode: 'tensor', 'predict' or 'loss'.
 
         Returns:
@@ -168,7 +148,7 @@ class RevColClassifier(BaseModel):
             :meth:`loss`.
 
         Raises:
-            ValueError: If the mode is another one.
+            ValueError: If the mode is unknown.
         """
         if mode == 'tensor':
             return self.heads[-1](self.backbone(inputs)[-1])
@@ -176,14 +156,17 @@ class RevColClassifier(BaseModel):
             return self.predict(inputs, data_samples)
         if mode == 'loss':
             return self.loss(inputs, data_samples)
-        raise ValueError(f"mode is 'tensor', 'predict' or 'loss', got {mode!r}")
+        raise ValueError(f"mode must be 'tensor', 'predict' or 'loss', got {mode!r}")
 
     def predict(self, inputs: Tensor, data_samples: Sequence[Any] | None = None) -> list[Any]:
-        """Set every sample's ``pred_score``, (K,), and ``pred_label``, (1,), by the last column.
+        """Set ``pred_score``, (K,), and ``pred_label``, (1,), of every sample from the last column.
 
         Args:
             inputs: Normalised images, (B, c, H, W).
-            data_samples: Samples to write to. None: new ones.
+            data_samples: Samples to update. None: create new ones.
+
+        Returns:
+            The samples.
         """
         scores = self(inputs).softmax(1)
         if data_samples is None:
@@ -196,31 +179,42 @@ class RevColClassifier(BaseModel):
         ]
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Tensor]:
-        """The weighted parts of the loss.
+        """Return the weighted terms of the loss.
 
         Args:
-            inputs: Normalised images, (B, c, H, W), in training as the network sees them: mixed and erased.
-            data_samples: With ``gt_score``, (K,), as from mixup and cutmix, or with ``gt_label``, (1,).
+            inputs: Normalised images, (B, c, H, W), after batch augmentation.
+            data_samples: With ``gt_score``, (K,), as from Mixup and CutMix, or ``gt_label``, (1,).
 
         Returns:
-            'loss_cls', of the last column, and with supervision 'loss_rec_i' and 'loss_cls_i', i < 3.
+            'loss_cls' of the last column and, with supervision, 'loss_rec_i' and 'loss_cls_i' for i < 3.
         """
         if 'gt_score' in data_samples[0]:
             target = torch.stack([sample.gt_score for sample in data_samples])
         else:
             target = torch.cat([sample.gt_label for sample in data_samples])
 
+        def classification_loss(head: nn.Module, feature: Tensor) -> Tensor:
+            return F.cross_entropy(head(feature), target, label_smoothing=self.label_smoothing)
+
         losses = {}
         *features, last = self.supervised_features(inputs)
-        for i, (feature, head, decoder) in enumerate(zip(features, self.heads, self.decoder_blocks)):
-            weight = (1 - i / len(self.decoder_blocks)) * self.reconstruction_weight
-            losses[f'loss_rec_{i}'] = weight * reconstruction_loss(
-                decoder, feature, inputs, self.data_preprocessor, recompute=self.backbone.save_memory
+        weights = compound_weights(len(features))
+        for i, (reconstruction_weight, task_weight) in enumerate(weights):
+            losses[f'loss_rec_{i}'] = (
+                reconstruction_weight
+                * self.supervision['reconstruction_weight']
+                * reconstruction_loss(
+                    self.decoder_blocks[i],
+                    features[i],
+                    inputs,
+                    self.data_preprocessor,
+                    recompute=self.backbone.save_memory,
+                )
             )
-            weight = (i + 1) / len(self.heads) * self.classification_weight
-            losses[f'loss_cls_{i}'] = weight * self._classification_loss(head, feature, target)
-        losses['loss_cls'] = self._classification_loss(self.heads[-1], last, target)
+            losses[f'loss_cls_{i}'] = (
+                task_weight
+                * self.supervision['classification_weight']
+                * classification_loss(self.heads[i], features[i])
+            )
+        losses['loss_cls'] = classification_loss(self.heads[-1], last)
         return losses
-
-    def _classification_loss(self, head: nn.Module, feature: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(head(feature), target, label_smoothing=self.label_smoothing)

@@ -1,4 +1,4 @@
-"""One column: a sub-network of levels, tied to the column before by reversible couplings."""
+"""A column: a sub-network with several levels, connected to the previous column by reversible couplings."""
 
 from typing import Callable, Iterable, Sequence
 
@@ -11,25 +11,24 @@ MIN_ABS_ALPHA = 1e-3  # RevCol official code, `SubNet.forward`: the inverse divi
 
 
 def bound_alpha(alpha: Tensor) -> Tensor:
-    """Move ``alpha`` to the nearest value with ``|alpha| >= 1e-3``; zero becomes ``+1e-3``."""
+    """Return the value nearest to ``alpha`` with ``|alpha| >= 1e-3``; zero becomes ``+1e-3``."""
     return torch.where(alpha < 0, alpha.clamp(max=-MIN_ABS_ALPHA), alpha.clamp(min=MIN_ABS_ALPHA))
 
 
 @torch.no_grad()
 def bound_alphas_(columns: Iterable['Column']) -> None:
-    """Move trainable alphas into their bounds, as an optimizer's step may have moved them out.
-
-    All at once: one by one, they would take a GPU's host as long as some blocks.
+    """Bound the trainable alphas in place: an optimizer step may have moved them too close to zero.
 
     Args:
-        columns: Columns of one model. Their alphas are changed in place, unseen by autograd; of an alpha that
-            FSDP2 has sharded, this process's part.
+        columns: Columns of one model. The update is invisible to autograd. For alphas sharded by FSDP2, only
+            the local shard is updated.
     """
     alphas = [alpha for column in columns for alpha in column.alphas if alpha.requires_grad]
     if not alphas:
         return
-    # `.data`: graphs that have saved an alpha stay usable.
-    local = [getattr(alpha, 'to_local', lambda alpha=alpha: alpha)().data for alpha in alphas]
+    # `.data`: autograd graphs that have saved an alpha stay valid.
+    local = [(alpha.to_local() if hasattr(alpha, 'to_local') else alpha).data for alpha in alphas]
+    # One batched update: launching kernels for every alpha takes a GPU's host as long as running some blocks.
     bounded = bound_alpha(torch.cat([alpha.flatten() for alpha in local]))
     parts = bounded.split([alpha.numel() for alpha in local])
     torch._foreach_copy_(local, [part.view_as(alpha) for part, alpha in zip(parts, local)])
@@ -43,12 +42,11 @@ class Column(nn.Module):
     """Levels 0, 1, ... of one column: ``c[l] <- level_l(...) + alpha_l * c[l]``, level 0 first.
 
     Args:
-        levels: A module for each level. It takes what its level reads, and gives (B, C_l, H_l, W_l).
-        reads: For each level what it reads, in order: indices of other levels, or None for the stem's output.
-            Lower levels are read as this column has just computed them, higher ones as the last one left
-            them.
-        channels: Channels C_l of each level. Each has an alpha, 0.5 at first (RevCol official code), or the
-            parameter ``alpha`` of the level itself, (1, C_l, 1, 1), if that has ``owns_alpha = True``.
+        levels: One module per level, from the inputs of the level to (B, C_l, H_l, W_l).
+        reads: For each level, its inputs in order: indices of other levels, or None for the stem's output.
+            Lower levels are read from this column, higher levels from the previous one.
+        channels: Channels C_l of each level. Every level has an alpha of shape (1, C_l, 1, 1), initialised to
+            0.5 (RevCol official code). A level with ``owns_alpha = True`` uses its own parameter ``alpha``.
     """
 
     def __init__(
@@ -57,44 +55,43 @@ class Column(nn.Module):
         super().__init__()
         self.reads = [tuple(level_reads) for level_reads in reads]
         for index, (level, width) in enumerate(zip(levels, channels, strict=True)):
-            if not _owns_alpha(level):  # the published names
+            if not _owns_alpha(level):  # published parameter names
                 self.register_parameter(f'alpha{index}', nn.Parameter(torch.full((1, width, 1, 1), 0.5)))
             self.add_module(f'level{index}', level)
 
     @property
+    def levels(self) -> list[nn.Module]:
+        """The levels, level 0 first."""
+        return [getattr(self, f'level{index}') for index in range(len(self.reads))]
+
+    @property
     def alphas(self) -> list[nn.Parameter]:
-        """Those of each level, (1, C_l, 1, 1)."""
-        levels = [getattr(self, f'level{level}') for level in range(len(self.reads))]
+        """The alpha of each level, (1, C_l, 1, 1)."""
         return [
             level.alpha if _owns_alpha(level) else getattr(self, f'alpha{index}')
-            for index, level in enumerate(levels)
+            for index, level in enumerate(self.levels)
         ]
 
     def couplings(self) -> list[Coupling]:
-        """The column as a link of a reversible chain."""
+        """Return the column as one link of a reversible chain."""
         return [
-            # Trainable ones have been bounded; published weights may be beyond.
-            Coupling(
-                level,
-                reads,
-                getattr(self, f'level{level}'),
-                alpha if self._trains(alpha) else bound_alpha(alpha),
-            )
-            for level, (reads, alpha) in enumerate(zip(self.reads, self.alphas))
+            Coupling(index, reads, level, self._bounded(alpha))
+            for index, (reads, level, alpha) in enumerate(zip(self.reads, self.levels, self.alphas))
         ]
 
-    def _trains(self, alpha: Tensor) -> bool:
-        return self.training and alpha.requires_grad
+    def _bounded(self, alpha: Tensor) -> Tensor:
+        # In training, `bound_alphas_` has bounded the trainable alphas. Published ones may be too small.
+        return alpha if self.training and alpha.requires_grad else bound_alpha(alpha)
 
     def forward(self, x: Tensor, features: Sequence[Tensor], run: Callable = couple) -> list[Tensor]:
-        """From the previous column's features to this one's.
+        """Compute this column's features from the previous column's.
 
         Args:
             x: The stem's output, (B, C_0, H_0, W_0).
-            features: The previous column's levels, (B, C_l, H_l, W_l); zeros before the first column.
-            run: What runs the couplings: :func:`revcol_mm.ops.couple`, or a ReversibleChain.
+            features: The previous column's levels, (B, C_l, H_l, W_l); zeros for the first column.
+            run: Runs the couplings: :func:`revcol_mm.ops.couple`, or a ReversibleChain.
 
         Returns:
-            This column's levels, of the same shapes.
+            This column's levels, with the same shapes.
         """
         return run(self.couplings(), x, features)

@@ -1,4 +1,4 @@
-"""The ConvNeXt block (arXiv 2201.03545, section 2) that RevCol's levels are made of."""
+"""The ConvNeXt block (arXiv 2201.03545, section 2), which RevCol's levels consist of."""
 
 import torch
 import torch.nn.functional as F
@@ -10,13 +10,13 @@ from .pointwise_linear import PointwiseLinear
 class ConvNeXtBlock(nn.Module):
     """``x + drop_path(gamma * MLP(LayerNorm(depthwise_conv(x))))``.
 
-    Layout and parameter names are those of RevCol's official code (`models/modules.py`).
+    Parameter names are those of RevCol's official code (`models/modules.py`).
 
     Args:
-        channels: Channels C of the input and of the output.
+        channels: Input and output channels C.
         kernel_size: Size of the depthwise convolution, odd.
-        expansion: Width of the MLP's hidden layer in units of C. RevCol official code: 4.
-        drop_path_rate: Probability of skipping the residual branch of a sample in training.
+        expansion: Width of the MLP's hidden layer as a multiple of C. RevCol official code: 4.
+        drop_path_rate: Probability of skipping the residual branch of a sample during training.
         layer_scale_init_value: Initial value of ``gamma``.
     """
 
@@ -37,17 +37,17 @@ class ConvNeXtBlock(nn.Module):
         self.drop_path_rate = drop_path_rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W), channels-last if the input is."""
-        x_last = self.dwconv(x).permute(0, 2, 3, 1)  # (B, H, W, C), a view of channels-last memory
+        """(B, C, H, W) -> (B, C, H, W), in channels-last memory format if the input is."""
+        x_last = self.dwconv(x).permute(0, 2, 3, 1)  # (B, H, W, C), a view if the input is channels-last
         hidden = self.pwconv1(self.norm(x_last))
         if torch.is_grad_enabled() or torch.jit.is_tracing() or self.pwconv1._forward_hooks:
             hidden = F.gelu(hidden)
-        else:  # without a graph nobody else sees the hidden layer, four times as large as the others
+        else:  # in place: nothing else reads the hidden layer, which is four times as large as the input
             torch.ops.aten.gelu_(hidden)
         branch = self.pwconv2(hidden).permute(0, 3, 1, 2)
         scale = self.gamma.view(1, -1, 1, 1)
         if self.training and self.drop_path_rate > 0:
-            # Scaling the small gamma instead of the branch spares two passes over the feature map.
+            # Scaling the small gamma instead of the branch saves two passes over the feature map.
             keep_rate = 1 - self.drop_path_rate
             scale = scale * scale.new_empty(len(x), 1, 1, 1).bernoulli_(keep_rate).div_(keep_rate)
         return torch.addcmul(x, branch, scale)

@@ -1,23 +1,22 @@
-"""Decoders that rebuild the image from a column's level, and their loss, for intermediate supervision.
+"""Decoders that reconstruct the image from one level of a column, for intermediate supervision.
 
-RevCol official code, `models/modules.py` and `loss.py`; parameter names are the published ones.
+RevCol official code, `models/modules.py`; parameter names are the published ones.
 """
 
 from typing import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .convnext_block import ConvNeXtBlock
 from .layer_norm import LayerNorm2d
 
 
 class LevelwiseDecoder(nn.Module):
-    """Climbs down the levels: in each stage to the width and the size of the next finer level.
+    """Upsample level by level: each stage goes to the width and size of the next finer level.
 
     Args:
-        channels: Channels C_l of every level, level 0, whose stride is 4, first. The input is the last.
+        channels: Channels C_l of every level, starting with level 0 (stride 4). The input is the last level.
         image_channels: Channels c of the image.
     """
 
@@ -40,7 +39,7 @@ class LevelwiseDecoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C_last, h, w) -> (B, c, stride * h, stride * w), stride that of the last level; logits."""
+        """(B, C_last, h, w) -> logits (B, c, stride * h, stride * w), with the stride of the last level."""
         for project, blocks in zip(self.proj_layers, self.normal_layers):
             x = F.interpolate(project(x), scale_factor=2, mode='bilinear', align_corners=True)
             x = blocks(x)
@@ -48,11 +47,11 @@ class LevelwiseDecoder(nn.Module):
 
 
 class PixelShuffleDecoder(nn.Module):
-    """Predicts at every position the patch of the image that it stands for.
+    """Predict the image patch at every position of the feature map with one linear layer.
 
     Args:
         in_channels: Channels C of the level.
-        stride: The level's stride, which is the size of a patch.
+        stride: Stride of the level, which is the patch size.
         image_channels: Channels c of the image.
     """
 
@@ -65,31 +64,5 @@ class PixelShuffleDecoder(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, c, stride * h, stride * w); logits."""
+        """(B, C, h, w) -> logits (B, c, stride * h, stride * w)."""
         return self.projback(x)
-
-
-def reconstruction_loss(
-    decoder: nn.Module, feature: Tensor, inputs: Tensor, data_preprocessor: nn.Module, recompute: bool
-) -> Tensor:
-    """Binary cross entropy between the decoded image and what the network saw, a scalar.
-
-    Args:
-        decoder: One of the decoders above.
-        feature: (B, C, h, w).
-        inputs: Normalised images, (B, c, H, W). A level's size is rounded down: up to stride - 1 rows and
-            columns, at the bottom and on the right, have no counterpart in it and are left out.
-        data_preprocessor: Its ``mean`` and ``std``, in 0 to 255, turn inputs back into images.
-        recompute: Decode again in backward instead of storing what decoding computes.
-    """
-
-    def compare(feature: Tensor) -> Tensor:
-        decoded = decoder(feature)
-        seen = inputs[..., : decoded.shape[-2], : decoded.shape[-1]]
-        image = (seen * data_preprocessor.std + data_preprocessor.mean) / 255
-        # RevCol official code: targets of 0 and 1 would ask for infinite logits
-        return F.binary_cross_entropy_with_logits(decoded, image.clamp(0.01, 0.99))
-
-    if not recompute:
-        return compare(feature)
-    return checkpoint(compare, feature, use_reentrant=False, preserve_rng_state=False)

@@ -1,14 +1,14 @@
-"""Layer normalisation over the channels of an image-like tensor."""
+"""Layer normalisation over the channels of a feature map."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Normalise (B, C, H, W) over C at every pixel, with the library's fused kernel.
+    """Layer normalisation of (B, C, H, W) over C at every position, with PyTorch's fused kernel.
 
-    The result is laid out channels-last: behind the first one of a network, the permutations are views
-    and nothing is copied.
+    The output has channels-last memory format, so after the first such layer of a network the permutations
+    are views and nothing is copied.
     """
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``F`` of RevCol's couplings: a level of a column."""
+"""One level of a RevCol column: the function ``F`` of a coupling."""
 
 from typing import Sequence
 
@@ -9,12 +9,7 @@ from .level_fusion import LevelFusion
 
 
 class Level(nn.Module):
-    """Fusion, then ConvNeXt blocks.
-
-    Args:
-        fusion: Joins the inputs of the level.
-        blocks: The blocks that follow.
-    """
+    """A fusion of the level's inputs, followed by ConvNeXt blocks."""
 
     def __init__(self, fusion: LevelFusion, blocks: Sequence[ConvNeXtBlock]) -> None:
         super().__init__()

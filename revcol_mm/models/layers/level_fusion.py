@@ -1,4 +1,4 @@
-"""Joining the inputs of a level: the level below in the same column, levels above in the last one."""
+"""Fusion of a level's inputs: the level below in the same column, and levels above in the previous column."""
 
 from typing import Sequence
 
@@ -10,11 +10,11 @@ from .pointwise_linear import PointwiseLinear
 
 
 class Upsample(nn.Module):
-    """Linear, LayerNorm, then nearest upsampling to a given size.
+    """Linear layer, LayerNorm, then nearest-neighbour upsampling to a given size.
 
     Args:
         in_channels: Channels of the higher level.
-        out_channels: Channels of the level to upsample to.
+        out_channels: Channels of the lower level, to which the result is added.
     """
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
@@ -33,8 +33,8 @@ class LevelFusion(nn.Module):
     """``down(below) + sum(up(c) for c in above)`` (RevCol, section 3.2.1 and figure 2c).
 
     Args:
-        below_channels: Channels of the level below. None: there is none, the stem's output is passed on.
-        channels: Channels of this level.
+        below_channels: Channels of the level below. None for level 0, which takes the stem's output as is.
+        channels: Channels C of this level.
         above_channels: Channels of each higher level of the previous column that is read.
     """
 
@@ -47,16 +47,16 @@ class LevelFusion(nn.Module):
                 nn.Conv2d(below_channels, channels, kernel_size=2, stride=2),
                 LayerNorm2d(channels, eps=1e-6),
             )
-        # Published names: `up` reads the next level; `up2`, in RevCol-H only, reads the last level.
+        # Published names: `up` reads the next level; `up2`, only in RevCol-H, reads the last level.
         self.up_names = ('up', 'up2')[: len(above_channels)]
         for name, above in zip(self.up_names, above_channels):
             self.add_module(name, Upsample(above, channels))
 
     def forward(self, below: Tensor, *above: Tensor) -> Tensor:
-        """(B, C_below, H, W) and any (B, C_above, h, w) -> (B, C, H', W').
+        """(B, C_below, H, W) and any number of (B, C_above, h, w) -> (B, C, H', W').
 
-        Sizes that are no multiple of 32 are rounded down on the way up the levels, so the upsampling
-        goes to the lateral's size. Where they are, that is a factor of exactly 2 (or 8).
+        Higher levels are upsampled to the size of this one. The factor is exactly 2 (or 8 for ``up2``) if the
+        image's sides are multiples of 32; otherwise sizes were rounded down on the way up the levels.
         """
         x = self.down(below)
         for name, feature in zip(self.up_names, above):

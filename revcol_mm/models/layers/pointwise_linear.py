@@ -1,4 +1,4 @@
-"""A linear layer on the channels of every pixel."""
+"""A linear layer applied to the channels at every position of a feature map."""
 
 import torch
 import torch.nn.functional as F
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class PointwiseLinear(nn.Linear):
-    """``nn.Linear`` for feature maps with their channels last.
+    """``nn.Linear`` for feature maps with channels in the last dimension.
 
-    In float32 on a CPU it is computed as a 1x1 convolution, which is the same product: PyTorch gives
-    convolutions to oneDNN, and linear layers to MKL, which on AMD's processors makes no use of AVX-512 and
-    takes twice as long. (In bfloat16 oneDNN has both.) What is traced or compiled keeps a linear layer.
+    In float32 on a CPU it runs as a 1x1 convolution, the same product: PyTorch runs convolutions with oneDNN
+    and linear layers with MKL, which does not use AVX-512 on AMD processors and takes twice as long. In
+    bfloat16 both use oneDNN. Traced and compiled models contain a plain linear layer.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -25,5 +25,5 @@ class PointwiseLinear(nn.Linear):
         )
         if not as_convolution:
             return super().forward(x)
-        x = x.permute(0, 3, 1, 2)  # a view, channels-last in memory
+        x = x.permute(0, 3, 1, 2)  # a view in channels-last memory format
         return F.conv2d(x, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1)
