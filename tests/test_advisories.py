@@ -1,7 +1,7 @@
-"""No pinned version is one that a known advisory concerns.
+"""Checks that no pinned version has a known vulnerability.
 
-The list is what was known when it was last edited. `make audit` asks PyPI for what has become known since,
-where PyPI itself can be reached; what that finds is to be added here with the pins that mend it.
+The list contains the advisories known when it was last edited. `make audit` asks PyPI for new ones, which
+must be added here together with the pins that fix them.
 """
 
 import re
@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 from .subprocesses import REPO
 
 REQUIREMENTS = sorted(path.name for path in REPO.glob('requirements*.txt'))
-# Package, advisory, affected versions: each specifier by itself.
+# Package, advisory and affected versions, as alternative specifiers.
 ADVISORIES = [
     ('babel', 'CVE-2021-42771', ['<2.9.1']),
     ('certifi', 'CVE-2023-37920', ['>=2015.4.28,<2023.7.22']),
@@ -76,13 +76,13 @@ ADVISORIES = [
 
 
 def pins(name):
-    """Package and version of every pin, those for other Pythons and systems included."""
+    """Return the package and the version of every pin, including those for other Pythons and systems."""
     lines = (REPO / name).read_text().splitlines()
     pinned = [Requirement(line) for line in lines if line and not line.startswith('#')]
     return [(canonicalize_name(pin.name), str(pin.specifier).removeprefix('==')) for pin in pinned]
 
 
-def concerning(package, version):
+def advisories_for(package, version):
     return [
         advisory
         for name, advisory, affected in ADVISORIES
@@ -91,15 +91,15 @@ def concerning(package, version):
     ]
 
 
-def test_all_sets_of_versions_are_pinned():
+def test_every_requirements_file_pins_versions():
     assert len(REQUIREMENTS) == 3
     for name in REQUIREMENTS:
         assert len(pins(name)) > 50 and all(re.fullmatch(r'[\w.]+', version) for _, version in pins(name))
 
 
 @pytest.mark.parametrize('name', REQUIREMENTS)
-def test_no_pin_is_a_version_that_an_advisory_concerns(name):
-    assert {pin: found for pin in pins(name) if (found := concerning(*pin))} == {}
+def test_no_pin_has_a_known_vulnerability(name):
+    assert {pin: found for pin in pins(name) if (found := advisories_for(*pin))} == {}
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_no_pin_is_a_version_that_an_advisory_concerns(name):
         ('setuptools', '78.1.0', 'CVE-2025-47273'),
     ],
 )
-def test_a_version_that_an_advisory_concerns_is_found(package, version, advisory):
-    assert advisory in concerning(package, version)
+def test_vulnerable_versions_are_detected(package, version, advisory):
+    assert advisory in advisories_for(package, version)
 
 
-def test_every_advisory_is_listed_once_and_of_a_package_that_is_pinned():
+def test_advisories_are_sorted_and_of_pinned_packages():
     pinned = {package for name in REQUIREMENTS for package, _ in pins(name)}
     listed = [(package, advisory) for package, advisory, _ in ADVISORIES]
     assert listed == sorted(set(listed)) and {package for package, _ in listed} <= pinned

@@ -1,11 +1,11 @@
-"""The benchmark against the published code, on a stand-in for it."""
+"""tools/analysis/benchmark_published.py on a replacement of the published code."""
 
 import re
 
 from .subprocesses import run
 
 TOOL = 'tools/analysis/benchmark_published.py'
-STAND_IN = """
+PUBLISHED_CODE = """
 import imp
 from timm.models.layers import trunc_normal_
 from revcol_mm import RevCol
@@ -19,16 +19,16 @@ def revcol_tiny(save_memory, inter_supv=True, drop_path=0.1):
 """
 
 
-def test_it_compares_what_both_compute_and_prints_ratios(tmp_path):
+def test_tool_compares_outputs_and_prints_ratios(tmp_path):
     (tmp_path / 'models').mkdir()
     code = tmp_path / 'models/revcol.py'
-    code.write_text(STAND_IN)
+    code.write_text(PUBLISHED_CODE)
     options = (tmp_path, 'tiny', '--size', 32, 64, '--batch-size', 1, '--repeats', 1, '--device', 'cpu')
     *_, row = run(TOOL, *options).splitlines()
     assert re.fullmatch(r'\| tiny (\| \d+\.\d\d ){5}\|', row)
-    code.write_text(STAND_IN.replace('(x)[0])]', '(x)[0] + 1)]'))
+    code.write_text(PUBLISHED_CODE.replace('(x)[0])]', '(x)[0] + 1)]'))
     assert 'Tensor-likes are not close' in run(TOOL, *options, expect=1)
 
 
-def test_a_folder_that_is_no_checkout_is_refused(tmp_path):
+def test_folder_without_the_published_code_is_an_error(tmp_path):
     assert 'is no checkout of megvii-research/RevCol' in run(TOOL, tmp_path, 'tiny', expect=2)

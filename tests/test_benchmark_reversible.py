@@ -1,4 +1,4 @@
-"""The benchmark of reversible training, and what the README quotes of it."""
+"""tools/analysis/benchmark_reversible.py, and its results in README and docs."""
 
 import json
 import runpy
@@ -8,11 +8,10 @@ import pytest
 from .subprocesses import REPO, run
 
 TOOL = 'tools/analysis/benchmark_reversible.py'
-FIGURES = REPO / 'docs/figures/benchmark_reversible.json'
 
 
-def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path, device):
-    size = (64, 96) if device.type == 'cpu' else (256, 384)  # for kernels' work space to be small beside
+def test_tool_measures_every_mode(tmp_path, device):
+    size = (64, 96) if device.type == 'cpu' else (256, 384)  # hides the workspaces of kernels
     options = ('--size', *size, '--repeats', 1, '--device', device, '--out', tmp_path)
     said = run(TOOL, 'nano', '--num-columns', 2, 4, *options)
     report = json.loads((tmp_path / 'benchmark_reversible.json').read_text())
@@ -22,7 +21,7 @@ def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path, dev
         assert plain['activation_mib'] > reversible['activation_mib'] > 0
         for checkpoint in checkpoints:
             assert plain['activation_mib'] > checkpoint['activation_mib'] > 0
-            # On a GPU cuDNN adds gradients of convolutions in random order.
+            # On a GPU cuDNN sums gradients of convolutions in random order.
             assert checkpoint['gradient_error'] <= (0 if device.type == 'cpu' else 2e-5)
         assert 0 < reversible['gradient_error'] <= 2e-5
         assert all(mode['step_seconds'] > 0 for mode in row['modes'].values())
@@ -32,7 +31,7 @@ def test_it_measures_every_mode_and_writes_a_table_json_and_a_plot(tmp_path, dev
     assert (tmp_path / 'benchmark_reversible.png').stat().st_size > 10_000
 
 
-def test_columns_of_another_network_tell_how_near_to_it_they_start():
+def test_columns_of_another_network_report_their_start_error():
     config = 'configs/upernet_convnext_nano_2columns_camvid.py'
     said = run(TOOL, config, '--num-columns', 1, 2, '--size', 64, 64, '--repeats', 1, '--device', 'cpu')
     rows = [
@@ -42,44 +41,41 @@ def test_columns_of_another_network_tell_how_near_to_it_they_start():
     heads = next(line for line in said.splitlines() if line.startswith('| arch')).split('|')
     assert heads[-2].strip() == 'start error' and {len(row) for row in rows} == {len(heads)}
     assert [row[-2].strip() for row in rows[:3] + rows[4:7]] == [''] * 6
-    assert float(rows[3][-2]) == 0 and float(rows[7][-2]) < 1e-5  # of one column, of two
+    assert float(rows[3][-2]) == 0 and float(rows[7][-2]) < 1e-5  # one column, two columns
     assert 0 < float(rows[7][-3]) <= 2e-5
-    assert 'no config with ReversibleColumns' in run(TOOL, 'configs/upernet_revcol_t_ade20k.py', expect=1)
+    assert 'nor a config with ReversibleColumns' in run(TOOL, 'configs/upernet_revcol_t_ade20k.py', expect=1)
 
 
 @pytest.mark.parametrize(
     'options, message',
     [
-        (('--num-columns', 0), 'start at 1'),
-        (('--device', 'nowhere'), "device 'nowhere' is none of cpu"),
-        (('--device', 'cpu', '--precision', 'tf32'), 'tf32 is for GPUs alone'),
+        (('--num-columns', 0), 'must be at least 1'),
+        (('--device', 'nowhere'), "there is no device 'nowhere'; available are cpu"),
+        (('--device', 'cpu', '--precision', 'tf32'), 'tf32 requires a GPU'),
     ],
 )
-def test_what_cannot_be_is_refused(options, message):
+def test_invalid_options_are_errors(options, message):
     assert message in run(TOOL, 'nano', *options, expect=2)
 
 
-def test_readme_and_docs_quote_the_recorded_figures():
-    report = json.loads(FIGURES.read_text())
+def recorded(name=''):
+    return json.loads((REPO / f'docs/figures/benchmark_reversible{name}.json').read_text())
+
+
+@pytest.mark.parametrize('name', ['', '_h200_bf16', '_h200_fp32'])
+def test_docs_quote_the_records(name):
     docs = (REPO / 'docs/reversible.md').read_text()
-    assert runpy.run_path(str(REPO / TOOL))['table'](report) in docs
-    assert report['machine'] in ' '.join(docs.split())
-    modes = {row['num_columns']: row['modes'] for row in report['rows']}[32]
+    assert runpy.run_path(str(REPO / TOOL))['table'](recorded(name)) in docs
+    assert recorded(name)['machine'] in ' '.join(docs.split())
+
+
+def test_readme_quotes_the_recorded_memory():
+    modes = {row['num_columns']: row['modes'] for row in recorded()['rows']}[32]
     reversible, plain = (f'{modes[mode]["activation_mib"]:.0f} MiB' for mode in ('reversible', 'plain'))
     readme = ' '.join((REPO / 'README.md').read_text().split())
     assert f'need {reversible} of activations instead of {plain}.' in readme
 
 
-@pytest.mark.parametrize('name', ['h200_bf16', 'h200_fp32'])
-def test_the_docs_quote_the_figures_recorded_on_a_gpu(name):
-    report = json.loads(FIGURES.with_stem(f'{FIGURES.stem}_{name}').read_text())
-    docs = (REPO / 'docs/reversible.md').read_text()
-    assert runpy.run_path(str(REPO / TOOL))['table'](report) in docs
-    assert report['machine'] in docs
-
-
-@pytest.mark.parametrize('num_columns', [8, 16, 32])
-def test_the_recorded_memory_hardly_grows_with_columns(num_columns):
-    rows = {row['num_columns']: row['modes'] for row in json.loads(FIGURES.read_text())['rows']}
-    growth = rows[num_columns]['reversible']['activation_mib'] / rows[4]['reversible']['activation_mib']
-    assert growth <= 1.1
+def test_recorded_memory_hardly_grows_with_columns():
+    memory = {row['num_columns']: row['modes']['reversible']['activation_mib'] for row in recorded()['rows']}
+    assert max(memory.values()) <= 1.1 * memory[4]

@@ -1,4 +1,4 @@
-"""Timing of training and inference: what is timed is what the runner does, in turn, and changes nothing."""
+"""Timing of training and inference steps, and tools/analysis/benchmark_speed.py."""
 
 import json
 from functools import partial
@@ -35,7 +35,7 @@ def stepper_of(config, shape, device):
 
 
 @pytest.mark.parametrize('config', CONFIGS)
-def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights(config, device):
+def test_steps_of_every_family_keep_the_weights(config, device):
     with DefaultScope.overwrite_default_scope(Config.fromfile(REPO / config).default_scope):
         stepper = stepper_of(config, CONFIGS[config], device)
         weights = {name: value.clone() for name, value in stepper.model.named_parameters()}
@@ -43,7 +43,7 @@ def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights
         assert np.isfinite(losses['loss'].item()) and stepper.model.training
         assert all(state['exp_avg'].isfinite().all() for state in stepper.optimizer.state.values())
         moved = [bool(state['exp_avg'].any()) for state in stepper.optimizer.state.values()]
-        assert np.mean(moved) > 0.8 and len(moved) > 100  # backward and the optimizer have run
+        assert np.mean(moved) > 0.8 and len(moved) > 100  # backward and the optimizer ran
         samples = stepper.step(Variant('inference', 'fp32', False, 1))()
         assert len(samples) == 1 and not stepper.model.training
         (predicted,) = (key for key in ('pred_instances', 'pred_sem_seg', 'pred_label') if key in samples[0])
@@ -53,7 +53,7 @@ def test_every_family_trains_and_predicts_on_random_images_and_keeps_its_weights
 
 
 class Linear(BaseModel):
-    """A model whose loss and prediction are its output."""
+    """A model whose output is both its loss and its prediction."""
 
     def __init__(self):
         super().__init__()
@@ -66,7 +66,7 @@ class Linear(BaseModel):
 
 @pytest.mark.parametrize('mode', ['training', 'inference'])
 @pytest.mark.parametrize('precision, dtype', [('fp32', torch.float32), ('bf16', torch.bfloat16)])
-def test_precisions_and_compilation_are_what_is_run(mode, precision, dtype, monkeypatch):
+def test_steps_use_the_precision_and_compilation_of_the_variant(mode, precision, dtype, monkeypatch):
     model = Linear()
     cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0), accumulative_counts=4)))
     stepper = Stepper(model, cfg, lambda size: dict(inputs=torch.arange(3.0).expand(size, 3)))
@@ -92,12 +92,12 @@ def test_precisions_and_compilation_are_what_is_run(mode, precision, dtype, monk
 def test_variants_are_timed_in_turn():
     order = []
     steps = {name: partial(order.append, name) for name in 'ab'}
-    measured = time_in_turn(steps, repeats=3)
-    assert ''.join(order) == 3 * ('aaa' + 'bbb')  # two to warm up, one that counts
-    assert [len(measured[name].times) for name in 'ab'] == [3, 3]
+    seconds = time_in_turn(steps, 3, torch.device('cpu'), warm_up=2)
+    assert ''.join(order) == 3 * ('aaa' + 'bbb')
+    assert [len(seconds[name]) for name in 'ab'] == [3, 3]
 
 
-def test_random_images_have_the_labels_that_losses_need():
+def test_synthetic_batches_have_labels():
     class Model(torch.nn.Module):
         num_classes = 80
 
@@ -113,7 +113,7 @@ def test_random_images_have_the_labels_that_losses_need():
         num_classes_of(torch.nn.Linear(1, 1))
 
 
-def test_the_tool_writes_what_it_measures(tmp_path, call_tool, device):
+def test_tool_writes_its_measurements(tmp_path, call_tool, device):
     printed, error = call_tool(
         *(TOOL, 'tests/configs/classifier_revcol_nano_sample.py', '--batch-sizes', 1, 4),
         *('--precisions', 'fp32', '--repeats', 2, '--device', device),
@@ -134,12 +134,12 @@ def test_the_tool_writes_what_it_measures(tmp_path, call_tool, device):
     assert (tmp_path / 'benchmark_speed.png').stat().st_size > 10_000
 
 
-def test_a_variant_that_cannot_run_is_told_and_the_others_are_timed(call_tool):
+def test_failing_variant_is_reported_and_the_others_are_timed(call_tool):
     printed, error = call_tool(
         *(TOOL, 'configs/upernet_revcol_nano_sample.py', '--batch-sizes', 1, 2, '--precisions', 'fp32'),
         *('--modes', 'training', '--shape', 64, 64, '--repeats', 1),
     )
-    assert error == 'error: 1 of 2 variants cannot run'
+    assert error == 'error: 1 of 2 variants failed'
     failed, timed = printed.strip().splitlines()[-2:]
     assert failed.startswith(
         '| training | fp32, eager, batch 1 | ValueError: Expected more than 1 value per channel'
@@ -147,13 +147,16 @@ def test_a_variant_that_cannot_run_is_told_and_the_others_are_timed(call_tool):
     assert timed.startswith('| training | fp32, eager, batch 2 | ') and 'Error' not in timed
 
 
-def test_what_cannot_be_is_an_error_in_one_line(call_tool):
-    for arguments, message in (
-        (('--repeats', 0), 'start at 1'),
-        (('--shape', 0, 64), 'start at 1'),
-        (('--device', 'nowhere'), "device 'nowhere' is none of"),
-        (('--precisions', 'fp16', '--device', 'cpu'), 'fp16 scales its loss on a GPU alone'),
-        (('--cfg-options', 'test_dataloader.batch_size=None'), '--batch-sizes is needed'),
-    ):
-        _, error = call_tool(TOOL, CLASSIFIER, *arguments)
-        assert error.startswith('error: ') and message in error
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('--repeats', 0), 'must be at least 1'),
+        (('--shape', 0, 64), 'must be at least 1'),
+        (('--device', 'nowhere'), "device 'nowhere'"),
+        (('--precisions', 'fp16', '--device', 'cpu'), 'fp16 requires a GPU'),
+        (('--cfg-options', 'test_dataloader.batch_size=None'), 'give --batch-sizes'),
+    ],
+)
+def test_invalid_options_are_errors_in_one_line(arguments, message, call_tool):
+    _, error = call_tool(TOOL, CLASSIFIER, *arguments)
+    assert error.startswith('error: ') and message in error

@@ -1,4 +1,4 @@
-"""Pictures of a data set with its ground truth."""
+"""tools/analysis/browse_dataset.py, which draws images of a data set with their ground truth."""
 
 import json
 
@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+
+from .subprocesses import REPO
 
 TOOL = 'tools/analysis/browse_dataset.py'
 SEGMENTATION = 'configs/upernet_revcol_nano_sample.py'
@@ -15,7 +17,7 @@ CLASSIFICATION = 'configs/revcol_nano_sample.py'
 
 @pytest.fixture
 def browse(sample_data, tmp_path, call_tool):
-    """Runs the tool on the sample data; returns what it printed, and what it wrote by picture."""
+    """Run the tool on the sample data; return its output, and the row and the pixels of every picture."""
 
     def run(config, layout, split, *arguments):
         root = f'{split}_dataloader.dataset.data_root={sample_data / layout}'
@@ -30,7 +32,7 @@ def browse(sample_data, tmp_path, call_tool):
 
 
 @pytest.mark.slow
-def test_boxes_are_drawn_where_the_objects_are_after_scaling(browse, sample_data):
+def test_boxes_are_drawn_around_the_resized_objects(browse, sample_data):
     coco = json.loads((sample_data / 'coco/annotations/instances_val2017.json').read_text())
     images = {image['file_name']: image for image in coco['images']}
     printed, pictures = browse(DETECTION, 'coco', 'test')
@@ -42,7 +44,7 @@ def test_boxes_are_drawn_where_the_objects_are_after_scaling(browse, sample_data
         assert sum(row['holds'].values()) == len(objects)
         assert set(row['holds']) == {str(a['category_id'] - 1) for a in objects}
         height, width = row['size']
-        factor = round(640 / max(height, width))  # to be legible
+        factor = round(640 / max(height, width))  # small pictures are enlarged
         assert min(height, width) == 128 and picture.shape == (factor * height, factor * width, 3)
         assert f'| {row["picture"]} | {height} x {width} | {row["description"]} |' in printed
         plain = Image.open(sample_data / 'coco/val2017' / name).resize(
@@ -57,10 +59,10 @@ def test_boxes_are_drawn_where_the_objects_are_after_scaling(browse, sample_data
             near[max(0, int(y) - 8) : int(y + h) + 8, max(0, int(x) - 8) : int(x + w) + 8] = True
             frames += 2 * (w + h)
         assert changed[near].sum() > frames / 2
-        assert changed[~near].sum() < 0.02 * (~near).sum()  # other scaling, at edges of the photograph
+        assert changed[~near].sum() < 0.02 * (~near).sum()  # interpolation differs at edges
 
 
-def test_segments_are_counted_on_the_pixels_that_are_drawn(browse, sample_data):
+def test_shares_of_segments_are_those_of_the_label_files(browse, sample_data):
     _, pictures = browse(SEGMENTATION, 'ade20k', 'test')
     for row, _ in pictures:
         labels = np.asarray(Image.open(sample_data / f'ade20k/annotations/validation/{row["picture"][12:]}'))
@@ -70,7 +72,7 @@ def test_segments_are_counted_on_the_pixels_that_are_drawn(browse, sample_data):
         assert sum(row['holds'].values()) < 1  # some pixels have no label
 
 
-def test_colours_are_those_of_the_file_and_the_class_is_written_on_it(browse):
+def test_classification_pictures_have_the_colours_of_the_file(browse):
     _, pictures = browse(CLASSIFICATION, 'imagenet', 'test', '--number', 6)
     assert len(pictures) == 6
     for row, picture in pictures:
@@ -80,7 +82,7 @@ def test_colours_are_those_of_the_file_and_the_class_is_written_on_it(browse):
         assert np.abs(picture[150:] - original[150:]).mean() < 12  # red and blue are not exchanged
 
 
-def test_training_pictures_are_augmented_by_the_seed(browse):
+def test_augmentation_depends_on_the_seed(browse):
     (_, first), (_, again), (_, other) = (
         browse(SEGMENTATION, 'ade20k', 'train', '--number', 3, '--seed', seed) for seed in (0, 0, 1)
     )
@@ -90,12 +92,15 @@ def test_training_pictures_are_augmented_by_the_seed(browse):
     assert max(max(row['size']) for row, _ in first) <= 128  # the crop
 
 
-def test_what_cannot_be_is_an_error_in_one_line(sample_data, call_tool):
-    for arguments, message in (
-        (('--number', 0), '--number starts at 1, got 0'),
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (('--number', 0), '--number must be at least 1, got 0'),
         (('--cfg-options', 'train_dataloader.dataset.data_root=nowhere'), 'no data folder nowhere'),
-        (('--cfg-options', 'visualizer=None'), 'has no train_dataloader, or no visualizer'),
-        (('--out', sample_data / 'README.txt' / 'out'), 'cannot write in'),
-    ):
-        _, error = call_tool(TOOL, SEGMENTATION, *arguments)
-        assert error.startswith('error: ') and message in error
+        (('--cfg-options', 'visualizer=None'), 'lacks train_dataloader or visualizer'),
+        (('--out', REPO / 'README.md/out'), 'cannot write in'),
+    ],
+)
+def test_invalid_input_is_an_error_in_one_line(arguments, message, call_tool):
+    _, error = call_tool(TOOL, SEGMENTATION, *arguments)
+    assert error.startswith('error: ') and message in error

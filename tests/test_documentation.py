@@ -1,4 +1,4 @@
-"""The documentation's code runs, and its commands are ones that there are."""
+"""Checks that the code in the documentation runs and that its commands exist."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from revcol_mm.check_env import installed_set
 from .subprocesses import REPO, run
 
 PAGES = [REPO / 'README.md', REPO / 'CONTRIBUTING.md', *sorted((REPO / 'docs').rglob('*.md'))]
-PARSERS = (  # what tools share
+PARSERS = (  # options shared by several tools
     'revcol_mm/config/command_line.py',
     'revcol_mm/training/launch.py',
     'revcol_mm/analysis/command_line.py',
 )
-# The tutorials' runs made small, at the end of their configs: nano, random weights, one iteration.
+# Appended to the configs of tutorials to make their runs small: arch nano, random weights, one iteration.
 LOADERS = """
 train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline
 test_pipeline[1].update(scale=(128, 96))
@@ -60,7 +60,7 @@ model['panoptic_head'].update(in_channels=channels)
     + """
 train_cfg.update(max_iters=1, val_interval=1)
 default_hooks['checkpoint'].update(interval=1)
-crop_size = (64, 64)  # within the images: padding has exploding gradients at random weights
+crop_size = (64, 64)  # no padding, on which gradients explode with random weights
 train_pipeline[3].update(crop_size=crop_size)
 model['data_preprocessor'] = dict(size=crop_size)
 model['decode_head'].update(in_channels=channels)
@@ -71,23 +71,23 @@ model['test_cfg'] = dict(mode='whole')
 
 
 def blocks(page, language):
-    """The code blocks of a page."""
+    """Return the code blocks of a page in a language."""
     return re.findall(rf'^```{language}\n(.*?)^```', page.read_text(), re.S | re.M)
 
 
 def commands(page):
-    """The Python commands of a page, split into words."""
+    """Return the shell commands of a page, split into words, without variable assignments."""
     lines = '\n'.join(blocks(page, 'bash')).replace('\\\n', ' ').splitlines()
     lines = [re.sub(r'^(\w+=\S+ )+', '', line) for line in lines]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def test_there_are_pages_with_commands():
+def test_pages_and_commands_are_found():
     assert len(PAGES) > 10 and sum(len(commands(page)) for page in PAGES) > 20
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
-def test_commands_name_tools_configs_and_options_that_there_are(page):
+def test_commands_use_existing_tools_configs_and_options(page):
     own = {code.splitlines()[0].removeprefix('# ') for code in blocks(page, 'python')}
     for _, *words in [words for words in commands(page) if words[0] == 'python']:
         if words[0] == '-m':
@@ -98,7 +98,7 @@ def test_commands_name_tools_configs_and_options_that_there_are(page):
         for path in (f'{door[1].replace(".", "/")}.py' if door else words[0], *PARSERS):
             options |= set(re.findall(r"'(--[\w-]+)'", (REPO / path).read_text()))
         for word in words[1:]:
-            if word == 'python':  # a command within a command
+            if word == 'python':  # a nested command
                 break
             if word.startswith('--'):
                 assert word in options, f'{words[0]} has no {word}'
@@ -106,13 +106,13 @@ def test_commands_name_tools_configs_and_options_that_there_are(page):
                 assert word in own or (REPO / word).is_file(), word
 
 
-def test_the_plan_is_what_its_tool_wrote():
+def test_page_quotes_the_recorded_plan():
     table = runpy.run_path(str(REPO / 'tools/analysis/plan_training.py'))['table']
     rows = json.loads((REPO / 'docs/plan/plan_training.json').read_text())
     assert table(rows) in (REPO / 'docs/large_models.md').read_text()
 
 
-def test_every_figure_is_shown_and_there():
+def test_every_figure_exists_and_is_shown():
     shown = {
         (page.parent / path).resolve()
         for page in PAGES
@@ -123,8 +123,8 @@ def test_every_figure_is_shown_and_there():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', SMALL)
-def test_a_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
-    """All of its commands, in its order, in a copy of what they need."""
+def test_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
+    """Run all of its commands in order in a copy of the files that they need."""
     page = REPO / f'docs/tutorials/{name}.md'
     for folder in ('configs', 'tools'):
         shutil.copytree(REPO / folder, tmp_path / folder)
@@ -155,7 +155,7 @@ def test_a_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
 
 
 def shutil_as(program, *paths):
-    """What ``mkdir -p`` and ``cp -r`` do with what is not there yet."""
+    """Do the same as ``mkdir -p`` or ``cp -r`` to a path that does not exist."""
     if program == 'mkdir':
         paths[0].mkdir(parents=True)
     elif paths[0].is_dir():
@@ -165,9 +165,9 @@ def shutil_as(program, *paths):
 
 
 @pytest.mark.parametrize('number, scope', list(enumerate(['mmdet', 'mmseg', 'mmpretrain'])))
-def test_configs_of_one_s_own_build_and_run(number, scope, tmp_path):
+def test_configs_of_the_backbone_tutorial_build_and_run(number, scope, tmp_path):
     if scope == 'mmseg' and installed_set() == 'onedl':
-        pytest.skip('mmseg:: does not resolve there, as the page says')
+        pytest.skip('mmseg:: does not resolve with onedl, as the page says')
     code = blocks(REPO / 'docs/tutorials/backbone.md', 'python')[number]
     path = tmp_path / 'config.py'
     path.write_text(code)
@@ -178,13 +178,13 @@ def test_configs_of_one_s_own_build_and_run(number, scope, tmp_path):
     assert type(model.backbone).__name__ == 'RevCol' and features
 
 
-def test_the_column_of_one_s_own_trains_reversibly():
+def test_column_of_the_tutorial_trains_reversibly():
     code = '\n'.join(blocks(REPO / 'docs/tutorials/column.md', 'python'))
     training = 'AttentionRevCol(save_memory=True)(torch.rand(1, 3, 64, 64))[0].mean().backward()'
     assert 'output_error=0.0' in run('-c', f'{code}\n{training}')
 
 
-def test_the_network_of_one_s_own_becomes_columns(tmp_path):
+def test_network_of_the_tutorial_becomes_columns(tmp_path):
     in_config, *code = blocks(REPO / 'docs/tutorials/network.md', 'python')
     (tmp_path / 'config.py').write_text(in_config)
     model = Config.fromfile(tmp_path / 'config.py').model
@@ -195,7 +195,7 @@ def test_the_network_of_one_s_own_becomes_columns(tmp_path):
     assert '(16, 32, 64) (4, 8, 16)' in said and 'output_error=0.0' in said
 
 
-def test_the_tests_that_the_table_of_faults_names_are_there():
+def test_tests_named_in_the_reliability_guide_exist():
     named = re.findall(r'`(test_\w+|tests/test_\w+\.py)`', (REPO / 'docs/reliability.md').read_text())
     code = '\n'.join(path.read_text() for path in (REPO / 'tests').glob('*.py'))
     assert len(named) > 20
@@ -204,8 +204,8 @@ def test_the_tests_that_the_table_of_faults_names_are_there():
 
 
 @pytest.mark.slow
-def test_the_notebook_runs_from_top_to_bottom(sample_data, tmp_path, monkeypatch):
-    """In a copy of what it needs, a few iterations each; a line with ! is a command, as in Jupyter."""
+def test_notebook_runs_from_top_to_bottom(sample_data, tmp_path, monkeypatch):
+    """Run it with few iterations in a copy of the files that it needs. Lines with ! are shell commands."""
     for name in ('configs', 'tools', 'Makefile'):
         (tmp_path / name).symlink_to(REPO / name)
     shutil.copytree(sample_data, tmp_path / 'data/sample')
@@ -214,7 +214,7 @@ def test_the_notebook_runs_from_top_to_bottom(sample_data, tmp_path, monkeypatch
     space, commands = {}, []
     for cell in notebook['cells']:
         code = ''.join(cell['source'])
-        assert not cell.get('outputs')  # which would be of another machine
+        assert not cell.get('outputs')  # outputs would come from another machine
         if cell['cell_type'] != 'code':
             continue
         if code.startswith('!'):
@@ -227,7 +227,7 @@ def test_the_notebook_runs_from_top_to_bottom(sample_data, tmp_path, monkeypatch
     assert commands == [
         *('tools/prepare_sample_data.py', 'check-data', 'train', 'train', 'test', 'export', 'publish')
     ]
-    assert space['same'] > 0.5  # what is barely trained changes its mind from pixel to pixel
+    assert space['same'] > 0.5  # predictions of a barely trained model are noisy
     assert np.array_equal(
         space['model'].labels(space['published']), space['inferencer'].labels(space['prediction'])
     )

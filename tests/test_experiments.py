@@ -1,4 +1,4 @@
-"""tools/analysis/experiments.py runs what an experiment says, once, and tables it."""
+"""tools/analysis/experiments.py, and the experiments in configs and docs."""
 
 import json
 import re
@@ -13,11 +13,12 @@ from revcol_mm.analysis.complexity import count_complexity
 from .subprocesses import REPO
 
 TOOL = 'tools/analysis/experiments.py'
+tool = run_path(str(REPO / TOOL))
 EXPERIMENTS = sorted((REPO / 'configs/experiments').glob('*.py'))
 
 
 def write_experiment(folder, **changes):
-    """An experiment of two seeds and two iterations."""
+    """Write an experiment of two seeds and two iterations."""
     experiment = dict(
         config='configs/upernet_revcol_nano_sample.py',
         iterations=2,
@@ -32,13 +33,13 @@ def write_experiment(folder, **changes):
     return path
 
 
-def test_make_runs_every_experiment():
+def test_makefile_lists_every_experiment():
     (names,) = re.findall(r'^EXPERIMENTS \?= ((?:.*\\\n)*.*)', (REPO / 'Makefile').read_text(), re.M)
     assert set(names.replace('\\', ' ').split()) == {path.stem for path in EXPERIMENTS}
 
 
 @pytest.mark.slow
-def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call_tool):
+def test_every_run_is_executed_once_and_tabulated(sample_data, tmp_path, call_tool):
     root = {
         f'{split}_dataloader.dataset.data_root': str(sample_data / 'ade20k')
         for split in ('train', 'val', 'test')
@@ -74,14 +75,15 @@ def test_every_run_is_trained_tested_and_tabled_once(sample_data, tmp_path, call
     assert trained.model.backbone.arch.num_columns == 1
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
-    assert lines[2] in call_tool(*arguments)[0]  # no run again, the same table
+    assert lines[2] in call_tool(*arguments)[0]  # the same table without running again
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
     shutil.rmtree(tmp_path / 'runs')
-    assert lines[2] in call_tool(*arguments)[0] and not (tmp_path / 'runs').exists()  # the record suffices
+    assert (
+        lines[2] in call_tool(*arguments)[0] and not (tmp_path / 'runs').exists()
+    )  # the record is sufficient
 
 
-def test_a_run_of_another_config_or_without_a_metric_is_an_error(tmp_path, call_tool):
-    tool = run_path(str(REPO / TOOL))
+def test_changed_config_and_missing_metric_are_errors(tmp_path, call_tool):
     path, folder = write_experiment(tmp_path), tmp_path / 'runs/small/plain'
     cfg = tool['run_config'](tool['read_experiment'](path), {})
     for seed in (0, 1):
@@ -95,11 +97,10 @@ def test_a_run_of_another_config_or_without_a_metric_is_an_error(tmp_path, call_
     printed, error = call_tool(*arguments)
     assert not error and '| plain | 2 | 1 (1 to 1) | 1.00 | 1 |' in printed
     write_experiment(tmp_path, metrics=['mIoU'], options={'optim_wrapper.optimizer.lr': 0.5})
-    assert 'is of a run with another config: remove it' in call_tool(*arguments)[1]
+    assert 'has a run with another config: remove it' in call_tool(*arguments)[1]
 
 
-def test_a_record_grows_by_runs_and_seeds(tmp_path, call_tool):
-    tool = run_path(str(REPO / TOOL))
+def test_record_grows_by_runs_and_seeds(tmp_path, call_tool):
     runs = {'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.5}}
     path, out = write_experiment(tmp_path, metrics=['mIoU'], runs=runs), tmp_path / 'out'
     for name, changes in runs.items():
@@ -119,12 +120,11 @@ def test_a_record_grows_by_runs_and_seeds(tmp_path, call_tool):
 
     write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.25}})
     error = call_tool(*arguments)[1]
-    assert re.search(r'has b with runs .*0\.5.* and the experiment has .*0\.25.*: give another --out', error)
+    assert re.search(r'has b with runs .*0\.5.* but the experiment has .*0\.25.*: give another --out', error)
 
 
 def test_columns_are_compared_at_equal_flops_and_parameters():
-    """Within 5%, as the experiment says."""
-    tool = run_path(str(REPO / TOOL))
+    """The experiment promises a tolerance of 5%."""
     experiment = tool['read_experiment'](REPO / 'configs/experiments/camvid_columns.py')
     counts = [
         count_complexity(tool['run_config'](experiment, changes), (256, 256))
@@ -135,8 +135,7 @@ def test_columns_are_compared_at_equal_flops_and_parameters():
         assert len(numbers) == 4 and numbers == pytest.approx([numbers[2]] * 4, rel=0.05), kind
 
 
-def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_tool):
-    tool = run_path(str(REPO / TOOL))
+def test_schedule_is_scaled_to_the_iterations_of_the_experiment(tmp_path, call_tool):
     experiment = tool['read_experiment'](write_experiment(tmp_path, iterations=30))
     cfg = tool['run_config'](experiment, {'optim_wrapper.optimizer.lr': 0.5})
     assert [(each.begin, each.end) for each in cfg.param_scheduler] == [(0, 5), (5, 30)]
@@ -155,35 +154,36 @@ def test_a_schedule_is_stretched_to_the_experiment_s_iterations(tmp_path, call_t
         pytest.param({}, ['--runs', 'other'], 'no run other; there are plain', id='no such run'),
         pytest.param(dict(config='configs/nothing.py'), [], 'configs/nothing.py', id='no such config'),
         pytest.param(
-            dict(config='configs/dino_revcol_t_coco.py'), [], 'is no schedule of iterations', id='epochs'
+            dict(config='configs/dino_revcol_t_coco.py'),
+            [],
+            'the schedule must count iterations',
+            id='epochs',
         ),
     ],
 )
-def test_a_wrong_experiment_is_an_error_in_one_line(changes, arguments, message, tmp_path, call_tool):
+def test_invalid_experiment_is_an_error_in_one_line(changes, arguments, message, tmp_path, call_tool):
     _, error = call_tool(
         TOOL, write_experiment(tmp_path, **changes), '--work-dir', tmp_path / 'runs', *arguments
     )
     assert re.fullmatch(f'error: .*{re.escape(message)}.*', error) and not (tmp_path / 'runs').exists()
 
 
-def test_a_missing_experiment_is_an_error(tmp_path, call_tool):
+def test_missing_experiment_is_an_error(tmp_path, call_tool):
     _, error = call_tool(TOOL, tmp_path / 'nothing.py')
     assert error == f'error: no experiment {tmp_path / "nothing.py"}'
 
 
 @pytest.mark.parametrize('path', EXPERIMENTS, ids=lambda path: path.stem)
-def test_the_experiments_configs_are_there_and_take_their_options(path):
-    tool = run_path(str(REPO / TOOL))
+def test_configs_of_experiments_exist_and_accept_their_options(path):
     experiment = tool['read_experiment'](path)
     for changes in experiment['runs'].values():
         tool['run_config'](experiment, changes)
 
 
-def test_recorded_experiments_are_quoted_as_recorded():
+def test_docs_quote_recorded_experiments():
     page = (REPO / 'docs/trainings.md').read_text()
     recorded = sorted((REPO / 'docs/trainings').glob('*/table.md'))
     assert recorded
-    tool = run_path(str(REPO / TOOL))
     for path in recorded:
         report = json.loads(path.with_name('results.json').read_text())
         assert tool['table'](report['results'], report['metrics']) + '\n' == path.read_text()

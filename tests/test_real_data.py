@@ -1,4 +1,4 @@
-"""docs/real_data.md from downloads to metrics, on pictures that look like those of CamVid and BCCD."""
+"""docs/real_data.md from downloads to metrics, on random images in the layouts of CamVid and BCCD."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from .subprocesses import REPO, run
 from .test_convert_voc import element
 
 PAGE = REPO / 'docs/real_data.md'
-OTHERS = [  # than those that the page trains
+OTHER_CONFIGS = [  # configs that the page does not train
     path
     for data in ('camvid', 'bccd')
     for path in sorted((REPO / 'configs').rglob(f'*_*_{data}.py'))
@@ -29,7 +29,7 @@ SHORT = (
 
 @pytest.fixture
 def clone(tmp_path):
-    """A clone of the repository, with downloads of two pictures a split."""
+    """A clone of the repository with downloaded data sets of two images per split."""
     for folder in ('configs', 'tools'):
         shutil.copytree(REPO / folder, tmp_path / folder)
     random = np.random.default_rng(0)
@@ -61,13 +61,13 @@ def clone(tmp_path):
 
 
 def steps():
-    """The page's code and commands, in their order: Python code as a text, commands as words."""
+    """Yield the page's Python code as text and its commands as lists of words, in order."""
     for language, code in re.findall(r'^```(python|bash|sh)\n(.*?)^```', PAGE.read_text(), re.S | re.M):
         yield from [code] if language == 'python' else map(shlex.split, code.splitlines())
 
 
 def take(step, clone):
-    """Do as the page says, but for downloads; returns what is printed."""
+    """Execute a step except for downloads; return the output of Python steps."""
     if isinstance(step, str):
         return run('-c', step, cwd=clone)
     program, *words = step
@@ -82,8 +82,8 @@ def take(step, clone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('path', OTHERS, ids=lambda path: path.stem)
-def test_every_other_config_on_real_data_trains(path, clone):
+@pytest.mark.parametrize('path', OTHER_CONFIGS, ids=lambda path: path.stem)
+def test_other_config_on_real_data_trains(path, clone):
     for step in steps():
         if isinstance(step, str) or step[0] != 'python' or step[1] == 'tools/convert_voc.py':
             take(step, clone)
@@ -92,7 +92,7 @@ def test_every_other_config_on_real_data_trains(path, clone):
 
 
 @pytest.mark.slow
-def test_the_page_leads_from_downloads_to_metrics(clone):
+def test_page_leads_from_downloads_to_metrics(clone):
     printed = [text for step in steps() if (text := take(step, clone)) is not None]
     _, camvid, _, camvid_test, converted, bccd, _, bccd_test, from_camvid, from_camvid_test = printed
     assert '0 kinds of errors, 0 of warnings' in camvid
@@ -100,7 +100,7 @@ def test_the_page_leads_from_downloads_to_metrics(clone):
     assert re.search(r'1 empty boxes.*\n.*train_1\.xml: RBC \[9, 9, 9, 9\]', converted)
     assert "classes = ('Platelets', 'RBC', 'WBC')" in converted
     assert '0 kinds of errors, 1 of warnings' in bccd and 'train_1.xml: RBC [9, 9, 9, 9]' in bccd
-    for text in (bccd_test, from_camvid_test):  # after one iteration there may be no box to count
+    for text in (bccd_test, from_camvid_test):  # after one iteration there may be no detections
         assert 'coco/bbox_mAP: ' in text or 'testing results of the whole dataset is empty' in text
     assert 'missing 0' in from_camvid
     masks = [np.asarray(Image.open(path)) for path in (clone / 'data/camvid/annotations/train').iterdir()]
@@ -111,7 +111,7 @@ def test_the_page_leads_from_downloads_to_metrics(clone):
     assert len(json.loads((clone / 'data/bccd/train.json').read_text())['annotations']) == 6
 
 
-def test_the_page_quotes_what_testing_said():
+def test_page_quotes_the_records():
     folder = REPO / 'docs/trainings/upernet_camvid'
     test = json.loads((folder / 'test.json').read_text())
     (validation,) = (

@@ -1,4 +1,4 @@
-"""revcol_mm/analysis/swap_in.py, the examples and the table in docs/swap_in.md, and their tool."""
+"""Replacement of backbones by RevCol, and the examples and table in docs/swap_in.md."""
 
 import json
 import re
@@ -19,15 +19,17 @@ EXAMPLES = re.findall(r'^```python\n(.*?)^```', PAGE, re.S | re.M)
 NANO = dict(type='RevCol', arch='nano')
 FASTER_RCNN = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 C4 = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe_c4-1x_coco.py'
-# By kind: FPN, cascade of RoI heads, DETR, one level, proposals instead of an RPN, two necks, a semantic
-# branch, a detector in a tracker and in a teacher and student, identification; and a single head, two levels,
-# channels of another name, heads in a head, a neck that passes features on, a backbone in a backbone.
+# One method of each kind. Detectors: FPN, cascade of RoI heads, DETR, single level, external proposals, two
+# necks, semantic branch, detector in a tracker, teacher and student, re-identification. Segmentors: single
+# head, two levels, in_channels of another name, nested heads, neck that passes features on, nested backbone.
 METHODS = [
     *(f'mmdet::{name}' for name in ('atss', 'cascade_rcnn', 'conditional_detr', 'yolof', 'fast_rcnn')),
     *(f'mmdet::{name}' for name in ('dyhead', 'panoptic_fpn', 'qdtrack', 'soft_teacher', 'reid')),
     *(f'mmseg::{name}' for name in ('fcn', 'ann', 'deeplabv3plus', 'knet', 'fastfcn', 'bisenetv1')),
 ]
-upstream = pytest.mark.skipif(installed_set() == 'onedl', reason='mmseg:: does not resolve; other methods')
+upstream = pytest.mark.skipif(
+    installed_set() == 'onedl', reason='mmseg:: does not resolve, and methods differ'
+)
 tool = runpy.run_path(str(REPO / TOOL))
 
 
@@ -36,7 +38,7 @@ def read(name):
 
 
 def plain(model):
-    """A config's model, tuples as lists, without the scopes that another package's config brings."""
+    """Return a config's model with tuples as lists and without the scopes that inherited configs add."""
     return json.loads(
         json.dumps(model), object_pairs_hook=lambda pairs: {k: v for k, v in pairs if k != '_scope_'}
     )
@@ -44,7 +46,7 @@ def plain(model):
 
 @upstream
 @pytest.mark.parametrize('code', EXAMPLES, ids=lambda code: re.search(r'::(\w+)', code)[1])
-def test_an_example_in_the_docs_is_what_the_function_does(code, tmp_path):
+def test_docs_example_equals_the_generated_config(code, tmp_path):
     path = tmp_path / 'config.py'
     path.write_text(code)
     name = re.search(r"_base_ = '(.*)'", code)[1]
@@ -54,30 +56,33 @@ def test_an_example_in_the_docs_is_what_the_function_does(code, tmp_path):
 
 
 @pytest.mark.parametrize('name', [C4, *METHODS])
-def test_methods_of_each_kind_train_and_predict(name):
+def test_method_trains_and_predicts(name):
     cfg = swap_in(read(tool['methods']().get(name, name)), NANO)
     assert try_model(cfg, side=64) == Trial('', '')
 
 
-def test_what_is_not_there_and_what_does_not_fit_is_named():
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'neck.in_channels': [1, 2, 3, 4]}, r'FPN cannot be built or run: RuntimeError'),
+        ({'backbone.strides': (1, 1, 2, 2)}, r'ResNet has strides \[4, 4, 8, 16\], which RevCol with'),
+        ({'backbone.depth': 51}, 'ResNet cannot be built or run: KeyError: .*51'),
+        ({'backbone': None}, 'no backbone'),
+    ],
+)
+def test_unsuitable_model_is_an_error(changes, message):
     cfg = read(FASTER_RCNN)
-    with pytest.raises(ValueError, match='leave them out'):
-        swap_in(cfg, dict(NANO, out_indices=(0,)))
-    cfg.model.neck.in_channels = [1, 2, 3, 4]
-    with pytest.raises(ValueError, match=r'FPN cannot be followed: RuntimeError'):
-        swap_in(cfg, NANO)
-    cfg.model.backbone.strides = (1, 1, 2, 2)
-    with pytest.raises(ValueError, match=r'ResNet gives strides \[4, 4, 8, 16\], RevCol \[4, 8, 16, 32\]'):
-        swap_in(cfg, NANO)
-    cfg.model.backbone = dict(type='ResNet', depth=51)
-    with pytest.raises(ValueError, match='ResNet cannot be followed: KeyError: .*51'):
-        swap_in(cfg, NANO)
-    del cfg.model.backbone
-    with pytest.raises(ValueError, match='no backbone'):
+    cfg.merge_from_dict({f'model.{key}': value for key, value in changes.items()})
+    with pytest.raises(ValueError, match=message):
         swap_in(cfg, NANO)
 
 
-def test_a_trial_tells_training_from_prediction():
+def test_out_indices_are_an_error():
+    with pytest.raises(ValueError, match='leave out_indices out'):
+        swap_in(read(FASTER_RCNN), dict(NANO, out_indices=(0,)))
+
+
+def test_trial_reports_errors_of_training_and_prediction():
     cfg = swap_in(read(FASTER_RCNN), NANO)
     cfg.model.roi_head.bbox_head.loss_cls.loss_weight = float('nan')
     assert try_model(cfg, side=64) == Trial('ValueError: the loss is nan', '')
@@ -86,7 +91,7 @@ def test_a_trial_tells_training_from_prediction():
 
 
 @upstream
-def test_the_table_has_every_method_and_is_what_the_tool_wrote():
+def test_docs_table_has_every_method_and_equals_the_record():
     report = json.loads((REPO / 'docs/swap_in.json').read_text())
     methods = tool['methods']()
     assert {name: result['config'] for name, result in report['results'].items()} == {
@@ -96,18 +101,18 @@ def test_the_table_has_every_method_and_is_what_the_tool_wrote():
     assert tool['table'](report) in PAGE
 
 
-def test_the_tool_writes_a_config_that_the_others_read(tmp_path, call_tool):
+def test_tool_writes_a_config_that_other_tools_read(tmp_path, call_tool):
     printed, error = call_tool(TOOL, FASTER_RCNN, '--out', tmp_path / 'my_config.py')
     assert not printed and not error
     printed, error = call_tool('tools/analysis/get_flops.py', tmp_path / 'my_config.py', '--shape', 64, 64)
     assert not error and 'backbone ' in printed
     assert "type='RevCol'" in call_tool(TOOL, tmp_path / 'my_config.py', '--arch', 'nano')[0]
     assert 'no config' in call_tool(TOOL, 'mmdet::detr/none.py')[1]
-    assert 'one of mmdet, mmseg' in call_tool(TOOL, 'mmpretrain::resnet/resnet50_8xb32_in1k.py')[1]
+    assert 'must be one of mmdet, mmseg' in call_tool(TOOL, 'mmpretrain::resnet/resnet50_8xb32_in1k.py')[1]
 
 
 @pytest.mark.slow
-def test_the_tool_tries_methods_and_survives_one_that_hangs(tmp_path, call_tool):
+def test_tool_tests_methods_and_survives_a_timeout(tmp_path, call_tool):
     out = tmp_path / 'table.md'
     out.write_text('before\n<!-- table: swap_in -->\n<!-- end -->\nafter\n')
     run(TOOL, '--methods', 'mmseg::fcn', '--out', out)
@@ -118,4 +123,7 @@ def test_the_tool_tries_methods_and_survives_one_that_hangs(tmp_path, call_tool)
     text = out.read_text()
     assert text.startswith('before\n') and text.endswith('after\n')
     assert all(f'| {name}_r50' in text for name in ('fcn/fcn', 'ann/ann'))
-    assert 'no method on ResNet-50: mmdet::yolox' in call_tool(TOOL, '--methods', 'mmdet::yolox')[1]
+    assert (
+        'no method with a config with ResNet-50: mmdet::yolox'
+        in call_tool(TOOL, '--methods', 'mmdet::yolox')[1]
+    )

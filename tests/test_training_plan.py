@@ -1,4 +1,4 @@
-"""tools/analysis/plan_training.py: its arithmetic against bytes that are there."""
+"""Planned memory and FLOPs against measured ones, and tools/analysis/plan_training.py."""
 
 import json
 import re
@@ -26,18 +26,18 @@ def cfg():
 
 
 @pytest.mark.parametrize('save_memory', [False, True])
-def test_extrapolated_activations_are_those_that_are_measured(save_memory, cfg, monkeypatch, device):
-    """From at most a quarter of the channels and half of the pixels."""
+def test_extrapolated_activations_equal_measured_ones(save_memory, cfg, monkeypatch, device):
+    """The measured models have at most a quarter of the channels and half of the pixels."""
     monkeypatch.setattr(plan, 'NARROW', 8)
-    sizes = plan.count_sizes(cfg)
-    estimated = plan.estimate_activations(cfg, (224, 320), save_memory, sizes, side=128, device=device)
+    counts = plan.count_parameters(cfg)
+    estimated = plan.estimate_activations(cfg, (224, 320), save_memory, counts, side=128, device=device)
     cfg.model.backbone.save_memory = save_memory
     measured = plan.measure_activations(cfg, 224, 320, device)
     assert estimated == pytest.approx(measured, rel=0.15)
 
 
-def test_weights_gradients_and_states_are_those_of_a_step(cfg):
-    sizes = plan.count_sizes(cfg)
+def test_weights_gradients_and_optimizer_state_equal_those_of_a_step(cfg):
+    counts = plan.count_parameters(cfg)
     model = MODELS.build(cfg.model)
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     params = list(model.parameters())
@@ -45,25 +45,25 @@ def test_weights_gradients_and_states_are_those_of_a_step(cfg):
         param.grad = torch.ones_like(param)
     wrapper.optimizer.step()
     states = [s for each in wrapper.optimizer.state.values() for s in each.values() if s.ndim]
-    memory = plan.training_memory(sizes, 0, 1, 1, sharded=False, optimizer='AdamW')
+    memory = plan.training_memory(counts, 0, 1, 1, sharded=False, optimizer='AdamW')
     assert memory.weights == sum(param.nbytes for param in params)
     assert memory.gradients == sum(param.grad.nbytes for param in params)
     assert memory.optimizer == sum(state.nbytes for state in states)
     assert memory.buffers == 0
     column = sum(param.nbytes for param in model.backbone.columns[-1].parameters())
-    assert plan.BYTES * sizes.column == column
-    sharded = plan.training_memory(sizes, 10, 2, 4, sharded=True, optimizer='AdamW')
+    assert plan.BYTES * counts.column == column
+    sharded = plan.training_memory(counts, 10, 2, 4, sharded=True, optimizer='AdamW')
     assert sharded.weights == -(-memory.weights // 4) and sharded.activations == 20
-    assert sharded.buffers == 2 * plan.BYTES * sizes.rest + 4 * column
+    assert sharded.buffers == 2 * plan.BYTES * counts.rest + 4 * column
 
 
-def test_a_reversible_step_has_the_flops_of_one_more_pass_through_the_backbone(cfg):
+def test_reversible_step_adds_the_flops_of_one_backbone_forward_pass(cfg):
     flops = count_complexity(Config.fromfile(REPO / DINO), (128, 128)).flops
     plain, reversible = (plan.training_flops(cfg, (128, 128), save_memory) for save_memory in (False, True))
     assert plain == 6 * flops.total() and reversible - plain == 2 * flops['backbone']
 
 
-def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device):
+def test_tool_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device):
     measured_on = []
 
     def measure(cfg, height, width, device):
@@ -76,7 +76,10 @@ def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device):
     assert not error and set(measured_on) == {device}
     assert len(re.findall(r'^\| (?:DDP|FullyShardedRunner) ', printed, re.M)) == 4
     rows = json.loads((tmp_path / 'plan_training.json').read_text())
-    images, per_day = 1000 * 4 * 4, 4 * 156e12 * 0.3 * 86400  # iterations, GPUs, on each; FLOPs
+    images, per_day = (
+        1000 * 4 * 4,
+        4 * 156e12 * 0.3 * 86400,
+    )  # iterations x GPUs x images per GPU; FLOPs of 4 GPUs
     assert all(row['days'] == pytest.approx(images * row['flops_per_image'] / per_day) for row in rows)
 
 
@@ -88,6 +91,6 @@ def test_it_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device):
         ('configs/nothing.py', 'no config configs/nothing.py'),
     ],
 )
-def test_what_cannot_be_planned_is_an_error_in_one_line(config, message, call_tool):
+def test_invalid_config_is_an_error_in_one_line(config, message, call_tool):
     _, error = call_tool(TOOL, config, '--gpus', 8, '--shape', 800, 1280)
     assert error.startswith('error: ') and message in error

@@ -136,6 +136,37 @@ class Probes:
         ]
 
 
+class TrivialPrediction:
+    """The mean training image and the most frequent class as predictions, to compare probes with.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.image_sum, self.num_images = 0, 0
+        self.counts = torch.zeros(num_classes, dtype=torch.long)
+        self.squared_error, self.num_values, self.confusion = 0.0, 0, 0
+
+    def train(self, batch: Batch) -> None:
+        """Add a training batch."""
+        self.image_sum = self.image_sum + batch.images.double().sum(0)
+        self.num_images += len(batch.images)
+        self.counts += torch.bincount(batch.labels[batch.labels != UNLABELLED], minlength=len(self.counts))
+
+    def test(self, batch: Batch) -> None:
+        """Add a test batch."""
+        self.squared_error += (batch.images - self.image_sum / self.num_images).square().sum().item()
+        self.num_values += batch.images.numel()
+        labels = batch.labels[batch.labels != UNLABELLED]
+        predicted = self.counts.argmax().expand(labels.shape)
+        self.confusion = self.confusion + count_confusion(labels, predicted, len(self.counts))
+
+    def scores(self) -> dict[str, float]:
+        """Return PSNR, accuracy and mean IoU."""
+        return dict(psnr=psnr(self.squared_error, self.num_values), **label_scores(self.confusion))
+
+
 def psnr(squared_error: float, num_values: int) -> float:
     """Return the peak signal-to-noise ratio, in dB, of values from 0 to 1."""
     return -10 * np.log10(max(squared_error / num_values, np.finfo(float).tiny))

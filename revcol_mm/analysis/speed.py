@@ -2,8 +2,7 @@
 
 import copy
 import time
-from contextlib import contextmanager
-from typing import Any, Callable, Iterator, NamedTuple, TypeVar
+from typing import Any, Callable, NamedTuple, TypeVar
 
 import torch
 from mmengine.config import Config
@@ -41,24 +40,6 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
-class AutocastOptimWrapper(OptimWrapper):
-    """OptimWrapper that computes losses under autocast without loss scaling, also on a CPU.
-
-    Args:
-        device: Device of the model.
-        precision: 'fp32' or 'bf16'.
-    """
-
-    def __init__(self, device: torch.device, precision: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.device, self.precision = device, precision
-
-    @contextmanager
-    def optim_context(self, model: torch.nn.Module) -> Iterator[None]:
-        with super().optim_context(model), autocast(self.device, self.precision):
-            yield
-
-
 class Stepper:
     """Makes training and inference steps of a model in any variant without changing its weights.
 
@@ -87,7 +68,7 @@ class Stepper:
 
     def step(self, variant: Variant) -> Callable[[], Any]:
         """Return a function that makes one step."""
-        model, precision = self.model, variant.precision
+        model = self.model
         batch = self.make_batch(variant.batch_size)
         forward = self.eager_forward
         if variant.compiled:
@@ -95,10 +76,10 @@ class Stepper:
             torch._dynamo.config.recompile_limit = MAX_GRAPHS
             torch._dynamo.config.fail_on_recompile_limit_hit = True
             forward = torch.compile(forward, dynamic=False)
-        if precision == 'fp16':
-            wrapper = AmpOptimWrapper(dtype='float16', **self.wrapper_args)
-        else:
-            wrapper = AutocastOptimWrapper(self.device, precision, **self.wrapper_args)
+        # Autocast is applied here because AmpOptimWrapper, which scales the loss for fp16, requires a GPU.
+        forward = autocast(self.device, variant.precision)(forward)
+        wrapper_type = AmpOptimWrapper if variant.precision == 'fp16' else OptimWrapper
+        wrapper = wrapper_type(**self.wrapper_args)
 
         def train() -> Any:
             model.forward = forward
@@ -107,8 +88,7 @@ class Stepper:
         @torch.no_grad()
         def infer() -> Any:
             model.forward = forward
-            with autocast(self.device, precision):
-                return model.eval().test_step(copy.copy(batch))
+            return model.eval().test_step(copy.copy(batch))
 
         return train if variant.mode == 'training' else infer
 

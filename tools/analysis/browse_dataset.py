@@ -23,7 +23,7 @@ from rich.progress import track
 from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
 from revcol_mm.analysis.labelled_images import innermost_dataset, transform_name
 from revcol_mm.analysis.markdown_table import markdown_table
-from revcol_mm.data.pipelines import ignore_index, image_loader, innermost_datasets
+from revcol_mm.data.pipelines import ignore_index, image_loader, transforms_of
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.preflight import check_files
 from revcol_mm.training.seeding import seed_everything
@@ -74,8 +74,7 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
         dataset = DATASETS.build(cfg[loader].dataset)
         visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None, name='browse_dataset'))
         visualizer.dataset_meta = dataset.metainfo
-        ignored, (_, transforms) = ignore_index(dataset), next(innermost_datasets(dataset))
-        is_bgr = reads_bgr(image_loader(transforms))
+        ignored, is_bgr = ignore_index(dataset), reads_bgr(image_loader(transforms_of(dataset)))
         indices = np.unique(np.linspace(0, len(dataset) - 1, args.number).round().astype(int)).tolist()
         for index in track(indices, 'pictures', console=Console(stderr=True)):
             seed_everything(args.seed, index)

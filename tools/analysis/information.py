@@ -35,12 +35,11 @@ from revcol_mm.analysis.command_line import (
     read_arguments,
     write_report,
 )
-from revcol_mm.analysis.information import ALL, Probes, label_scores, psnr
-from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages
+from revcol_mm.analysis.information import ALL, Probes, TrivialPrediction
+from revcol_mm.analysis.labelled_images import LabelledImages
 from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
-from revcol_mm.evaluation.confusion import count_confusion
 
 VALIDATION = 5  # every fifth training image is used to choose the ridge
 
@@ -65,29 +64,21 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     if len(networks) == 1 and args.plain:
         raise ValueError(f'--plain {args.plain[0]} has the same file name as CONFIG: rename one of them')
 
-    console = Console(stderr=True)
-    mean, counts, seen = 0, 0, 0
+    console, trivial = Console(stderr=True), TrivialPrediction(num_classes)
     for batch in track(training.batches(), 'training images', len(training), console=console):
         if batch.images.max() > 1:
             highest = 255 * batch.images.max().item()
             raise ValueError(f'PSNR needs pixels from 0 to 255, but the images have values up to {highest:g}')
-        validation = (seen + torch.arange(len(batch.images))) % VALIDATION == 0
-        seen += len(batch.images)
-        mean = mean + batch.images.double().sum(0) / training.num_images
-        counts = counts + torch.bincount(batch.labels[batch.labels != UNLABELLED], minlength=num_classes)
+        validation = (trivial.num_images + torch.arange(len(batch.images))) % VALIDATION == 0
+        trivial.train(batch)
         for probes in networks.values():
             probes.train(batch, validation)
     for probes in networks.values():
         probes.fit()
-    squared_error, confusion = 0, 0
     for batch in track(test.batches(), 'test images', len(test), console=console):
-        squared_error += (batch.images - mean).square().sum().item()
-        labels = batch.labels[batch.labels != UNLABELLED]
-        confusion = confusion + count_confusion(labels, counts.argmax().expand(labels.shape), num_classes)
+        trivial.test(batch)
         for probes in networks.values():
             probes.test(batch)
-
-    num_values = test.num_images * batch.images[0].numel()
     return dict(
         config=args.config,
         checkpoint=args.checkpoint,
@@ -96,8 +87,8 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
         num_training_images=training.num_images,
         num_test_images=test.num_images,
         dense=batch.labels.ndim > 1,
-        trivial=dict(psnr=psnr(squared_error, num_values), **label_scores(confusion)),
-        rows=[row for name, probes in networks.items() for row in probes.rows(num_values, name)],
+        trivial=trivial.scores(),
+        rows=[row for name, probes in networks.items() for row in probes.rows(trivial.num_values, name)],
     )
 
 
