@@ -1,12 +1,8 @@
-"""Images with other than 3 channels: the backbone, its weights, what is checked, read, drawn and exported."""
+"""Images with other than 3 channels: the backbone, its weights, models of every task, and checks."""
 
 import random
 import re
-import runpy
-import shutil
-from types import SimpleNamespace
 
-import cv2
 import numpy as np
 import pytest
 import torch
@@ -19,43 +15,30 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm import RevCol, RevColClassifier
-from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
-from revcol_mm.apis import init_inferencer, init_model
-from revcol_mm.apis.image_header import ImageError
+from revcol_mm.apis import init_model
 from revcol_mm.checkpoints.fitting import adapt_stem, load_backbone
 from revcol_mm.errors import CheckpointError, PreflightError
 from revcol_mm.models.image_channels import image_channels
 from revcol_mm.preflight import check_normalisation
 from revcol_mm.preflight.channels import check_images
-from revcol_mm.visualization.prediction_pictures import rgb_picture
 
-from .subprocesses import REPO, run
-from .test_checkpoint import SMALL, Segmentor, load_from, randomize, save_mmcv1
-from .test_documentation import blocks, commands
+from .checkpoints import SMALL, Segmentor, load_from, randomize, save_mmcv1
+from .subprocesses import REPO
 
 SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 SUPERVISED = 'configs/upernet_revcol_nano_supervised_sample.py'
 CLASSIFIER = 'configs/revcol_nano_sample.py'
 DETECTOR = 'configs/dino_revcol_nano_sample.py'
-PAGE = REPO / 'docs/tutorials/channels.md'
 # MMDetection's preprocessor, and that of the onedl forks' segmentors, are MMEngine's, which has 1 or 3 means.
 OF_ONE_MEAN = {DETECTOR}
 if issubclass(SegDataPreProcessor, ImgDataPreprocessor):
     OF_ONE_MEAN |= {SEGMENTOR, SUPERVISED}
-QUICK = """
-train_cfg = dict(max_iters=1, val_interval=1)
-default_hooks = dict(checkpoint=dict(interval=1))
-train_dataloader.update(batch_size=2)
-"""
-
-
-# The backbone and its weights.
 
 
 @pytest.mark.parametrize('in_channels', [1, 4, 12])
-def test_revcol_takes_images_of_its_channels_and_no_others(in_channels):
+def test_revcol_takes_only_images_with_its_channels(in_channels):
     model = RevCol(SMALL, in_channels=in_channels)
     features = model(torch.rand(1, in_channels, 64, 64))
     assert [feature.shape[1] for feature in features] == list(SMALL['channels'])
@@ -64,19 +47,19 @@ def test_revcol_takes_images_of_its_channels_and_no_others(in_channels):
 
 
 @pytest.mark.parametrize('in_channels', [0, -1, 2.0, '3', None])
-def test_another_number_of_channels_is_an_error(in_channels):
-    with pytest.raises(ValueError, match='in_channels takes a whole number from 1 on'):
+def test_invalid_in_channels_is_an_error(in_channels):
+    with pytest.raises(ValueError, match='in_channels must be a positive integer'):
         RevCol(SMALL, in_channels=in_channels)
 
 
-def test_a_stem_for_one_channel_sees_a_grey_image_as_one_for_rgb_does():
+def test_adapted_stem_gives_the_same_features_of_a_grey_image():
     conv, grey = nn.Conv2d(3, 8, 4, stride=4), torch.rand(1, 1, 16, 16)
     seen = nn.functional.conv2d(grey, adapt_stem(conv.weight, 1), conv.bias, stride=4)
     torch.testing.assert_close(seen, conv(grey.expand(-1, 3, -1, -1)))
 
 
 @pytest.mark.parametrize('in_channels', [2, 4, 5, 12])
-def test_a_stem_for_more_channels_repeats_red_green_and_blue(in_channels):
+def test_adapted_stem_repeats_the_rgb_weights(in_channels):
     weight = torch.rand(8, 3, 4, 4)
     adapted = adapt_stem(weight, in_channels)
     assert adapted.shape == (8, in_channels, 4, 4)
@@ -84,13 +67,13 @@ def test_a_stem_for_more_channels_repeats_red_green_and_blue(in_channels):
         torch.testing.assert_close(adapted[:, channel], weight[:, channel % 3] * 3 / in_channels)
 
 
-def test_half_precision_stays():
-    assert adapt_stem(torch.rand(8, 3, 4, 4).half(), 1).dtype == torch.float16
-    assert adapt_stem(torch.rand(8, 3, 4, 4).half(), 4).dtype == torch.float16
+@pytest.mark.parametrize('in_channels', [1, 4])
+def test_adapted_stem_keeps_half_precision(in_channels):
+    assert adapt_stem(torch.rand(8, 3, 4, 4).half(), in_channels).dtype == torch.float16
 
 
 @pytest.mark.parametrize('in_channels', [1, 6])
-def test_a_published_stem_is_adapted_and_the_log_says_so(in_channels, tmp_path, log_messages):
+def test_adapting_a_published_stem_is_logged(in_channels, tmp_path, log_messages):
     source = randomize(RevCol(SMALL))
     torch.save({'model': source.state_dict()}, tmp_path / 'published.pth')
     model = RevCol(
@@ -107,7 +90,7 @@ def test_a_published_stem_is_adapted_and_the_log_says_so(in_channels, tmp_path, 
 
 
 @pytest.mark.parametrize('own, other', [(12, 3), (4, 1), (1, 4), (1, 3)])
-def test_other_stems_do_not_fit_and_are_named(own, other, tmp_path):
+def test_stems_of_other_channels_are_not_adapted(own, other, tmp_path):
     torch.save({'model': RevCol(SMALL, in_channels=own).state_dict()}, tmp_path / 'a.pth')
     with pytest.raises(CheckpointError) as error:
         load_backbone(RevCol(SMALL, in_channels=other), tmp_path / 'a.pth')
@@ -115,7 +98,7 @@ def test_other_stems_do_not_fit_and_are_named(own, other, tmp_path):
     assert re.search(rf'checkpoint has 2 columns.*, in_channels {own}\n', str(error.value))
 
 
-def test_load_from_adapts_a_stem_to_train_and_not_to_test(tmp_path):
+def test_load_from_adapts_a_stem_only_for_training(tmp_path):
     trained, model = randomize(Segmentor()), Segmentor()
     model.backbone = RevCol(SMALL, in_channels=4)
     path = save_mmcv1(tmp_path / 'mmcv1.pth', trained)
@@ -127,7 +110,7 @@ def test_load_from_adapts_a_stem_to_train_and_not_to_test(tmp_path):
 
 
 def read_config(path, in_channels):
-    """A config of this project for images of other channels."""
+    """Read a config of this project and change the number of image channels."""
     cfg = Config.fromfile(REPO / path)
     cfg.model.backbone.in_channels = in_channels
     preprocessor = cfg.model.data_preprocessor
@@ -138,31 +121,23 @@ def read_config(path, in_channels):
     return cfg
 
 
-def test_a_model_to_predict_with_is_not_adapted(tmp_path):
+def test_init_model_does_not_adapt_a_stem(tmp_path):
     model = init_model(REPO / SEGMENTOR, device='cpu')
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'a.pth')
     with pytest.raises(CheckpointError, match=r'backbone\.stem\.0\.weight'):
         init_model(read_config(SEGMENTOR, 4), tmp_path / 'a.pth', 'cpu')
 
 
-# Every family, and what makes its own images.
-
-
 @pytest.mark.parametrize('in_channels', [1, 6])
 @pytest.mark.parametrize('path', [SUPERVISED, DETECTOR, CLASSIFIER])
-def test_models_of_every_kind_train_and_predict_on_made_up_images(path, in_channels):
+def test_models_of_every_task_train_and_predict(path, in_channels):
     cfg = read_config(path, in_channels)
     cfg.model.backbone.arch = dict(channels=(8, 16, 24, 32), layers=(1,) * 4, num_columns=4)
-    heads = {SUPERVISED: ('decode_head', 'auxiliary_head'), DETECTOR: ('neck',), CLASSIFIER: ()}
-    narrow = {
-        'decode_head': [8, 16, 24, 32],
-        'auxiliary_head': 24,
-        'neck': [16, 24, 32],
-    }
-    for part in heads[path]:
-        cfg.model[part].in_channels = narrow[part]
     if path == SUPERVISED:
-        cfg.model.supervision.head.in_channels = 24
+        cfg.model.decode_head.in_channels = [8, 16, 24, 32]
+        cfg.model.auxiliary_head.in_channels = cfg.model.supervision.head.in_channels = 24
+    elif path == DETECTOR:
+        cfg.model.neck.in_channels = [16, 24, 32]
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         model = init_model(cfg, device='cpu')
         assert image_channels(model) == in_channels
@@ -179,7 +154,7 @@ def test_models_of_every_kind_train_and_predict_on_made_up_images(path, in_chann
             assert len(model.eval().test_step(batch)) == 1
 
 
-def test_a_classifier_of_many_classes_rebuilds_images_of_other_channels():
+def test_single_layer_decoders_reconstruct_images_with_other_channels():
     preprocessor = MODELS.build(dict(type='ImgDataPreprocessor', mean=[100.0], std=[50.0]))
     weights = dict(reconstruction_weight=1.0, classification_weight=1.0)
     model = RevColClassifier(
@@ -189,29 +164,7 @@ def test_a_classifier_of_many_classes_rebuilds_images_of_other_channels():
     assert losses['loss_rec_0'].isfinite()
 
 
-def test_channels_are_counted_as_the_stem_has_them():
-    of_three, of_five = (count_complexity(read_config(SEGMENTOR, n), (64, 64)) for n in (3, 5))
-    assert of_five.flops['backbone'] - of_three.flops['backbone'] == 2 * 4 * 4 * 32 * 16 * 16
-    assert of_five.parameters['backbone'] - of_three.parameters['backbone'] == 2 * 4 * 4 * 32
-
-
-@pytest.mark.parametrize('in_channels', [1, 6])
-def test_an_exported_file_takes_images_of_the_model_s_channels_and_says_so(in_channels, tmp_path, call_tool):
-    cfg = read_config(SEGMENTOR, in_channels)
-    cfg.model.test_cfg = dict(mode='whole')
-    cfg.dump(tmp_path / 'config.py')
-    torch.save(dict(state_dict=init_model(cfg, device='cpu').state_dict()), tmp_path / 'a.pth')
-    arguments = ('--format', 'torchscript', '--shape', 64, 64, '--out', tmp_path / 'a.pt')
-    _, error = call_tool('tools/export.py', tmp_path / 'config.py', tmp_path / 'a.pth', *arguments)
-    assert not error
-    extra = {'metadata.json': ''}
-    labels, _ = torch.jit.load(tmp_path / 'a.pt', _extra_files=extra)(torch.rand(1, in_channels, 64, 64))
-    assert labels.shape == (1, 64, 64)
-    assert f'(B, {in_channels}, H, W)' in extra['metadata.json'].decode()
-    assert '"channel_order": "as read"' in extra['metadata.json'].decode()
-
-
-def test_swapping_revcol_in_keeps_the_channels_and_their_normalisation():
+def test_swap_in_keeps_the_channels_and_their_normalisation():
     cfg = Config(
         dict(
             default_scope='mmseg',
@@ -230,9 +183,6 @@ def test_swapping_revcol_in_keeps_the_channels_and_their_normalisation():
     assert 'in_channels' not in swap_in(cfg, dict(type='RevCol', arch='nano')).model.backbone
 
 
-# What is checked before a run.
-
-
 class Model(nn.Module):
     def __init__(self, in_channels, preprocessor=None):
         super().__init__()
@@ -241,7 +191,7 @@ class Model(nn.Module):
 
 
 @pytest.mark.parametrize('number, fits', [(1, True), (4, True), (3, False), (5, False)])
-def test_means_are_one_for_each_channel_or_one_for_all(number, fits):
+def test_number_of_means_is_checked(number, fits):
     with DefaultScope.overwrite_default_scope('mmpretrain'):
         preprocessor = MODELS.build(
             dict(type='ClsDataPreprocessor', mean=[1.0] * number, std=[1.0] * number, to_rgb=False)
@@ -253,14 +203,14 @@ def test_means_are_one_for_each_channel_or_one_for_all(number, fits):
         check_normalisation(Model(4, preprocessor))
 
 
-def test_a_preprocessor_that_would_drop_channels_is_refused():
+def test_bgr_to_rgb_of_more_than_3_channels_is_an_error():
     preprocessor = ImgDataPreprocessor(mean=[1.0], std=[1.0], bgr_to_rgb=True)
     with pytest.raises(PreflightError, match='in_channels=6: set data_preprocessor.bgr_to_rgb=False'):
         check_normalisation(Model(6, preprocessor))
     check_normalisation(Model(3, preprocessor))
 
 
-def test_images_to_be_rebuilt_have_values_up_to_255():
+def test_reconstruction_of_images_with_values_above_255_is_an_error():
     cfg = read_config(SUPERVISED, 6)
     cfg.model.data_preprocessor.mean = [1000.0]
     with pytest.raises(PreflightError, match='mean is up to 1000, but supervision rebuilds'):
@@ -288,7 +238,7 @@ def dataset(tmp_path, *transforms, suffix='.tif', **load):
         )
 
 
-def test_the_first_image_has_the_model_s_channels(tmp_path):
+def test_channels_of_the_first_image_are_checked(tmp_path):
     tiff(tmp_path / 'a.tif', np.zeros((64, 48, 6), np.uint16))
     data = dataset(tmp_path, imdecode_backend='tifffile', to_float32=True)
     check_images(data, Model(6))
@@ -299,7 +249,7 @@ def test_the_first_image_has_the_model_s_channels(tmp_path):
 
 
 @pytest.mark.parametrize('resize', [(), (dict(type='Resize', scale=(32, 32)),)])
-def test_bands_that_come_first_are_told_of(resize, tmp_path):
+def test_band_first_image_is_an_error(resize, tmp_path):
     tiff(tmp_path / 'a.tif', np.zeros((6, 64, 48), np.uint16), planarconfig='separate')
     data = dataset(tmp_path, *resize, imdecode_backend='tifffile')
     with pytest.raises(PreflightError, match='6 x 64 x 48.*store bands last, not first'):
@@ -309,7 +259,7 @@ def test_bands_that_come_first_are_told_of(resize, tmp_path):
 @pytest.mark.parametrize(
     'color_type, in_channels', [('grayscale', 1), ('color', 3), ('unchanged', 4)], ids=str
 )
-def test_png_files_are_read_as_the_loader_says(color_type, in_channels, tmp_path):
+def test_color_type_of_the_loader_is_respected(color_type, in_channels, tmp_path):
     Image.new('RGBA', (64, 48)).save(tmp_path / 'a.png')
     data = dataset(tmp_path, suffix='.png', color_type=color_type)
     check_images(data, Model(in_channels))
@@ -318,7 +268,7 @@ def test_png_files_are_read_as_the_loader_says(color_type, in_channels, tmp_path
 
 
 @pytest.mark.parametrize('nested', [False, True])
-def test_augmentation_of_colours_is_refused_for_images_that_have_none(nested, tmp_path):
+def test_colour_augmentation_of_grey_images_is_an_error(nested, tmp_path):
     Image.new('L', (64, 48)).save(tmp_path / 'a.png')
     distort = dict(type='PhotoMetricDistortion')
     if nested:
@@ -329,12 +279,12 @@ def test_augmentation_of_colours_is_refused_for_images_that_have_none(nested, tm
     check_images(dataset(tmp_path, distort, suffix='.png'), Model(3))
 
 
-def test_a_broken_first_image_is_left_to_training(tmp_path):
+def test_broken_first_image_is_not_an_error(tmp_path):
     (tmp_path / 'a.png').write_bytes(b'nothing')
     check_images(dataset(tmp_path, suffix='.png'), Model(6))
 
 
-def test_looking_at_an_image_draws_no_random_numbers(tmp_path):
+def test_checking_images_draws_no_random_numbers(tmp_path):
     Image.new('RGB', (64, 48)).save(tmp_path / 'a.png')
     data, model = dataset(tmp_path, dict(type='RandomFlip', prob=0.5), suffix='.png'), Model(3)
     draws = []
@@ -344,146 +294,3 @@ def test_looking_at_an_image_draws_no_random_numbers(tmp_path):
             check_images(data, model)
         draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
     assert draws[0] == draws[1]
-
-
-# Pictures and predictions.
-
-
-def test_pictures_are_of_the_first_three_channels_or_of_grey():
-    image = np.arange(2 * 3 * 6, dtype=np.uint8).reshape(2, 3, 6)
-    assert np.array_equal(rgb_picture(image), image[..., 2::-1])
-    assert np.array_equal(rgb_picture(image, is_bgr=False), image[..., :3])
-    grey = image[..., 0]
-    for single in (grey, grey[..., None], image[..., :2]):
-        assert np.array_equal(rgb_picture(single), np.repeat(grey[..., None], 3, axis=-1))
-
-
-def test_values_of_8_bits_stay_and_others_are_stretched():
-    image = np.linspace(0, 255, 300).reshape(10, 10, 3)
-    assert np.array_equal(rgb_picture(image, is_bgr=False), image.astype(np.uint8))
-    for scale, offset in ((40, 0), (1 / 255, 0), (1, -300)):
-        picture = rgb_picture((image * scale + offset).astype(np.float32), is_bgr=False)
-        assert picture.min() == 0 and picture.max() == 255
-        assert (np.diff(picture.ravel().astype(int)) >= 0).all()
-    for constant in (np.full((4, 4), 7000, np.uint16), np.full((4, 4), np.nan)):
-        assert not rgb_picture(constant).any()
-
-
-@pytest.fixture
-def inferencer(tmp_path):
-    """One of a segmentor for images of so many channels, read so."""
-
-    def build(in_channels, **load):
-        cfg = read_config(SEGMENTOR, in_channels)
-        pipeline = [dict(type='LoadImageFromFile', **load), *cfg.test_pipeline[1:]]
-        cfg.test_dataloader.dataset.pipeline = pipeline
-        return init_inferencer(cfg, device='cpu')
-
-    return build
-
-
-def test_frames_of_videos_and_arrays_are_turned_grey_where_images_are_read_so(inferencer, tmp_path):
-    predict = inferencer(1, color_type='grayscale')
-    colours = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
-    Image.fromarray(colours[..., ::-1]).save(tmp_path / 'a.png')
-    grey = predict.read(tmp_path / 'a.png')
-    assert grey.shape == (64, 96)
-    predictions = [predict.predict([image])[0].pred_sem_seg.data for image in (grey, colours)]
-    assert (predictions[0] == predictions[1]).float().mean() > 0.99  # decoders round otherwise
-    (picture,) = predict.draw([grey], predict.predict([grey]))
-    assert picture.shape == (64, 96, 3)
-    picture, inputs = predict.network_input(grey)
-    assert picture.shape[2] == 3 and inputs.shape[1] == 1
-
-
-def test_an_image_of_other_channels_is_named(inferencer, tmp_path):
-    predict = inferencer(4, color_type='unchanged')
-    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((64, 64, 3), np.uint8))
-    cv2.imwrite(str(tmp_path / 'b.png'), np.zeros((64, 64, 4), np.uint8))
-    predict.predict([predict.read(tmp_path / 'b.png')])
-    for use in (predict.read, lambda path: predict.predict([cv2.imread(str(path))])):
-        with pytest.raises(ImageError, match='it has 3 channels, the model takes 4'):
-            use(tmp_path / 'a.png')
-
-
-def test_other_transforms_than_loadimagefromfile_may_read(inferencer, tmp_path):
-    pytest.importorskip('tifffile')
-    from mmcv.transforms import LoadImageFromFile
-    from mmseg.registry import TRANSFORMS
-
-    @TRANSFORMS.register_module(force=True)
-    class LoadBandsImage(LoadImageFromFile):
-        def __init__(self):
-            super().__init__(imdecode_backend='tifffile', to_float32=True)
-
-    cfg = read_config(SEGMENTOR, 6)
-    cfg.test_dataloader.dataset.pipeline = [dict(type='LoadBandsImage'), *cfg.test_pipeline[1:]]
-    predict = init_inferencer(cfg, device='cpu')
-    tiff(tmp_path / 'a.tif', np.random.default_rng(0).integers(0, 9999, (64, 96, 6), np.uint16))
-    image = predict.read(tmp_path / 'a.tif')
-    (sample,) = predict.predict([image])
-    assert sample.pred_sem_seg.data.shape == (1, 64, 96)
-    assert predict.draw([image], [sample])[0].shape == (64, 96, 3)
-
-
-def test_the_web_page_takes_grey_images_and_tiffs(inferencer, tmp_path):
-    demo = runpy.run_path(str(REPO / 'tools/web_demo.py'))['WebDemo']
-    predict = inferencer(6, imdecode_backend='tifffile', to_float32=True)
-    tiff(tmp_path / 'a.tif', np.random.default_rng(0).integers(0, 9999, (64, 96, 6), np.uint16))
-    app = demo([SimpleNamespace()], 'cpu')
-    app._load = lambda model: predict
-    upload = SimpleNamespace(filename='a.tif', save=lambda path: shutil.copy(tmp_path / 'a.tif', path))
-    answer = app.predict(SimpleNamespace(form={'model': '0'}, files={'image': upload}))
-    assert answer['overlay'].startswith('data:image/png') and answer['feature_maps']
-
-
-# The page's configs, from training to predictions.
-
-
-def make_tiles(source, folder):
-    """The sample data as TIFF files of six bands of 16 bits."""
-    shutil.copytree(source / 'annotations', folder / 'annotations')
-    for path in (source / 'images').rglob('*.jpg'):
-        image = np.asarray(Image.open(path)).astype(np.uint16)
-        bands = np.concatenate([image * 20, image * 10 + 100], axis=-1)
-        tiff(folder / path.relative_to(source).with_suffix('.tif'), bands, planarconfig='contig')
-
-
-def test_probes_of_the_image_are_refused_for_other_values_than_of_8_bits(sample_data, tmp_path, call_tool):
-    make_tiles(sample_data / 'ade20k', tmp_path / 'tiles')
-    cfg = read_config(SEGMENTOR, 6)
-    load = dict(type='LoadImageFromFile', imdecode_backend='tifffile', to_float32=True)
-    for loader in ('train_dataloader', 'test_dataloader'):
-        dataset = cfg[loader].dataset
-        dataset.update(data_root=str(tmp_path / 'tiles'), img_suffix='.tif')
-        dataset.pipeline = [load, *dataset.pipeline[1:]]
-    cfg.dump(tmp_path / 'config.py')
-    torch.save(dict(state_dict=init_model(cfg, device='cpu').state_dict()), tmp_path / 'a.pth')
-    arguments = (tmp_path / 'config.py', tmp_path / 'a.pth', '--size', 64, 64)
-    _, error = call_tool('tools/analysis/information.py', *arguments)
-    assert re.match(r'error: PSNR is of images with values from 0 to 255, these have up to \d{4}', error)
-
-
-@pytest.mark.slow
-def test_the_page_s_configs_train_test_and_predict(sample_data, tmp_path):
-    pytest.importorskip('tifffile')
-    for folder in ('configs', 'tools'):
-        shutil.copytree(REPO / folder, tmp_path / folder)
-    shutil.copytree(sample_data, tmp_path / 'data/sample')
-    make_tiles(sample_data / 'ade20k', tmp_path / 'data/my_tiles')
-    for code in blocks(PAGE, 'python'):
-        if SEGMENTOR in OF_ONE_MEAN:  # as the page says
-            code = re.sub(r'(mean|std)=\[([\d.]+), .*\]', r'\1=[\2]', code)
-        (tmp_path / code.splitlines()[0].removeprefix('# ')).write_text(code + QUICK)
-    for program, *words in commands(PAGE):
-        assert program == 'python'
-        run(*[re.sub(r'iter_\d+\.pth', 'iter_1.pth', word) for word in words], cwd=tmp_path)
-    for run_, suffix in (('grey', 'jpg'), ('tiles', 'tif')):
-        work_dir = tmp_path / 'work_dirs' / run_
-        images = tmp_path / f'data/{"my_tiles" if suffix == "tif" else "sample/ade20k"}/images/validation'
-        stems = {path.stem for path in images.iterdir()}
-        assert {path.stem for path in (work_dir / 'demo/labels').iterdir()} == stems
-        assert {path.stem for path in (work_dir / 'demo/overlays').iterdir()} == stems
-        pictures = list((work_dir / 'pictures').glob('*.png'))
-        assert {path.name for path in pictures} == {f'test_{stem}.{suffix}_0.png' for stem in stems}
-        assert all(np.ptp(np.asarray(Image.open(path))) > 200 for path in pictures)

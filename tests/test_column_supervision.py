@@ -10,6 +10,7 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
+from mmseg.models import EncoderDecoder
 from mmseg.structures import SegDataSample
 from torch import nn
 
@@ -42,7 +43,7 @@ FCOS = dict(
 
 
 def build(method, save_memory=False, folder='configs', changes=None, **supervision):
-    """A model of a sample config, with supervision if there are options for it."""
+    """Build the model of a sample config, with supervision if options for it are given."""
     cfg = Config.fromfile(REPO / folder / f'{method}_revcol_nano_sample.py')
     cfg.merge_from_dict(changes or {})
     init_default_scope(cfg.default_scope)
@@ -51,15 +52,15 @@ def build(method, save_memory=False, folder='configs', changes=None, **supervisi
         cfg.model.update(type='SupervisedColumns', model_type=cfg.model.type, supervision=supervision)
     torch.manual_seed(0)
     model = MODELS.build(cfg.model)
-    model.init_weights()  # DINO's level embedding is uninitialised memory before
+    model.init_weights()  # initialises DINO's level embedding
     return model
 
 
 def batch(model, size=(64, 96)):
-    """Two images of noise with a mask or a box."""
+    """Return two images of noise, annotated with masks or boxes."""
     samples = []
     for label in (1, 2):
-        if type(model).__name__ == 'EncoderDecoder':
+        if isinstance(model, EncoderDecoder):
             sample = SegDataSample(gt_sem_seg=PixelData(data=torch.full((1, *size), label)))
         else:
             boxes = torch.tensor([[8.0, 8.0, 40.0, 56.0]])
@@ -73,7 +74,7 @@ def batch(model, size=(64, 96)):
 
 
 def losses_and_gradients(model, data):
-    """Losses by name, and gradients of their sum, with random numbers from seed 0."""
+    """Return the losses and the gradients of their sum, with random numbers from seed 0."""
     torch.manual_seed(0)
     losses = model.train()(**copy.deepcopy(data), mode='loss')
     model.parse_losses(losses)[0].backward()
@@ -82,7 +83,7 @@ def losses_and_gradients(model, data):
 
 @pytest.fixture
 def double_precision():
-    """Batch norm of few values, as in these models, is badly conditioned."""
+    """Batch norm over few values, as in these models, amplifies rounding errors."""
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -93,7 +94,7 @@ def total(value):
 
 
 @pytest.mark.parametrize('columns', [None, (1,), (0, 2)])
-def test_weights_shift_from_reconstruction_to_task_along_the_columns(columns):
+def test_losses_are_weighted_by_column(columns):
     options = dict(columns=columns, reconstruction_weight=3.0, head=FCN, task_weight=0.7)
     model = build('upernet', **options)
     data = batch(model)
@@ -115,7 +116,7 @@ def test_weights_shift_from_reconstruction_to_task_along_the_columns(columns):
 
 
 @pytest.mark.parametrize('method', ['upernet', 'mask2former', 'dino', 'cascade_mask_rcnn'])
-def test_supervision_adds_losses_and_changes_none(method):
+def test_supervision_adds_losses_and_changes_no_other(method):
     plain, supervised = build(method), build(method, reconstruction_weight=0.3)
     supervised.load_state_dict(plain.state_dict(), strict=False)
     data = batch(plain)
@@ -130,7 +131,7 @@ def test_supervision_adds_losses_and_changes_none(method):
         assert gradient is not None and gradient.isfinite().all(), name
 
 
-def test_a_segmentor_has_the_same_gradients_with_reversible_training(double_precision):
+def test_reversible_gradients_of_a_segmentor_equal_plain_ones(double_precision):
     options = dict(reconstruction_weight=0.3, head=FCN)
     plain, reversible = (build('upernet', save_memory, **options) for save_memory in (False, True))
     data = batch(plain)
@@ -138,10 +139,10 @@ def test_a_segmentor_has_the_same_gradients_with_reversible_training(double_prec
     assert worst_errors(*results)[0][0] < 1e-8
 
 
-def test_a_detector_has_the_same_gradients_with_reversible_training():
-    """A detector of one stage: proposals change places where float32 rounds differently in the two."""
+def test_reversible_gradients_of_a_detector_equal_plain_ones():
+    """A one-stage detector, because proposals of two-stage detectors change with rounding errors."""
     changes = {
-        'model.backbone.out_indices': (0, 1, 2, 3),  # for the supervision's neck
+        'model.backbone.out_indices': (0, 1, 2, 3),  # needed by the neck of the supervision
         'model.neck.in_channels': FPN['in_channels'],
         'model.neck.start_level': 1,
     }
@@ -152,7 +153,7 @@ def test_a_detector_has_the_same_gradients_with_reversible_training():
     assert worst_errors(*results)[0][0] < 2e-5
 
 
-def test_no_column_is_stored_for_reconstruction():
+def test_reconstruction_with_save_memory_stores_no_column():
     channels = (16, 24, 32, 48)
 
     def peak(num_columns, supervision=None):
@@ -168,7 +169,7 @@ def test_no_column_is_stored_for_reconstruction():
         init_default_scope('mmseg')
         model = MODELS.build(cfg)
         data = batch(model, (128, 128))
-        losses_and_gradients(model, data)  # what is allocated once
+        losses_and_gradients(model, data)  # allocates gradients
         return peak_bytes(lambda: losses_and_gradients(model, data))
 
     def extra(num_columns):
@@ -179,14 +180,15 @@ def test_no_column_is_stored_for_reconstruction():
     assert extra(16) < extra(8) + column / 8
 
 
-def test_prediction_and_evaluation_do_without():
+def test_prediction_and_evaluation_do_not_run_supervision():
     plain, supervised = build('upernet'), build('upernet', reconstruction_weight=0.3, head=FCN)
     report = supervised.load_state_dict(plain.state_dict(), strict=False)
     assert not report.unexpected_keys
+    assert type(supervised).__name__ == 'EncoderDecoder' and isinstance(supervised, EncoderDecoder)
     assert {key.split('.')[0] for key in report.missing_keys} == {'supervision'}
     data = batch(plain)
     for part in supervised.supervision.parts.children():
-        part['decoder'].forward = part['head'].forward = None  # calling them is an error
+        part['decoder'].forward = part['head'].forward = None  # any call fails
     with torch.no_grad():
         for mode in ('tensor', 'predict', 'loss'):
             results = [model.eval()(**copy.deepcopy(data), mode=mode) for model in (plain, supervised)]
@@ -194,11 +196,9 @@ def test_prediction_and_evaluation_do_without():
                 assert torch.equal(*results)
             elif mode == 'loss':
                 assert list(results[0]) == list(results[1])
-    supervised.train()(data['inputs'], mode='tensor')
-    assert not supervised.supervision._features  # nothing is held until the next call
 
 
-def test_a_copy_of_the_model_supervises_its_own_columns():
+def test_copy_of_the_model_supervises_its_own_columns():
     model = build('upernet', reconstruction_weight=0.3)
     twin = copy.deepcopy(model)
     with torch.no_grad():
@@ -210,7 +210,7 @@ def test_a_copy_of_the_model_supervises_its_own_columns():
     assert all(gradient is not None for gradient in gradients.values())
 
 
-def test_an_image_whose_size_is_no_multiple_of_32_is_rebuilt_as_far_as_the_level_goes():
+def test_image_sizes_need_not_be_multiples_of_32():
     model = build('upernet', reconstruction_weight=0.3)
     losses, _ = losses_and_gradients(model, batch(model, (70, 100)))
     assert losses['supervision.0.loss_rec'].isfinite()
@@ -220,27 +220,33 @@ def test_an_image_whose_size_is_no_multiple_of_32_is_rebuilt_as_far_as_the_level
     'options, message',
     [
         (dict(), 'reconstruction_weight, a head, or both'),
-        (dict(neck=dict(type='FPN'), reconstruction_weight=1.0), 'a neck and a task_weight belong to a head'),
-        (dict(task_weight=0.5, reconstruction_weight=1.0), 'a neck and a task_weight belong to a head'),
-        (dict(reconstruction_weight=-1.0), 'not negative, got -1.0'),
+        (dict(neck=dict(type='FPN'), reconstruction_weight=1.0), 'neck and task_weight need a head'),
+        (dict(task_weight=0.5, reconstruction_weight=1.0), 'neck and task_weight need a head'),
+        (dict(reconstruction_weight=-1.0), 'must not be negative, got -1.0'),
         (dict(reconstruction_weight=1.0, columns=[3]), r'indices from 0 to 2 in ascending order, got \[3\]'),
         (dict(reconstruction_weight=1.0, columns=[1, 0]), r'got \[1, 0\]'),
         (dict(reconstruction_weight=1.0, columns=[]), r'got \[\]'),
     ],
 )
-def test_a_bad_option_is_an_error_that_names_it(options, message):
-    backbone, preprocessor = RevCol('nano'), nn.Identity()
+def test_invalid_option_is_an_error(options, message):
+    preprocessor = nn.Identity()
     preprocessor.mean = preprocessor.std = torch.ones(3, 1, 1)
     with pytest.raises(ValueError, match=message):
-        ColumnSupervision(backbone, preprocessor, **options)
+        ColumnSupervision(RevCol('nano'), preprocessor, **options)
+
+
+def test_reconstruction_needs_a_normalising_data_preprocessor():
     with pytest.raises(ValueError, match='mean and std, got Identity'):
-        ColumnSupervision(backbone, nn.Identity(), reconstruction_weight=1.0)
+        ColumnSupervision(RevCol('nano'), nn.Identity(), reconstruction_weight=1.0)
+
+
+def test_default_columns_need_a_multiple_of_4_columns():
     backbone = RevCol(dict(channels=(8, 16), layers=(1, 1), num_columns=6), out_indices=(0, 1))
-    with pytest.raises(ValueError, match='6, no multiple of 4'):
-        ColumnSupervision(backbone, preprocessor, reconstruction_weight=1.0)
+    with pytest.raises(ValueError, match='multiple of 4 columns, got 6'):
+        ColumnSupervision(backbone, nn.Identity(), head=FCN)
 
 
-def test_another_backbone_is_an_error_that_names_it():
+def test_backbone_without_columns_is_an_error():
     init_default_scope('mmseg')
     with pytest.raises(ValueError, match='backbone is made of columns.*ResNet'):
         MODELS.build(

@@ -32,7 +32,7 @@ def test_every_sample_config_is_tested():
 
 @pytest.fixture(params=FAMILIES)
 def family(request, sample_data, device):
-    """Config, model with reversible training, and four training samples of a family."""
+    """Return a family's config, its model with reversible training, and four training samples."""
     cfg = Config.fromfile(REPO / f'configs/{request.param}.py')
     init_default_scope(cfg.default_scope)
     cfg.model.backbone.save_memory = True
@@ -46,7 +46,7 @@ def family(request, sample_data, device):
 
 
 def keep_objects(sample, number):
-    """Take all but the first objects out of a sample's annotations; classification has none to take."""
+    """Remove all objects of a sample except the first ones; classification samples stay as they are."""
     sample = sample['data_samples']
     if 'gt_instances' in sample:
         sample.gt_instances = sample.gt_instances[:number]
@@ -57,8 +57,8 @@ def keep_objects(sample, number):
             labels[labels == label] = 0
 
 
-def test_it_learns_and_every_parameter_moves(family):
-    """No class but a few is in the four images, one of which has no object and another one."""
+def test_training_lowers_the_loss_and_changes_every_parameter(family):
+    """Among the four images are one without objects and one with one object."""
     cfg, model, samples = family
     keep_objects(samples[0], 0)
     keep_objects(samples[1], 1)
@@ -67,17 +67,17 @@ def test_it_learns_and_every_parameter_moves(family):
     model.train()
     losses = []
     for _ in range(6):
-        torch.manual_seed(0)  # the same noise, masks and samples of regions each time
+        torch.manual_seed(0)  # the same denoising queries, masks and sampled regions in every step
         log = model.train_step(pseudo_collate(samples), optim_wrapper)
         losses.append(log['loss'].item())
     assert all(map(torch.isfinite, map(torch.tensor, losses))) and losses[-1] < losses[0], losses
     for name, param in model.named_parameters():
-        # The first column's alphas multiply the zeros that come before it.
+        # The alphas of the first column have no effect: there is no previous column.
         assert torch.equal(param, before[name]) == name.startswith('backbone.subnet0.alpha'), name
 
 
 @pytest.mark.parametrize('device', [CUDA], indirect=True)
-def test_it_learns_in_mixed_precision_and_every_column_is_reconstructed(family):
+def test_mixed_precision_training_is_exactly_reversible(family):
     cfg, model, samples = family
     wrapper = dict(cfg.optim_wrapper, type='AmpOptimWrapper', dtype='bfloat16', loss_scale=1.0)
     optim_wrapper = build_optim_wrapper(model, wrapper)
@@ -90,7 +90,7 @@ def test_it_learns_in_mixed_precision_and_every_column_is_reconstructed(family):
     check_reconstruction()
 
 
-def test_images_without_objects_have_a_finite_loss_and_gradient(family):
+def test_images_without_objects_have_finite_loss_and_gradients(family):
     _, model, samples = family
     for sample in samples:
         keep_objects(sample, 0)
@@ -102,7 +102,7 @@ def test_images_without_objects_have_a_finite_loss_and_gradient(family):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_it_predicts(family):
+def test_predictions_are_finite_and_have_the_image_size(family):
     cfg, model, samples = family
     for sample in samples:
         (prediction,) = model.eval().test_step(pseudo_collate([sample]))
@@ -112,7 +112,7 @@ def test_it_predicts(family):
         elif cfg.default_scope == 'mmdet':
             instances, (height, width) = prediction.pred_instances, sample['data_samples'].ori_shape
             assert instances.labels.max() < 10 if len(instances) else True
-            limits = torch.tensor([width, height, width, height]) + 1e-3  # boxes were divided by a scale
+            limits = torch.tensor([width, height, width, height]) + 1e-3  # rounding of the rescaled boxes
             instances = instances.cpu()
             assert ((instances.bboxes >= 0) & (instances.bboxes <= limits)).all()
             assert instances.scores.isfinite().all()

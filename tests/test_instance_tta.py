@@ -17,7 +17,7 @@ class Detector(BaseModel):
 
 
 def view(boxes, scores, flip_direction=None):
-    """What a detector finds in one view, masks as large as the boxes."""
+    """Return the detections in one view; masks fill the boxes."""
     masks = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
     for mask, (left, top, right, bottom) in zip(masks, boxes):
         mask[top:bottom, left:right] = True
@@ -39,7 +39,7 @@ def model():
 
 
 @pytest.mark.parametrize('direction', FLIPPED_AXES)
-def test_what_is_found_in_a_flipped_view_is_flipped_back_with_its_mask(model, direction):
+def test_flipped_detections_and_masks_are_flipped_back(model, direction):
     left, top, right, bottom = box = (1, 2, 5, 4)
     if direction in ('horizontal', 'diagonal'):
         left, right = SIZE[1] - right, SIZE[1] - left
@@ -54,7 +54,7 @@ def test_what_is_found_in_a_flipped_view_is_flipped_back_with_its_mask(model, di
     assert torch.equal(found.masks, expected)
 
 
-def test_no_more_are_kept_than_asked_for_and_nothing_stays_nothing(model):
+def test_max_per_img_and_images_without_detections(model):
     boxes = [(0, 0, 2, 2), (4, 4, 6, 6), (8, 0, 10, 2)]
     (many, none) = model.merge_preds([[view(boxes, [0.1, 0.2, 0.3])], [view([], []), view([], [])]])
     assert many.pred_instances.scores.tolist() == pytest.approx([0.3, 0.2])

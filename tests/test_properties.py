@@ -1,4 +1,4 @@
-"""What holds of any arch, size, checkpoint and option: hypothesis draws them, the same ones each time."""
+"""Properties of any architecture, image size, checkpoint and option, with examples drawn by hypothesis."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ many = settings(few, max_examples=100)
 
 @st.composite
 def archs(draw):
-    """A dict for ``arch``: 1 to 4 levels, 1 to 4 columns."""
+    """Draw an ``arch`` dict with 1 to 4 levels and 1 to 4 columns."""
     num_levels = draw(st.integers(1, 4))
 
     def per_level(numbers):
@@ -44,7 +44,7 @@ def archs(draw):
 
 @st.composite
 def backbones(draw, **arguments):
-    """A backbone of any arch, with weights that no other has."""
+    """Draw a backbone with any architecture and random weights."""
     arch = draw(archs())
     levels = st.integers(-len(arch['channels']), len(arch['channels']) - 1)
     torch.manual_seed(draw(st.integers(0, 9)))
@@ -59,7 +59,7 @@ def backbones(draw, **arguments):
 
 @few
 @given(backbones(), st.integers(1, 2), st.integers(0, 20), st.integers(0, 20))
-def test_every_arch_gives_the_features_that_it_promises(backbone, batch, more_height, more_width):
+def test_features_have_the_documented_shapes(backbone, batch, more_height, more_width):
     height, width = backbone.min_size + more_height, backbone.min_size + more_width
     features = backbone.eval()(torch.rand(batch, 3, height, width))
     assert len(features) == len(backbone.out_indices)
@@ -73,7 +73,7 @@ def test_every_arch_gives_the_features_that_it_promises(backbone, batch, more_he
 
 @few
 @given(backbones(save_memory=True), st.integers(0, 12))
-def test_reversible_gradients_are_the_plain_ones(backbone, more):
+def test_reversible_gradients_equal_plain_ones(backbone, more):
     backbone.double().train()
     image = torch.rand(1, 3, backbone.min_size + more, backbone.min_size).double()
     with torch.no_grad():
@@ -86,13 +86,13 @@ def test_reversible_gradients_are_the_plain_ones(backbone, more):
 
 @few
 @given(archs(), st.sampled_from(['', 'backbone.', 'module.backbone.']))
-def test_every_parameter_has_a_depth_that_rises_with_the_network(arch, prefix):
+def test_parameter_depths_rise_through_the_network_without_gaps(arch, prefix):
     backbone = RevCol(arch, out_indices=(0,))
     depths = {}
     for name, _ in backbone.named_parameters():
         depths[name], number = backbone.get_layer_depth(prefix + name, prefix)
         assert number == sum(backbone.layers) + backbone.num_columns + 1
-    assert set(depths.values()) == set(range(max(depths.values()) + 1))  # none is left out
+    assert set(depths.values()) == set(range(max(depths.values()) + 1))
     assert max(depths.values()) == sum(backbone.layers) + backbone.num_columns - 1
     assert all((depth == 0) == name.startswith('stem.') for name, depth in depths.items())
     for index in range(1, backbone.num_columns):
@@ -104,7 +104,7 @@ def test_every_parameter_has_a_depth_that_rises_with_the_network(arch, prefix):
 
 @few
 @given(backbones(), st.sampled_from(['.pth', '.safetensors']), st.booleans(), st.booleans())
-def test_a_checkpoint_is_the_same_after_any_way_there_and_back(backbone, suffix, published, module):
+def test_saving_and_loading_preserves_weights(backbone, suffix, published, module):
     if suffix == '.safetensors':
         pytest.importorskip('safetensors')
     state = backbone.state_dict()
@@ -132,10 +132,10 @@ def test_a_checkpoint_is_the_same_after_any_way_there_and_back(backbone, suffix,
         max_leaves=20,
     )
 )
-def test_whatever_a_checkpoint_tells_becomes_json(value):
-    told = plain(value)
-    assert plain(told) == told
-    json.dumps(told)
+def test_any_value_of_a_checkpoint_becomes_json(value):
+    converted = plain(value)
+    assert plain(converted) == converted
+    json.dumps(converted)
 
 
 KEYS = st.text('abcxyz_', min_size=1, max_size=6).filter(lambda key: key not in ('_base_', '_delete_'))
@@ -146,32 +146,32 @@ TREES = st.recursive(
 )
 
 
-def places(node, path=()):
-    """Every place in a tree of dicts and lists."""
+def paths(node, path=()):
+    """Yield the path of every node in a tree of dicts and lists."""
     if path:
         yield path
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in items:
-        yield from places(child, (*path, str(key)))
+        yield from paths(child, (*path, str(key)))
 
 
 @many
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4), st.data())
-def test_an_option_changes_its_place_alone(tree, data):
-    path = data.draw(st.sampled_from(sorted(place for place in places(tree) if not place[-1].isdigit())))
+def test_option_changes_only_its_own_key(tree, data):
+    path = data.draw(st.sampled_from(sorted(each for each in paths(tree) if not each[-1].isdigit())))
     cfg = Config(dict(tree))
-    before = {place: _at(cfg, place) for place in places(tree)}
+    before = {other: _at(cfg, other) for other in paths(tree)}
     merge_options(cfg, {'.'.join(path): 12345})
-    for place, value in before.items():
-        if place[: len(path)] != path and path[: len(place)] != place:
-            assert _at(cfg, place) == value
+    for other, value in before.items():
+        if other[: len(path)] != path and path[: len(other)] != other:  # neither contains the other
+            assert _at(cfg, other) == value
     assert _at(cfg, path) == 12345
 
 
 @many
 @given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4), st.data())
-def test_an_option_that_is_nowhere_is_an_error_that_changes_nothing(tree, data):
-    path = data.draw(st.sampled_from(sorted(places(tree))))
+def test_unknown_option_is_an_error_and_changes_nothing(tree, data):
+    path = data.draw(st.sampled_from(sorted(paths(tree))))
     cfg = Config(dict(tree))
     with pytest.raises(ValueError, match='no_such'):
         merge_options(cfg, {'.'.join((*path, 'no_such')): 1})

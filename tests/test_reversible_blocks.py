@@ -1,4 +1,4 @@
-"""Blocks of one network that train without storing what is between them."""
+"""Blocks of one network that train without storing the activations between them."""
 
 import copy
 import itertools
@@ -36,7 +36,7 @@ NETWORKS = {
 
 
 def blocks(name):
-    """Equal blocks of a network with random weights, an input, and further arguments."""
+    """Return equal blocks of a network with random weights, an input, and additional arguments."""
     torch.manual_seed(0)
     network = MODELS.build(copy.deepcopy(NETWORKS[name]))
     for param in network.parameters():
@@ -52,7 +52,7 @@ def blocks(name):
 
 
 def train(module, x, *arguments):
-    """Output and gradients of one step; random numbers from seed 0."""
+    """Return output, gradients and buffers of one step, with random numbers from seed 0."""
     torch.manual_seed(0)
     x = x.clone().requires_grad_()
     output = module.train()(x, *arguments)
@@ -62,7 +62,7 @@ def train(module, x, *arguments):
 
 @pytest.mark.parametrize('beta', [0.004, 0.1, 0.5])
 @pytest.mark.parametrize('name', NETWORKS)
-def test_reversible_training_has_the_gradients_of_plain_training(name, beta):
+def test_reversible_gradients_equal_plain_ones(name, beta):
     layers, *inputs = blocks(name)
     reversible = ReversibleBlocks(layers, beta).double()
     plain = ReversibleBlocks(copy.deepcopy(layers), beta, save_memory=False)
@@ -72,7 +72,7 @@ def test_reversible_training_has_the_gradients_of_plain_training(name, beta):
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_it_is_the_network_but_for_beta_times_what_two_blocks_change(name):
+def test_difference_from_the_plain_sequence_is_proportional_to_beta(name):
     layers, x, *arguments = blocks(name)
     expected, errors = x, []
     with torch.no_grad():
@@ -86,12 +86,12 @@ def test_it_is_the_network_but_for_beta_times_what_two_blocks_change(name):
         assert half == pytest.approx(error / 2, rel=0.2)
 
 
-def test_weights_have_the_names_of_a_sequence():
+def test_state_dict_keys_are_those_of_sequential():
     layers = nn.Sequential(*blocks('ConvNeXt')[0])
     assert ReversibleBlocks(layers).load_state_dict(layers.state_dict()).missing_keys == []
 
 
-def test_memory_does_not_grow_with_blocks(device):
+def test_memory_is_below_checkpointing_and_hardly_grows_with_blocks(device):
     def step(run, x):
         run(x.requires_grad_()).sum().backward()
 
@@ -100,14 +100,14 @@ def test_memory_does_not_grow_with_blocks(device):
         layers = [nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.GELU()) for _ in range(number)]
         module = ReversibleBlocks(layers).to(device).train()
         x = torch.rand(2, 8, 128, 128, device=device)
-        step(module, x)  # which makes room for gradients
+        step(module, x)  # allocates gradients
         peaks.append(peak_bytes(partial(step, module, x), device))
     checkpointed = partial(checkpoint_sequential, layers, len(layers), use_reentrant=False)
     assert peaks[1] < peak_bytes(lambda: step(lambda x: checkpointed(input=x), x), device)
-    assert peaks[1] < 1.6 * peaks[0]  # 4 bits an element and block
+    assert peaks[1] < 1.6 * peaks[0]  # 4 bits per element and block
 
 
 @pytest.mark.parametrize('beta', [0, 1, 0.0039, float('nan')])
-def test_other_betas_are_refused(beta):
-    with pytest.raises(ValueError, match=f'beta is from 0.004 to below 1, got {beta}'):
+def test_invalid_beta_is_an_error(beta):
+    with pytest.raises(ValueError, match=f'beta must be at least 0.004 and below 1, got {beta}'):
         ReversibleBlocks([nn.Identity()], beta)

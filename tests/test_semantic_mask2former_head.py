@@ -1,4 +1,4 @@
-"""Mask2Former's head: windows that slide over images, and pixels that are left out of its loss."""
+"""Mask2Former's head for semantic segmentation: sliding windows and ignored pixels."""
 
 import re
 
@@ -39,7 +39,7 @@ def sliding(crop, stride):
 
 
 def predict(model, image, pad=True):
-    """Scores of a segmentor's own ``predict``, with what its data preprocessor tells of padding."""
+    """Return the scores from the segmentor's ``predict``; pad adds the data preprocessor's ``pad_shape``."""
     size = tuple(image.shape[2:])
     meta = dict(img_shape=size, ori_shape=size, **(dict(pad_shape=size) if pad else {}))
     with torch.no_grad():
@@ -48,7 +48,7 @@ def predict(model, image, pad=True):
 
 
 @pytest.mark.parametrize('pad', [True, False])
-def test_one_window_over_all_is_the_whole(pad):
+def test_window_over_the_whole_image_equals_whole_mode(pad):
     model, image = model_with(dict(mode='whole')), torch.randn(1, 3, *SIZE)
     whole = predict(model, image, pad)
     for crop in (SIZE, (200, 200)):
@@ -57,13 +57,13 @@ def test_one_window_over_all_is_the_whole(pad):
 
 
 @pytest.mark.parametrize('crop, stride', [((64, 64), (43, 43)), ((64, 96), (64, 96)), ((50, 70), (31, 33))])
-def test_windows_cover_an_image_of_any_size(crop, stride):
+def test_windows_of_any_size_cover_the_image(crop, stride):
     model = model_with(sliding(crop, stride))
     scores = predict(model, torch.randn(1, 3, *SIZE))
     assert scores.shape == (11, *SIZE) and scores.isfinite().all()
 
 
-def test_windows_of_a_batch_are_those_of_its_images():
+def test_batch_gives_the_scores_of_its_images():
     model, images = model_with(sliding((64, 64), (43, 43))), torch.randn(2, 3, *SIZE)
     meta = dict(img_shape=SIZE, ori_shape=SIZE, pad_shape=SIZE)
     with torch.no_grad():
@@ -72,8 +72,8 @@ def test_windows_of_a_batch_are_those_of_its_images():
         torch.testing.assert_close(sample.seg_logits.data, predict(model, image[None]), rtol=1e-3, atol=1e-4)
 
 
-def test_what_depends_on_places_alone_is_the_same_in_windows_and_as_a_whole():
-    """Masks that are the image's brightness in cells of 4 pixels, and so know nothing of the window."""
+def test_local_predictions_are_equal_in_windows_and_whole_mode():
+    """The masks are the mean brightness of cells of 4 pixels, which does not depend on the window."""
     model = model_with(dict(mode='whole'))
     model.extract_feat = lambda image: image
     classes = torch.randn(1, 20, 12)
@@ -87,7 +87,7 @@ def test_what_depends_on_places_alone_is_the_same_in_windows_and_as_a_whole():
     whole = predict(model, image)
     model.test_cfg = ConfigDict(sliding((64, 64), (32, 32)))
     difference = (predict(model, image) - whole).abs().amax(0)
-    edges = torch.zeros(SIZE, dtype=torch.bool)  # where interpolation ends at a window
+    edges = torch.zeros(SIZE, dtype=torch.bool)  # interpolation differs at the borders of windows
     for edge in range(0, SIZE[0], 32):
         edges[max(0, edge - 2) : edge + 2] = True
     for edge in range(0, SIZE[1], 32):
@@ -95,8 +95,8 @@ def test_what_depends_on_places_alone_is_the_same_in_windows_and_as_a_whole():
     assert difference[~edges].max() < 1e-5 and (~edges).float().mean() > 0.7
 
 
-def test_mmsegmentation_s_head_still_fails_and_the_error_names_this_one():
-    """If it no longer fails, the override of ``predict`` is no longer needed."""
+def test_sliding_windows_with_mmsegmentation_s_head_are_an_error():
+    """When MMSegmentation's head no longer fails, the override of ``predict`` can be removed."""
     test_cfg = sliding((64, 64), (43, 43))
     with pytest.raises(PreflightError, match="decode_head.type='SemanticMask2FormerHead'.*custom_imports"):
         model_with(test_cfg, 'Mask2FormerHead')
@@ -108,7 +108,7 @@ def test_mmsegmentation_s_head_still_fails_and_the_error_names_this_one():
         predict(model, torch.randn(1, 3, *SIZE))
 
 
-def test_several_heads_and_other_test_cfgs_pass():
+def test_check_of_sliding_windows_accepts_other_models():
     model = nn.Module()
     model.decode_head, model.test_cfg = nn.ModuleList(), dict(mode='slide')
     check_sliding_windows(model)
@@ -116,7 +116,7 @@ def test_several_heads_and_other_test_cfgs_pass():
     check_sliding_windows(model)
 
 
-def test_weights_are_those_of_mmsegmentation_s_head():
+def test_weights_are_compatible_with_mmsegmentation_s_head():
     ours, theirs = (
         model_with(dict(mode='whole'), head) for head in ('SemanticMask2FormerHead', 'Mask2FormerHead')
     )
@@ -125,11 +125,8 @@ def test_weights_are_those_of_mmsegmentation_s_head():
     assert torch.equal(predict(ours, image), predict(theirs, image))
 
 
-# Pixels that are left out.
-
-
 def head_loss(labels, scores, masks, ignore_index=255, cls=SemanticMask2FormerHead, **options):
-    """Sum of the losses of a head's predictions, the same points being drawn each time."""
+    """Return the sum of the mask losses for given predictions, with the same sampled points in every call."""
     cfg = Config.fromfile(REPO / CONFIG)
     if cls is SemanticMask2FormerHead:
         options.setdefault('leave_out_ignored', True)
@@ -145,7 +142,7 @@ def head_loss(labels, scores, masks, ignore_index=255, cls=SemanticMask2FormerHe
 
 @pytest.fixture
 def picture():
-    """Labels of two classes with 255 at the right, a quarter; scores that match them, and masks."""
+    """Return labels of two classes whose right quarter is 255, class scores and masks."""
     labels = torch.zeros(64, 64, dtype=torch.long)
     labels[:, 24:48] = 3
     labels[:, 48:] = 255
@@ -155,19 +152,19 @@ def picture():
 
 
 @pytest.mark.parametrize('ignored', [255, 11, 10])
-def test_ignored_pixels_have_no_gradient_and_no_loss(ignored, picture):
+def test_ignored_pixels_have_no_gradient(ignored, picture):
     labels, scores, masks = picture
     labels[labels == 255] = ignored
     masks.requires_grad_()
     loss = head_loss(labels, scores, masks, ignored)
     (gradient,) = torch.autograd.grad(loss, masks)
     columns = gradient.abs().sum((0, 1, 2))
-    assert not columns[13:].any()  # beyond the reach of interpolation at labelled pixels
+    assert not columns[13:].any()  # interpolation at labelled pixels reaches column 12
     assert (columns[:12] > 0).all() and gradient.isfinite().all()
 
 
-def test_by_default_the_loss_is_upstream_s_which_has_them_outside_of_all_masks(picture):
-    """If upstream leaves them out, too, the overrides are no longer needed."""
+def test_default_loss_is_that_of_mmsegmentation_which_includes_ignored_pixels(picture):
+    """When MMSegmentation excludes ignored pixels, the overrides can be removed."""
     labels, scores, masks = picture
     masks.requires_grad_()
     theirs = head_loss(labels, scores, masks, cls=Mask2FormerHead)
@@ -176,7 +173,7 @@ def test_by_default_the_loss_is_upstream_s_which_has_them_outside_of_all_masks(p
     assert gradient[..., 13:].abs().sum() > 0
 
 
-def test_without_ignored_pixels_the_loss_is_upstream_s(picture):
+def test_loss_without_ignored_pixels_is_that_of_mmsegmentation(picture):
     labels, scores, masks = picture
     labels[labels == 255] = 0
     ours, theirs = (
@@ -185,7 +182,7 @@ def test_without_ignored_pixels_the_loss_is_upstream_s(picture):
     assert torch.equal(ours, theirs) and ours > 0
 
 
-def test_an_image_of_ignored_pixels_alone_has_a_finite_loss(picture):
+def test_image_with_only_ignored_pixels_has_a_finite_loss(picture):
     _, scores, masks = picture
     masks.requires_grad_()
     loss = head_loss(torch.full((64, 64), 255), scores, masks)
@@ -194,7 +191,7 @@ def test_an_image_of_ignored_pixels_alone_has_a_finite_loss(picture):
 
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16], ids=str)
-def test_ignored_pixels_are_left_out_in_mixed_precision(dtype, picture):
+def test_ignored_pixels_have_no_gradient_in_mixed_precision(dtype, picture):
     labels, scores, masks = picture
     masks.requires_grad_()
     with torch.autocast('cpu', dtype):
@@ -204,11 +201,8 @@ def test_ignored_pixels_are_left_out_in_mixed_precision(dtype, picture):
     assert torch.tensor(IGNORED, dtype=dtype).isfinite()
 
 
-# The tools.
-
-
 @pytest.mark.slow
-def test_sliding_windows_in_testing_with_augmentation_and_in_the_demo(sample_data, tmp_path):
+def test_tools_and_inferencer_use_sliding_windows(sample_data, tmp_path):
     config = tmp_path / 'config.py'
     windows = sliding((64, 64), (43, 43))
     config.write_text(f"_base_ = ['{REPO / CONFIG}']\nmodel = dict(test_cfg={windows})\n")

@@ -24,9 +24,18 @@ def quarter_columns(num_columns: int) -> list[int]:
     return [quarter * num_columns // 4 - 1 for quarter in (1, 2, 3)]
 
 
-def compound_weights(num_supervised: int) -> list[tuple[float, float]]:
-    """Return the weights of the reconstruction loss and of the task loss of each supervised column."""
-    return [(1 - i / num_supervised, (i + 1) / (num_supervised + 1)) for i in range(num_supervised)]
+def compound_weights(num_supervised: int, reconstruction: float, task: float) -> list[tuple[float, float]]:
+    """Return the weights of the reconstruction loss and of the task loss of each supervised column.
+
+    Args:
+        num_supervised: Number m of supervised columns.
+        reconstruction: Factor on all weights of reconstruction losses.
+        task: Factor on all weights of task losses.
+    """
+    return [
+        ((1 - i / num_supervised) * reconstruction, (i + 1) / (num_supervised + 1) * task)
+        for i in range(num_supervised)
+    ]
 
 
 def check_normalises(data_preprocessor: nn.Module) -> None:

@@ -125,24 +125,21 @@ class ColumnSupervision(BaseModule):
         losses, backbone = {}, model.backbone
         # A segmentor passes its train_cfg to the loss of its heads, a detector does not.
         more = (model.train_cfg,) if hasattr(model, 'decode_head') else ()
-        for index, part, weights in zip(self.columns, self.parts, compound_weights(len(self.columns))):
+        weights = compound_weights(len(self.columns), self.reconstruction_weight, self.task_weight)
+        for index, part, (reconstruction_weight, task_weight) in zip(self.columns, self.parts, weights):
             levels = features[index]
             if 'decoder' in part:
-                losses[f'supervision.{index}.loss_rec'] = (
-                    weights[0]
-                    * self.reconstruction_weight
-                    * reconstruction_loss(
-                        part['decoder'], levels[-1], inputs, model.data_preprocessor, backbone.save_memory
-                    )
+                losses[f'supervision.{index}.loss_rec'] = reconstruction_weight * reconstruction_loss(
+                    part['decoder'], levels[-1], inputs, model.data_preprocessor, backbone.save_memory
                 )
             if 'head' in part:
                 levels = tuple(backbone.finish(i, levels[i]).contiguous() for i in backbone.out_indices)
                 if 'neck' in part:
                     levels = part['neck'](levels)
-                weight = weights[1] * self.task_weight
                 for name, value in part['head'].loss(levels, data_samples, *more).items():
                     if 'loss' in name:
-                        value = [weight * v for v in value] if isinstance(value, list) else weight * value
+                        is_list = isinstance(value, list)
+                        value = [task_weight * v for v in value] if is_list else task_weight * value
                     losses[f'supervision.{index}.{name}'] = value
         return losses
 

@@ -198,23 +198,16 @@ class RevColClassifier(BaseModel):
 
         losses = {}
         *features, last = self.supervised_features(inputs)
-        weights = compound_weights(len(features))
-        for i, (reconstruction_weight, task_weight) in enumerate(weights):
-            losses[f'loss_rec_{i}'] = (
-                reconstruction_weight
-                * self.supervision['reconstruction_weight']
-                * reconstruction_loss(
+        if self.supervision is not None:
+            factors = self.supervision['reconstruction_weight'], self.supervision['classification_weight']
+            for i, weights in enumerate(compound_weights(len(features), *factors)):
+                losses[f'loss_rec_{i}'] = weights[0] * reconstruction_loss(
                     self.decoder_blocks[i],
                     features[i],
                     inputs,
                     self.data_preprocessor,
                     recompute=self.backbone.save_memory,
                 )
-            )
-            losses[f'loss_cls_{i}'] = (
-                task_weight
-                * self.supervision['classification_weight']
-                * classification_loss(self.heads[i], features[i])
-            )
+                losses[f'loss_cls_{i}'] = weights[1] * classification_loss(self.heads[i], features[i])
         losses['loss_cls'] = classification_loss(self.heads[-1], last)
         return losses
