@@ -1,4 +1,5 @@
-# Cascade Mask R-CNN on RevCol-L, IN-22K weights, COCO, 36 epochs. As published: 55.9 box AP, 48.4 mask AP.
+# Cascade Mask R-CNN on RevCol-L, IN-22K weights, COCO, 36 epochs. Published result: 55.9 box AP, 48.4 mask
+# AP.
 _base_ = ['_base_/cascade_mask_rcnn.py']
 
 model = dict(

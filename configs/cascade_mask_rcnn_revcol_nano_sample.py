@@ -1,9 +1,9 @@
-# Cascade Mask R-CNN on the sample data. All numbers are ours.
+# Cascade Mask R-CNN on the sample data. All hyper-parameters are ours.
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_sample.py']
 
 num_classes = len(_base_.digits)
 width = 64
-norm_cfg = dict(type='BN', requires_grad=True)  # in more places than published: it learns from little
+norm_cfg = dict(type='BN', requires_grad=True)  # also in the neck and mask head: it helps on little data
 bbox_heads = _base_.model.roi_head.bbox_head
 for head in bbox_heads:
     head.update(
@@ -22,7 +22,7 @@ model = dict(
     neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[3])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width, finest_scale=14),  # a quarter of the usual, as the images
+        bbox_roi_extractor=dict(out_channels=width, finest_scale=14),  # 1/4 of the default, like images
         bbox_head=bbox_heads,
         mask_roi_extractor=dict(out_channels=width, finest_scale=14),
         mask_head=dict(
@@ -34,7 +34,7 @@ model = dict(
         ),
     ),
     train_cfg=dict(
-        rpn=dict(allowed_border=-1),  # no anchor of the coarse levels lies inside images as small as these
+        rpn=dict(allowed_border=-1),  # anchors of coarse levels exceed these small images
         rpn_proposal=dict(nms_pre=200, max_per_img=200),
         rcnn=rcnn,
     ),
@@ -56,7 +56,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=10.0),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 param_scheduler = _base_.sample_schedule
 max_iters = 800

@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN on RevCol-S, IN-1K weights, COCO, 36 epochs. As published: 52.6 box AP, 45.5 mask AP.
+# Cascade Mask R-CNN on RevCol-S, IN-1K weights, COCO, 36 epochs. Published result: 52.6 box AP, 45.5 mask AP.
 _base_ = ['_base_/cascade_mask_rcnn.py']
 
 model = dict(

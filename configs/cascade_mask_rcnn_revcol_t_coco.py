@@ -1,4 +1,4 @@
-# Cascade Mask R-CNN on RevCol-T, IN-1K weights, COCO, 36 epochs. As published: 50.8 box AP, 44.0 mask AP.
+# Cascade Mask R-CNN on RevCol-T, IN-1K weights, COCO, 36 epochs. Published result: 50.8 box AP, 44.0 mask AP.
 _base_ = ['_base_/cascade_mask_rcnn.py']
 
 model = dict(

@@ -1,9 +1,9 @@
-# Cascade R-CNN, without masks, on BCCD, from scratch. All numbers are ours.
+# Cascade R-CNN, without masks, on BCCD, from scratch. All hyper-parameters are ours.
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/bccd.py']
 
 num_classes = len(_base_.bccd_classes)
 width = 64
-norm_cfg = dict(type='BN', requires_grad=True)  # in more places than published: it learns from little
+norm_cfg = dict(type='BN', requires_grad=True)  # also in the neck: it helps on little data
 bbox_heads = _base_.model.roi_head.bbox_head
 for head in bbox_heads:
     head.update(
@@ -23,7 +23,7 @@ model = dict(
     neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=width, finest_scale=28),  # half the usual, as the objects
+        bbox_roi_extractor=dict(out_channels=width, finest_scale=28),  # half the default, like the objects
         bbox_head=bbox_heads,
         mask_roi_extractor=None,
         mask_head=None,
@@ -49,7 +49,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=10.0),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 max_iters = _base_.bccd_iters
 param_scheduler = _base_.bccd_schedule

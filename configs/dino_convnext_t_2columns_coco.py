@@ -1,4 +1,4 @@
-# DINO on 2 reversible columns of ConvNeXt-T; the rest is of dino_revcol_t_coco.py.
+# DINO on 2 reversible columns of ConvNeXt-T; otherwise like dino_revcol_t_coco.py.
 _base_ = ['dino_revcol_t_coco.py', '_base_/columns_convnext_t.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# DINO on 2 reversible columns of DINOv3's ConvNeXt-T; the rest is of dino_revcol_t_coco.py.
+# DINO on 2 reversible columns of DINOv3's ConvNeXt-T; otherwise like dino_revcol_t_coco.py.
 _base_ = ['dino_revcol_t_coco.py', '_base_/columns_dinov3_convnext_t.py']
 
 model = dict(

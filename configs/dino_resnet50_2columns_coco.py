@@ -1,4 +1,4 @@
-# DINO on 2 reversible columns of ResNet-50; the rest is of dino_revcol_t_coco.py.
+# DINO on 2 reversible columns of ResNet-50; otherwise like dino_revcol_t_coco.py.
 _base_ = ['dino_revcol_t_coco.py', '_base_/columns_resnet50.py']
 
 model = dict(

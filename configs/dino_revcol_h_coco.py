@@ -1,6 +1,6 @@
-# DINO, 5 scales, on RevCol-H, COCO, from dino_revcol_h_objects365.py: the path to the published 63.8 AP.
-# Its recipe is not published; schedule and image sizes are InternImage-H's, drop path that of RevCol-H's
-# fine-tuning on ImageNet.
+# DINO, 5 scales, on RevCol-H, COCO, started from dino_revcol_h_objects365.py. Published result: 63.8 AP; its
+# recipe is not published. Schedule and image sizes are those of InternImage-H, drop path is that of
+# RevCol-H's fine-tuning on ImageNet.
 _base_ = ['_base_/dino_large_scale.py']
 
 model = dict(
@@ -11,7 +11,7 @@ model = dict(
     ),
     neck=dict(in_channels=_base_.revcol_channels['huge']),
 )
-load_from = 'work_dirs/dino_revcol_h_objects365/epoch_12.pth'  # all but the 80 classes of the head
+load_from = 'work_dirs/dino_revcol_h_objects365/epoch_12.pth'  # except the classification layers
 max_iters = 20000
 train_dataloader = dict(sampler=dict(type='InfiniteSampler', shuffle=True))
 train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=1000)

@@ -1,5 +1,5 @@
-# DINO, 5 scales, on RevCol-H, Objects365 v2, 12 epochs: the stage before dino_revcol_h_coco.py. The
-# schedule is ours (MMDetection's 12 epochs), image sizes are InternImage-H's.
+# DINO, 5 scales, on RevCol-H, Objects365 v2, 12 epochs: the pre-training for dino_revcol_h_coco.py. The
+# schedule is ours (MMDetection's 12 epochs), image sizes are those of InternImage-H.
 _base_ = ['_base_/dino_large_scale.py']
 
 num_classes = 365

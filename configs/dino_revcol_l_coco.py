@@ -1,5 +1,5 @@
-# DINO, 5 scales, on RevCol-L, IN-22K weights, COCO, 36 epochs (MMDetection, Swin-L). Drop path and layer
-# decay: RevCol-L, Cascade Mask R-CNN.
+# DINO, 5 scales, on RevCol-L, IN-22K weights, COCO, 36 epochs as MMDetection's Swin-L. Drop path and layer
+# decay are those of RevCol-L's Cascade Mask R-CNN.
 _base_ = ['_base_/dino_5scale.py']
 
 model = dict(

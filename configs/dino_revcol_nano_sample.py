@@ -1,11 +1,11 @@
-# DINO on the sample data. All numbers are ours.
+# DINO on the sample data. All hyper-parameters are ours.
 _base_ = ['_base_/dino.py', '_base_/coco_sample.py']
 
 ffn = dict(feedforward_channels=256)
 model = dict(
     num_queries=50,
     backbone=_base_.sample_backbone,
-    neck=dict(in_channels=_base_.revcol_channels['nano'][1:]),  # to 256, which MMDetection's decoder assumes
+    neck=dict(in_channels=_base_.revcol_channels['nano'][1:]),  # out_channels must be 256 in MMDetection
     encoder=dict(num_layers=1, layer_cfg=dict(ffn_cfg=ffn)),
     decoder=dict(num_layers=2, layer_cfg=dict(ffn_cfg=ffn)),
     bbox_head=dict(num_classes=len(_base_.digits)),
@@ -25,7 +25,7 @@ test_evaluator = val_evaluator
 optim_wrapper = dict(
     optimizer=dict(lr=5e-4),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 param_scheduler = _base_.sample_schedule
 max_iters = 1000

@@ -1,5 +1,5 @@
-# DINO, 5 scales, on RevCol-XL, COCO, 36 epochs, as dino_revcol_l_coco.py.
-# IN-22K weights of this size are not published: revcol_xl_in22k.py trains them.
+# DINO, 5 scales, on RevCol-XL, COCO, 36 epochs, like dino_revcol_l_coco.py. IN-22K weights of this size are
+# not published; revcol_xl_in22k.py trains them.
 _base_ = ['dino_revcol_l_coco.py']
 
 model = dict(

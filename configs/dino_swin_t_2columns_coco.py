@@ -1,4 +1,4 @@
-# DINO on 2 reversible columns of Swin-T; the rest is of dino_revcol_t_coco.py.
+# DINO on 2 reversible columns of Swin-T; otherwise like dino_revcol_t_coco.py.
 _base_ = ['dino_revcol_t_coco.py', '_base_/columns_swin_t.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# Mask2Former on 2 reversible columns of ConvNeXt-T; the rest is of mask2former_revcol_t_ade20k.py.
+# Mask2Former on 2 reversible columns of ConvNeXt-T; otherwise like mask2former_revcol_t_ade20k.py.
 _base_ = ['mask2former_revcol_t_ade20k.py', '_base_/columns_convnext_t.py']
 
 model = dict(backbone=_base_.columns, decode_head=dict(in_channels=_base_.columns_channels))

@@ -1,4 +1,4 @@
-# Mask2Former on 2 reversible columns of ResNet-50; the rest is of mask2former_revcol_t_ade20k.py.
+# Mask2Former on 2 reversible columns of ResNet-50; otherwise like mask2former_revcol_t_ade20k.py.
 _base_ = ['mask2former_revcol_t_ade20k.py', '_base_/columns_resnet50.py']
 
 model = dict(backbone=_base_.columns, decode_head=dict(in_channels=_base_.columns_channels))

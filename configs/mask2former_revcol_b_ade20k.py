@@ -1,6 +1,6 @@
-# Mask2Former on RevCol-B, IN-22K weights, ADE20K, 640x640 crops, 160k iterations, 8 GPUs x 2 images.
-# RevCol's authors publish no recipe for Mask2Former: the head and the schedule are MMSegmentation's for
-# Swin-B, layer decay and drop path are those of RevCol-B's published UPerNet recipe.
+# Mask2Former on RevCol-B, IN-22K weights, ADE20K, 640x640 crops, 160k iterations, 8 GPUs x 2 images. RevCol's
+# Mask2Former recipe is not published: head and schedule are those of MMSegmentation's Swin-B, layer decay and
+# drop path are those of RevCol-B's published UPerNet.
 _base_ = ['_base_/mask2former.py', '_base_/ade20k_640x640.py']
 
 model = dict(

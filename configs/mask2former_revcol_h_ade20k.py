@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-H, ADE20K, 896x896 crops, from mask2former_revcol_h_cocostuff164k.py: the path to
-# the published 60.4 mIoU, 61.0 with --tta. Its recipe is not published.
+# Mask2Former on RevCol-H, ADE20K, 896x896 crops, started from mask2former_revcol_h_cocostuff164k.py.
+# Published result: 60.4 mIoU, 61.0 with --tta; its recipe is not published.
 _base_ = ['_base_/mask2former_large.py', '_base_/ade20k_896x896.py']
 
 model = dict(
@@ -11,4 +11,4 @@ model = dict(
     decode_head=dict(in_channels=_base_.revcol_channels['huge']),
 )
 load_from = 'work_dirs/mask2former_revcol_h_cocostuff164k/iter_80000.pth'
-train_dataloader = dict(batch_size=1)  # x 16 GPUs, InternImage-H
+train_dataloader = dict(batch_size=1)  # x 16 GPUs, as InternImage-H

@@ -1,4 +1,5 @@
-# Mask2Former on RevCol-H, COCO-Stuff-164k, 896x896 crops: the stage before mask2former_revcol_h_ade20k.py.
+# Mask2Former on RevCol-H, COCO-Stuff-164k, 896x896 crops: the pre-training for
+# mask2former_revcol_h_ade20k.py.
 _base_ = ['_base_/mask2former_large.py', '_base_/cocostuff164k_896x896.py']
 
 model = dict(
@@ -15,5 +16,5 @@ model = dict(
         loss_cls=dict(class_weight=[1.0] * 171 + [0.1]),
     ),
 )
-optim_wrapper = dict(optimizer=dict(lr=2e-5))  # InternImage-H's stage on COCO-Stuff
-train_dataloader = dict(batch_size=1)  # x 16 GPUs, InternImage-H
+optim_wrapper = dict(optimizer=dict(lr=2e-5))  # InternImage-H's on COCO-Stuff
+train_dataloader = dict(batch_size=1)  # x 16 GPUs, as InternImage-H

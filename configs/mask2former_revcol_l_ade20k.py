@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-L, IN-22K weights, ADE20K, 640x640 crops. Head (200 queries) and schedule:
-# MMSegmentation, Swin-L. Layer decay and drop path: RevCol-L, UPerNet.
+# Mask2Former on RevCol-L, IN-22K weights, ADE20K, 640x640 crops. Head (200 queries) and schedule are those of
+# MMSegmentation's Swin-L, layer decay and drop path those of RevCol-L's UPerNet.
 _base_ = ['_base_/mask2former.py', '_base_/ade20k_640x640.py']
 
 model = dict(

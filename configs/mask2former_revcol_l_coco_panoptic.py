@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-L, IN-22K weights, COCO panoptic segmentation, 100 epochs, 16 GPUs x 1 image.
-# Queries and schedule: MMDetection, Swin-L. Drop path: RevCol-L, Cascade Mask R-CNN.
+# Mask2Former on RevCol-L, IN-22K weights, COCO panoptic segmentation, 100 epochs, 16 GPUs x 1 image. Queries
+# and schedule are those of MMDetection's Swin-L, drop path that of RevCol-L's Cascade Mask R-CNN.
 _base_ = ['_base_/mask2former_coco_panoptic.py']
 
 model = dict(

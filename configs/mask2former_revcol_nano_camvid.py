@@ -1,4 +1,4 @@
-# Mask2Former with RevCol nano on CamVid, from scratch; see docs/real_data.md. All numbers are ours.
+# Mask2Former with RevCol nano on CamVid, from scratch; see docs/real_data.md. All hyper-parameters are ours.
 _base_ = ['_base_/mask2former.py', '_base_/camvid.py']
 
 num_classes = len(_base_.classes)
@@ -34,7 +34,7 @@ optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=5e-4),
     clip_grad=dict(max_norm=1.0),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 param_scheduler = _base_.camvid_schedule
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 6)

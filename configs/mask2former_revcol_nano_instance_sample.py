@@ -1,4 +1,4 @@
-# Mask2Former for instance segmentation of the sample data. All numbers are ours.
+# Mask2Former for instance segmentation of the sample data. All hyper-parameters are ours.
 _base_ = ['_base_/mask2former_coco.py', '_base_/mask2former_nano_head.py', '_base_/coco_sample.py']
 
 num_classes = len(_base_.digits)

@@ -1,5 +1,5 @@
-# Mask2Former for panoptic segmentation of the sample data: digits are things, photographs stuff. All numbers
-# are ours.
+# Mask2Former for panoptic segmentation of the sample data: digits are things, photographs stuff. All
+# hyper-parameters are ours.
 _base_ = ['_base_/mask2former_coco_panoptic.py', '_base_/mask2former_nano_head.py', '_base_/coco_sample.py']
 
 num_classes, num_stuff_classes = len(_base_.digits), 1

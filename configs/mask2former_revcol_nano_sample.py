@@ -1,4 +1,4 @@
-# `make demo`: Mask2Former on the sample data. All numbers are ours.
+# `make demo`: Mask2Former on the sample data. All hyper-parameters are ours.
 _base_ = ['_base_/mask2former.py', '_base_/mask2former_nano_head.py', '_base_/ade20k_sample.py']
 
 num_classes = len(_base_.classes)

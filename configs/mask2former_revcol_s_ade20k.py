@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-S, IN-1K weights, ADE20K, 512x512 crops, as mask2former_revcol_t_ade20k.py. Head and
-# schedule: MMSegmentation, Swin-S. Layer decay and drop path: RevCol-S, UPerNet.
+# Mask2Former on RevCol-S, IN-1K weights, ADE20K, 512x512 crops, like mask2former_revcol_t_ade20k.py. Head and
+# schedule are those of MMSegmentation's Swin-S, layer decay and drop path those of RevCol-S's UPerNet.
 _base_ = ['mask2former_revcol_t_ade20k.py']
 
 model = dict(

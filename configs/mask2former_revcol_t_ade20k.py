@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-T, IN-1K weights, ADE20K, 512x512 crops. Head and schedule: MMSegmentation, Swin-T.
-# Layer decay and drop path: RevCol-T, UPerNet.
+# Mask2Former on RevCol-T, IN-1K weights, ADE20K, 512x512 crops. Head and schedule are those of
+# MMSegmentation's Swin-T, layer decay and drop path those of RevCol-T's UPerNet.
 _base_ = ['_base_/mask2former.py', '_base_/ade20k_512x512.py']
 
 model = dict(

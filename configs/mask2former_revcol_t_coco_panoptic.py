@@ -1,5 +1,5 @@
-# Mask2Former on RevCol-T, IN-1K weights, COCO panoptic segmentation, 50 epochs. Drop path:
-# RevCol-T, Cascade Mask R-CNN.
+# Mask2Former on RevCol-T, IN-1K weights, COCO panoptic segmentation, 50 epochs. Drop path is that of
+# RevCol-T's Cascade Mask R-CNN.
 _base_ = ['_base_/mask2former_coco_panoptic.py']
 
 model = dict(

@@ -1,4 +1,5 @@
-# RetinaNet on BCCD, from scratch. The method has MMDetection's numbers (retinanet_r50_fpn), the rest is ours.
+# RetinaNet on BCCD, from scratch. Values of the method are those of MMDetection's retinanet_r50_fpn, all
+# others are ours.
 _base_ = ['_base_/coco.py', '_base_/bccd.py']
 
 width = 64
@@ -67,7 +68,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
     constructor='LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 max_iters = _base_.bccd_iters
 param_scheduler = _base_.bccd_schedule

@@ -1,4 +1,4 @@
-# RevCol-B, IN-22K weights, fine-tuned on ImageNet-1K at 384x384. Reported: 86.7 top-1.
+# RevCol-B, IN-22K weights, fine-tuned on ImageNet-1K at 384x384. Published result: 86.7 top-1.
 _base_ = ['_base_/imagenet_1k_finetune_384.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# RevCol-B on ImageNet-1K from scratch. Reported: 84.1 top-1.
+# RevCol-B on ImageNet-1K from scratch. Published result: 84.1 top-1.
 _base_ = ['_base_/imagenet_1k.py']
 
 model = dict(backbone=dict(arch='base', drop_path_rate=0.4))

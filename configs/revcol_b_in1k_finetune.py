@@ -1,4 +1,4 @@
-# RevCol-B, IN-22K weights, fine-tuned on ImageNet-1K at 224x224. Reported: 85.6 top-1.
+# RevCol-B, IN-22K weights, fine-tuned on ImageNet-1K at 224x224. Published result: 85.6 top-1.
 _base_ = ['_base_/imagenet_1k_finetune.py']
 
 model = dict(

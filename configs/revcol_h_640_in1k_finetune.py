@@ -1,4 +1,4 @@
-# RevCol-H, pre-trained on 168 M images, fine-tuned on ImageNet-1K at 640x640. Reported: 90.0 top-1.
+# RevCol-H, pre-trained on 168 M images, fine-tuned on ImageNet-1K at 640x640. Published result: 90.0 top-1.
 _base_ = ['_base_/imagenet_1k_finetune_384.py']
 
 model = dict(
@@ -15,7 +15,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1].update(scale=640)
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(640, 640))
-train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))  # the batch is ours
+train_dataloader = dict(batch_size=8, dataset=dict(pipeline=train_pipeline))  # batch size: ours
 val_dataloader = dict(batch_size=8, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
 

@@ -1,4 +1,4 @@
-# RevCol-L, IN-22K weights, fine-tuned on ImageNet-1K at 224x224. Reported: 86.6 top-1.
+# RevCol-L, IN-22K weights, fine-tuned on ImageNet-1K at 224x224. Published result: 86.6 top-1.
 _base_ = ['_base_/imagenet_1k_finetune.py']
 
 model = dict(

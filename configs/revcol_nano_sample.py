@@ -1,4 +1,5 @@
-# Classification of the sample data's digits, with intermediate supervision. All numbers are ours.
+# Classification of the digits of the sample data with intermediate supervision. All hyper-parameters are
+# ours.
 _base_ = ['_base_/imagenet_1k.py', '_base_/sample.py']
 
 num_classes = len(_base_.digits)
@@ -11,7 +12,7 @@ resize = dict(type='Resize', scale=(64, 64), **_base_.bicubic)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0), **_base_.bicubic),
-    dict(type='PackInputs'),  # no flip: a mirrored digit is another one, or none
+    dict(type='PackInputs'),  # no flip: a mirrored digit is not the same digit
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), resize, dict(type='PackInputs')]
 data_root = 'data/sample/imagenet'

@@ -1,4 +1,5 @@
-# baselines/upernet_convnext_camvid.py with 2 reversible columns of its network. All numbers are ours.
+# baselines/upernet_convnext_camvid.py with 2 reversible columns of its backbone. All hyper-parameters are
+# ours.
 _base_ = ['baselines/upernet_convnext_camvid.py']
 
 model = dict(

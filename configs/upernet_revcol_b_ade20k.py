@@ -1,5 +1,5 @@
-# UPerNet on RevCol-B, IN-1K weights, ADE20K, 512x512 crops. As published: 49.0 mIoU. (The paper's stride is
-# 341, its released file's 426.)
+# UPerNet on RevCol-B, IN-1K weights, ADE20K, 512x512 crops. Published result: 49.0 mIoU. The stride of 341 is
+# that of the paper; the released config has 426.
 _base_ = ['_base_/upernet.py', '_base_/ade20k_512x512.py']
 
 channels = _base_.revcol_channels['base']

@@ -1,4 +1,4 @@
-# UPerNet on RevCol-L, IN-22K weights, ADE20K, 640x640 crops. As published: 53.4 mIoU.
+# UPerNet on RevCol-L, IN-22K weights, ADE20K, 640x640 crops. Published result: 53.4 mIoU.
 _base_ = ['_base_/upernet.py', '_base_/ade20k_640x640.py']
 
 channels = _base_.revcol_channels['large']

@@ -1,4 +1,4 @@
-# UPerNet with RevCol nano on CamVid, from scratch; see docs/real_data.md. All numbers are ours.
+# UPerNet with RevCol nano on CamVid, from scratch; see docs/real_data.md. All hyper-parameters are ours.
 _base_ = ['_base_/upernet.py', '_base_/camvid.py']
 
 channels = _base_.revcol_channels['nano']
@@ -8,7 +8,8 @@ head = dict(
     ignore_index=_base_.void,
     norm_cfg=dict(type='BN', requires_grad=True),
 )
-# A sum: MMSegmentation's mean with class_weight fails at pixels that are ignored.
+# The loss is a sum with its own scale, because MMSegmentation's mean with class_weight fails at ignored
+# pixels.
 height, width = _base_.crop_size
 weight = 1 / (_base_.batch_size * height * width)
 weighted = dict(class_weight=_base_.class_weight, reduction='sum')
@@ -25,7 +26,7 @@ max_iters = _base_.camvid_iters
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 param_scheduler = _base_.camvid_schedule
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters // 6)

@@ -1,4 +1,4 @@
-# UPerNet on the sample data. All numbers are ours.
+# UPerNet on the sample data. All hyper-parameters are ours.
 _base_ = ['_base_/upernet.py', '_base_/ade20k_sample.py']
 
 channels = _base_.revcol_channels['nano']
@@ -13,7 +13,7 @@ model = dict(
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
-    paramwise_cfg=dict(decay_rate=1.0),  # nothing is pretrained
+    paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
 )
 param_scheduler = _base_.sample_schedule
 max_iters = 300

@@ -1,4 +1,4 @@
-# UPerNet with RevCol nano on CamVid with intermediate supervision. All numbers are ours.
+# UPerNet with RevCol nano on CamVid with intermediate supervision. All hyper-parameters are ours.
 _base_ = ['upernet_revcol_nano_camvid.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# UPerNet on the sample data with intermediate supervision. All numbers are ours.
+# UPerNet on the sample data with intermediate supervision. All hyper-parameters are ours.
 _base_ = ['upernet_revcol_nano_sample.py']
 
 model = dict(

@@ -1,4 +1,4 @@
-# UPerNet on RevCol-T, IN-1K weights, ADE20K, 512x512 crops. As published: 47.4 mIoU.
+# UPerNet on RevCol-T, IN-1K weights, ADE20K, 512x512 crops. Published result: 47.4 mIoU.
 _base_ = ['_base_/upernet.py', '_base_/ade20k_512x512.py']
 
 channels = _base_.revcol_channels['tiny']

@@ -1,4 +1,4 @@
-# UPerNet on 2 reversible columns of Swin-T; the rest is of upernet_revcol_t_ade20k.py.
+# UPerNet on 2 reversible columns of Swin-T; otherwise like upernet_revcol_t_ade20k.py.
 _base_ = ['upernet_revcol_t_ade20k.py', '_base_/columns_swin_t.py']
 
 channels = _base_.columns_channels

@@ -1,7 +1,7 @@
-"""Bring the counted numbers of configs/metafiles/ and the tables made from them up to date.
+"""Update parameters and FLOPs in configs/metafiles/ and the tables of README.md and configs/README.md.
 
-Parameters and FLOPs are counted, as tools/analysis/get_flops.py counts them; the rest of a metafile is
-written by hand. The tables are in README.md and configs/README.md, each between two comments.
+Parameters and FLOPs are counted as in tools/analysis/get_flops.py; everything else in a metafile is written
+by hand. Each table is between two comments.
 
 Example: python tools/model_zoo.py --check
 """
@@ -18,26 +18,29 @@ from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.config.command_line import read_config
 
 ROOT = Path(__file__).parents[1]
-HEADER = '# Parameters, FLOPs and their input are counted: tools/model_zoo.py writes them.\n'
-TOLERANCE = 0.01  # a published size that is further off than this is shown beside the counted one
+HEADER = '# tools/model_zoo.py writes Parameters, FLOPs and FLOPs Input.\n'
+TOLERANCE = 0.01  # published sizes with a larger relative deviation are shown in the table
 
 
 def read_metafiles() -> dict[Path, dict]:
-    """The metafiles that model-index.yml imports."""
+    """Read the metafiles that model-index.yml imports."""
     paths = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
     return {ROOT / path: yaml.safe_load((ROOT / path).read_text()) for path in paths}
 
 
 def unlisted_configs(metafiles: dict[Path, dict]) -> list[str]:
-    """Configs, but for those of the sample data, that are not the Config of exactly one model."""
-    configs = [model['Config'] for metafile in metafiles.values() for model in metafile['Models']]
+    """Return configs that are not listed exactly once, and listed ones that do not exist.
+
+    Configs of nano backbones and of the sample data are not listed.
+    """
+    listed = [model['Config'] for metafile in metafiles.values() for model in metafile['Models']]
     paths = [p for p in (ROOT / 'configs').glob('*.py') if not re.search('nano|sample', p.stem)]
-    own = {str(path.relative_to(ROOT)) for path in paths}
-    return sorted(path for path in own | set(configs) if path not in own or configs.count(path) != 1)
+    existing = {str(path.relative_to(ROOT)) for path in paths}
+    return sorted(path for path in existing | set(listed) if path not in existing or listed.count(path) != 1)
 
 
 def recount(model: dict) -> bool:
-    """Count a metafile's model anew, in place; tells whether anything has changed."""
+    """Update the counts of a metafile's model in place and return whether anything changed."""
     complexity = count_complexity(read_config(ROOT / model['Config']))
     counted = {
         'Parameters': complexity.parameters.total(),
@@ -50,7 +53,7 @@ def recount(model: dict) -> bool:
 
 
 def render(metafiles: dict[Path, dict]) -> dict[Path, str]:
-    """Every file that this tool writes, with what should be in it."""
+    """Return the up-to-date content of every file that this tool writes."""
     tables = {path.stem: family_table(metafile['Models']) for path, metafile in metafiles.items()}
     tables['summary'] = summary_table(metafiles)
     rendered = {
@@ -68,8 +71,8 @@ def render(metafiles: dict[Path, dict]) -> dict[Path, str]:
 
 
 def family_table(models: list[dict]) -> str:
-    """One row for each config of a family, for configs/README.md."""
-    return markdown(
+    """Return the table of a family for configs/README.md, with one row for each config."""
+    rows = [
         {
             'config': f'[{model["Name"]}]({Path(model["Config"]).name})',
             'input': model['Metadata']['FLOPs Input'].replace('x', ' x '),
@@ -80,11 +83,12 @@ def family_table(models: list[dict]) -> str:
             'published weights': f'[download]({model["Weights"]})' if 'Weights' in model else '',
         }
         for model in models
-    )
+    ]
+    return markdown(rows)
 
 
 def summary_table(metafiles: dict[Path, dict]) -> str:
-    """One row for each family, for README.md."""
+    """Return the table for README.md, with one row for each family."""
     rows = []
     for metafile in metafiles.values():
         models, name = metafile['Models'], metafile['Collections'][0]['Name']
@@ -106,19 +110,19 @@ def summary_table(metafiles: dict[Path, dict]) -> str:
 
 
 def size(model: dict) -> str:
-    """Of a RevCol its size, of another network its name."""
+    """Return the size of a RevCol, such as 'T', or the architecture of another network."""
     revcol = re.search(r'revcol_([a-z]+)', model['Name'])
     return revcol[1].upper() if revcol else model['Metadata']['Architecture'][0]
 
 
 def metrics(model: dict) -> Iterator[tuple[str, float]]:
-    """Name and value of every metric of a model."""
+    """Yield name and value of every published metric of a model."""
     for result in model.get('Results', ()):
         yield from result['Metrics'].items()
 
 
 def contradicting_sizes(model: dict) -> Iterator[str]:
-    """Published numbers of parameters and FLOPs that the architecture does not have."""
+    """Yield published numbers of parameters and FLOPs that differ from the counted ones."""
     metadata = model['Metadata']
     for name, unit, scale in (('Parameters', 'M', 1e6), ('FLOPs', 'G', 1e9)):
         published = metadata.get(f'Published {name} ({unit})')
@@ -127,13 +131,12 @@ def contradicting_sizes(model: dict) -> Iterator[str]:
 
 
 def span(values: list[float]) -> str:
-    """Smallest and largest value."""
+    """Format the smallest and the largest value."""
     return f'{min(values)} to {max(values)}' if len(set(values)) > 1 else f'{values[0]}'
 
 
-def markdown(rows: Iterator[dict[str, str]] | list[dict[str, str]]) -> str:
-    """Rows with the same keys as a Markdown table, without columns that are empty."""
-    rows = list(rows)
+def markdown(rows: list[dict[str, str]]) -> str:
+    """Format rows with the same keys as a Markdown table without empty columns."""
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
     lines = [columns, ['---'] * len(columns), *([row[column] for column in columns] for row in rows)]
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
@@ -144,7 +147,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        '--check', action='store_true', help='write nothing; exit with 1 if anything is stale'
+        '--check', action='store_true', help='write nothing; exit with status 1 if a file is out of date'
     )
     args = parser.parse_args()
     metafiles = read_metafiles()

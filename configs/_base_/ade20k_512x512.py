@@ -1,4 +1,4 @@
-# ADE20K at 512x512 crops, as published for RevCol's UPerNet.
+# ADE20K with 512x512 crops. Recipe: RevCol's published UPerNet.
 _base_ = ['default_runtime.py', 'revcol.py']
 
 default_scope = 'mmseg'
@@ -26,7 +26,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    dict(type='LoadAnnotations'),  # after Resize: keeps its own size
+    dict(type='LoadAnnotations'),  # after Resize, so that labels keep the original size
     dict(type='PackSegInputs'),
 ]
 tta_model = dict(type='SegTTAModel')
@@ -35,7 +35,7 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            # RevCol's multi-scale testing: 0.5 to 1.75 of the single scale, each also flipped.
+            # RevCol's multi-scale testing: 0.5 to 1.75 times the single scale, each also flipped.
             [
                 dict(type='Resize', scale=(int(2048 * r), int(512 * r)), keep_ratio=True)
                 for r in (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -93,6 +93,6 @@ auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=5000, save_best='mIoU'),
-    # Seen in TensorBoard; a legend has the labels.
+    # Pictures for TensorBoard. Class names are in a legend instead of in the picture.
     visualization=dict(type='PredictionPicturesHook', draw=True, interval=50, with_labels=False),
 )

@@ -1,18 +1,6 @@
-# ADE20K at 896x896 crops. MMSegmentation has no such recipe; InternImage and ViT-Adapter train their
-# largest at 896.
+# ADE20K with 896x896 crops. MMSegmentation has no such recipe; InternImage and ViT-Adapter train their
+# largest models with this size.
 _base_ = ['ade20k_512x512.py']
+from revcol_mm.config.crop_size import with_crop_size  # noqa: E402
 
-crop_size = (896, 896)
-scale = (3584, 896)
-data_preprocessor = dict(size=crop_size)
-train_pipeline = _base_.train_pipeline
-train_pipeline[2].update(scale=scale)
-train_pipeline[3].update(crop_size=crop_size)
-test_pipeline = _base_.test_pipeline
-test_pipeline[1].update(scale=scale)
-tta_pipeline = _base_.tta_pipeline
-for resize in tta_pipeline[1].transforms[0]:
-    resize.update(scale=tuple(side * 896 // 512 for side in resize.scale))
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
+globals().update(with_crop_size(_base_, 896))

@@ -1,4 +1,4 @@
-# The sample data as semantic segmentation. All numbers are ours.
+# The sample data as semantic segmentation. All hyper-parameters are ours.
 _base_ = ['ade20k_512x512.py', 'sample.py']
 
 classes = ('background', *_base_.digits)
@@ -9,7 +9,7 @@ data_preprocessor = dict(size=crop_size)
 train_pipeline = _base_.train_pipeline
 train_pipeline[2].update(scale=(512, 128), ratio_range=(0.875, 1.5))
 train_pipeline[3].update(crop_size=crop_size, cat_max_ratio=0.95)
-train_pipeline[4].update(prob=0.0)  # a mirrored digit is another one, or none
+train_pipeline[4].update(prob=0.0)  # a mirrored digit is not the same digit
 test_pipeline = _base_.test_pipeline
 test_pipeline[1].update(scale=(512, 160))
 tta_pipeline = _base_.tta_pipeline

@@ -1,6 +1,7 @@
-# BCCD, blood cells in 364 photographs of 640x480, converted by tools/convert_voc.py; see docs/real_data.md.
-# Beside _base_/coco.py, which this does not touch: a config takes what it wants. All numbers are ours.
-bccd_data_root = '{{$BCCD:data/bccd}}/'  # the folder, in place of data/bccd, if the environment has BCCD
+# BCCD: blood cells in 364 photographs of 640x480 pixels, converted by tools/convert_voc.py; see
+# docs/real_data.md. These are variables for configs that inherit from _base_/coco.py, which has keys of the
+# same names. All hyper-parameters are ours.
+bccd_data_root = '{{$BCCD:data/bccd}}/'  # the environment variable BCCD overrides it
 bccd_classes = ('Platelets', 'RBC', 'WBC')
 bccd_scale = (400, 300)
 
@@ -25,7 +26,7 @@ bccd_train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             annotations,
-            # A smear has no upside.
+            # Blood smears have no orientation.
             dict(
                 type='RandomFlip', prob=[0.25, 0.25, 0.25], direction=['horizontal', 'vertical', 'diagonal']
             ),

@@ -1,7 +1,8 @@
-# CamVid, 11 classes at 480x360, in the splits of SegNet's tutorial; see docs/real_data.md. Numbers are ours.
+# CamVid: 11 classes, 480x360 pixels, splits of the SegNet tutorial; see docs/real_data.md. All
+# hyper-parameters are ours.
 _base_ = ['ade20k_512x512.py']
 
-data_root = '{{$CAMVID:data/camvid}}'  # the folder, in place of data/camvid, if the environment has CAMVID
+data_root = '{{$CAMVID:data/camvid}}'  # the environment variable CAMVID overrides it
 classes = (
     *('sky', 'building', 'pole', 'road', 'pavement', 'tree', 'sign', 'fence', 'car', 'pedestrian'),
     'bicyclist',
@@ -10,8 +11,9 @@ palette = [
     *((128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0)),
     *((192, 128, 128), (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192)),
 ]
-void = 11  # the label of what has no class
-# Square roots of ENet's 1 / ln(1.02 + share of pixels) (arXiv 1606.02147, section 5.2); 1 on average
+void = 11  # label of pixels without a class
+# Square root of ENet's weights 1 / ln(1.02 + share of pixels) (arXiv 1606.02147, section 5.2), scaled so that
+# the mean over pixels is 1.
 class_weight = [0.96, 0.84, 2.34, 0.74, 1.59, 1.19, 2.27, 2.29, 1.45, 2.49, 2.68]
 crop_size = (256, 256)
 batch_size = 3
@@ -62,7 +64,7 @@ counted = dict(type='ConfusionMetric', ignore_index=void, per_class=['iou'])
 test_evaluator = [
     dict(type='IoUMetric', iou_metrics=['mIoU'], ignore_index=void),
     counted,
-    dict(prefix='trimap', trimap_radius=3, **counted),  # near outlines alone
+    dict(prefix='trimap', trimap_radius=3, **counted),  # pixels near outlines only
 ]
 auto_scale_lr = dict(base_batch_size=batch_size)
 default_hooks = dict(visualization=dict(interval=20))

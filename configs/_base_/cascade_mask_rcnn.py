@@ -1,5 +1,5 @@
-# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss, 36 epochs, as published for RevCol; what its
-# released file leaves to MMDetection (FPN, RPN, assigners, samplers, NMS) has MMDetection's numbers.
+# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss, 36 epochs. Recipe: RevCol's released config; parts
+# that it inherits from MMDetection (FPN, RPN, assigners, samplers, NMS) have MMDetection's values.
 _base_ = ['coco.py']
 
 num_classes = 80

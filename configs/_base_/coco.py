@@ -1,4 +1,5 @@
-# COCO detection. Training resizes and crops as DETR does, as published for RevCol's Cascade Mask R-CNN.
+# COCO detection. Training images are resized and cropped as in DETR, as in RevCol's published Cascade Mask
+# R-CNN.
 _base_ = ['default_runtime.py', 'revcol.py']
 
 default_scope = 'mmdet'
@@ -93,5 +94,5 @@ log_processor = dict(by_epoch=True)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 default_hooks = dict(
     checkpoint=dict(interval=1, save_best='auto'),
-    visualization=dict(type='PredictionPicturesHook', draw=True, interval=50),  # seen in TensorBoard
+    visualization=dict(type='PredictionPicturesHook', draw=True, interval=50),  # for TensorBoard
 )

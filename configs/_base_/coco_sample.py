@@ -1,5 +1,5 @@
-# The sample data as detection and instance segmentation, beside _base_/coco.py, which this does not touch:
-# a config takes what it wants. All numbers are ours.
+# The sample data for detection and instance segmentation. These are variables for configs that inherit from
+# _base_/coco.py, which has keys of the same names. All hyper-parameters are ours.
 _base_ = ['sample.py']
 
 annotations = dict(type='LoadAnnotations', with_bbox=True)
@@ -18,7 +18,7 @@ sample_train_dataloader = dict(
         pipeline=[
             dict(type='LoadImageFromFile'),
             annotations,
-            # No flip: a mirrored digit is another one, or none. No change of hue, which is a hint.
+            # No flip: a mirrored digit is not the same digit. No colour jitter: each digit has its own hue.
             dict(
                 type='RandomChoiceResize',
                 scales=[(512, side) for side in range(96, 145, 16)],

@@ -1,5 +1,4 @@
-# COCO-Stuff-164k at 896x896 crops, where MMSegmentation puts it. Its label files count from 0 and have no
-# background.
+# COCO-Stuff-164k with 896x896 crops, in MMSegmentation's layout. Labels start at 0 and have no background.
 _base_ = ['ade20k_896x896.py']
 
 data_root = 'data/coco_stuff164k'

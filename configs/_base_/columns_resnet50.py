@@ -1,5 +1,5 @@
-# 2 reversible columns of MMPretrain's ResNet-50, IN-1K weights, in what a config takes of it. Numbers are
-# ours.
+# Variables for a backbone of 2 reversible columns of MMPretrain's ResNet-50 with IN-1K weights. All
+# hyper-parameters are ours.
 columns_channels = [256, 512, 1024, 2048]
 columns = dict(
     _delete_=True,
@@ -7,7 +7,7 @@ columns = dict(
     net=dict(
         type='mmpretrain.ResNet',
         depth=50,
-        norm_eval=True,  # a GPU's two images are too few for statistics
+        norm_eval=True,  # two images per GPU are too few for batch statistics
         out_indices=(0, 1, 2, 3),
     ),
     num_columns=2,

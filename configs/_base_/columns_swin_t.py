@@ -1,4 +1,5 @@
-# 2 reversible columns of MMPretrain's Swin-T, IN-1K weights, in what a config takes of it. Numbers are ours.
+# Variables for a backbone of 2 reversible columns of MMPretrain's Swin-T with IN-1K weights. All
+# hyper-parameters are ours.
 columns_channels = [96, 192, 384, 768]
 columns = dict(
     _delete_=True,

@@ -1,5 +1,5 @@
-# DINO with 4 scales, 12 epochs. RevCol's recipe for DINO is not published: numbers are MMDetection's
-# (dino-4scale_r50_8xb2-12e_coco), except where a comment says otherwise.
+# DINO with 4 scales, 12 epochs. RevCol's DINO recipe is not published. Unless a comment says otherwise,
+# values are those of MMDetection's dino-4scale_r50_8xb2-12e_coco.
 _base_ = ['coco.py']
 
 num_levels = 4
@@ -65,7 +65,7 @@ model = dict(
     test_cfg=dict(max_per_img=300),
 )
 coarse_resize = _base_.coarse_resize
-coarse_resize.update(scales=[(side, 4200) for side in (400, 500, 600)])  # as DETR: no limit in effect
+coarse_resize.update(scales=[(side, 4200) for side in (400, 500, 600)])  # as in DETR: in effect no limit
 train_pipeline = _base_.train_pipeline
 train_pipeline[3].update(transforms=[[_base_.resize], [coarse_resize, _base_.crop, _base_.resize]])
 train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline))
@@ -76,7 +76,7 @@ optim_wrapper = dict(
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
     clip_grad=dict(max_norm=0.1, norm_type=2),
     constructor='LayerDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(decay_rate=0.85),  # RevCol, Cascade Mask R-CNN, instead of a tenth of lr
+    paramwise_cfg=dict(decay_rate=0.85),  # RevCol's Cascade Mask R-CNN; MMDetection: 0.1 lr
 )
 max_epochs = 12
 train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)

@@ -1,11 +1,11 @@
-# DINO with 5 scales, for the large backbones, which train reversibly. Numbers: MMDetection
-# (dino-5scale_swin-l_8xb2-12e_coco).
+# DINO with 5 scales for large backbones, trained reversibly. Values are those of MMDetection's
+# dino-5scale_swin-l_8xb2-12e_coco.
 _base_ = ['dino.py']
 
 num_levels = 5
 model = dict(
     num_feature_levels=num_levels,
-    # Of RevCol-L and a 384x384 image in float32: 0.16 GiB of activations instead of 1.72.
+    # RevCol-L stores 0.16 GiB of activations instead of 1.72 for a 384x384 image in float32.
     backbone=dict(out_indices=(0, 1, 2, 3), save_memory=True),
     neck=dict(num_outs=num_levels),
     encoder=dict(layer_cfg=dict(self_attn_cfg=dict(num_levels=num_levels))),

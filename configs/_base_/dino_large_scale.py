@@ -1,4 +1,4 @@
-# DINO on large images. Numbers: InternImage-H, Objects365 then COCO (63.4 AP).
+# DINO on large images. Values are those of InternImage-H (Objects365, then COCO: 63.4 AP).
 _base_ = ['dino_5scale.py']
 
 model = dict(dn_cfg=dict(group_cfg=dict(num_dn_queries=1000)))

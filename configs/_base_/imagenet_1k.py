@@ -1,5 +1,5 @@
-# ImageNet-1K from scratch at 224x224, 300 epochs, with intermediate supervision. Numbers: RevCol official
-# configs, `configs/revcol_*_1k.yaml`, and code, except where a comment says otherwise.
+# ImageNet-1K from scratch at 224x224, 300 epochs, with intermediate supervision. Unless a comment says
+# otherwise, values are those of RevCol's official `configs/revcol_*_1k.yaml` and code.
 _base_ = ['default_runtime.py', 'revcol.py']
 
 default_scope = 'mmpretrain'
@@ -8,7 +8,7 @@ mean = [123.675, 116.28, 103.53]
 std = [58.395, 57.12, 57.375]
 model = dict(
     type='RevColClassifier',
-    backbone=dict(type='RevCol', save_memory=True),  # as published; README.md has what it saves
+    backbone=dict(type='RevCol', save_memory=True),  # as published; see README.md for the memory
     num_classes=1000,
     supervision=dict(reconstruction_weight=3.0, classification_weight=0.7),
     label_smoothing=0.1,
@@ -20,8 +20,8 @@ model = dict(
     ),
 )
 bicubic = dict(backend='pillow', interpolation='bicubic')
-# The published colour jitter of 0.4 is left out: timm, which the official code augments with, ignores it
-# where there is RandAugment. Random erasing draws its pixels from the images' mean and deviation, in BGR.
+# The published colour jitter of 0.4 is omitted: timm, which the official code uses, ignores it when
+# RandAugment is on. Mean and standard deviation are reversed below because images are BGR in the pipeline.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='RandomResizedCrop', scale=224, **bicubic),
@@ -86,7 +86,7 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=1.0),
 )
-# The end of the schedule is a ratio: it, too, is scaled with the batch and with layer decay.
+# The final learning rate is a ratio, so that it is scaled with the batch size and layer decay, too.
 param_scheduler = [
     dict(
         type='LinearLR',
@@ -106,9 +106,9 @@ param_scheduler = [
         convert_to_iter_based=True,
     ),
 ]
-auto_scale_lr = dict(enable=True, base_batch_size=1024)  # the official code always scales
+auto_scale_lr = dict(enable=True, base_batch_size=1024)  # as in the official code
 custom_hooks = [dict(type='EMAHook', momentum=1e-4, priority='ABOVE_NORMAL')]
 default_hooks = dict(
     checkpoint=dict(interval=1, save_best='accuracy/top1'),
-    visualization=dict(type='VisualizationHook', enable=True, interval=2000),  # seen in TensorBoard
+    visualization=dict(type='VisualizationHook', enable=True, interval=2000),  # for TensorBoard
 )

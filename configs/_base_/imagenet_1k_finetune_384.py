@@ -1,5 +1,5 @@
-# Fine-tuning at 384x384. As in RevCol's official code, images larger than 224x224 are tested whole: resized
-# to a square, not cropped.
+# Fine-tuning at 384x384. As in RevCol's official code, test images above 224x224 are resized to a square
+# instead of cropped.
 _base_ = ['imagenet_1k_finetune.py']
 
 train_pipeline = _base_.train_pipeline

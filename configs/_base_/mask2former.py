@@ -1,5 +1,5 @@
-# Mask2Former on ADE20K's 150 classes. Numbers: MMSegmentation,
-# mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640, except where a comment says otherwise.
+# Mask2Former for the 150 classes of ADE20K. Unless a comment says otherwise, values are those of
+# MMSegmentation's mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640.
 _base_ = ['mask2former_head.py']
 
 num_classes = 150
@@ -7,7 +7,7 @@ model = dict(
     type='EncoderDecoder',
     backbone=dict(type='RevCol'),
     decode_head=dict(
-        # MMSegmentation's Mask2FormerHead; but pixels without a label are in no loss, and windows may slide
+        # MMSegmentation's Mask2FormerHead with an ignored label and sliding-window inference
         type='SemanticMask2FormerHead',
         num_classes=num_classes,
         align_corners=False,
@@ -17,15 +17,15 @@ model = dict(
     train_cfg=dict(),
     test_cfg=dict(mode='whole'),
 )
-model['decode_head']['loss_cls']['class_weight'] = [1.0] * num_classes + [0.1]  # the last: no object
+model['decode_head']['loss_cls']['class_weight'] = [1.0] * num_classes + [0.1]  # last: 'no object'
 no_decay = dict(decay_mult=0.0)
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # RevCol's published segmentation runs train in fp16
+    type='AmpOptimWrapper',  # as in RevCol's published segmentation runs
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(
-        decay_rate=0.9,  # RevCol, UPerNet with IN-22K weights; its Mask2Former recipe is not published
+        decay_rate=0.9,  # RevCol's UPerNet with IN-22K weights; its Mask2Former recipe is not published
         custom_keys=dict(query_embed=no_decay, query_feat=no_decay, level_embed=no_decay),
     ),
 )

@@ -1,5 +1,5 @@
-# Mask2Former for instance segmentation of COCO, 50 epochs with large-scale jitter. Numbers: MMDetection's
-# mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco, except where a comment says otherwise.
+# Mask2Former for instance segmentation of COCO, 50 epochs with large-scale jitter. Unless a comment says
+# otherwise, values are those of MMDetection's mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco.
 _base_ = ['coco.py', 'mask2former_head.py']
 
 image_size = (1024, 1024)
@@ -32,7 +32,7 @@ model = dict(
         filter_low_score=True,
     ),
 )
-model['panoptic_head']['loss_cls']['class_weight'] = [1.0] * num_classes + [0.1]  # the last: no object
+model['panoptic_head']['loss_cls']['class_weight'] = [1.0] * num_classes + [0.1]  # last: 'no object'
 jitter = [
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomResize', scale=image_size, ratio_range=(0.1, 2.0), keep_ratio=True),
@@ -64,7 +64,7 @@ test_evaluator = val_evaluator
 
 no_decay = dict(decay_mult=0.0)
 optim_wrapper = dict(
-    type='AmpOptimWrapper',  # RevCol's published runs train in fp16
+    type='AmpOptimWrapper',  # as in RevCol's published runs
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=0.05, eps=1e-8, betas=(0.9, 0.999)),
     clip_grad=dict(max_norm=0.01, norm_type=2),
     constructor='LayerDecayOptimWrapperConstructor',

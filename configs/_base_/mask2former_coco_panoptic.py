@@ -1,5 +1,5 @@
-# Mask2Former for panoptic segmentation of COCO, 80 things and 53 stuffs. Numbers: MMDetection's
-# mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco-panoptic, except where a comment says otherwise.
+# Mask2Former for panoptic segmentation of COCO: 80 thing and 53 stuff classes. Unless a comment says
+# otherwise, values are those of MMDetection's mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco-panoptic.
 _base_ = ['mask2former_coco.py']
 
 num_stuff_classes = 53
@@ -43,7 +43,7 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = val_dataloader
-tta_model = None  # segments of several views are not merged
+tta_model = None  # not implemented for panoptic segmentation
 val_evaluator = [
     dict(
         type='CocoPanopticMetric',

@@ -1,5 +1,5 @@
-# Mask2Former's head and its targets, in what a config takes of them. Numbers: MMSegmentation,
-# mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640; MMDetection's are the same.
+# Variables for Mask2Former's head and the assignment of its targets. Values are those of MMSegmentation's
+# mask2former_swin-b-in22k-384x384-pre_8xb2-160k_ade20k-640x640 and of MMDetection.
 embed_dims = 256
 ffn = dict(
     embed_dims=embed_dims,

@@ -1,4 +1,5 @@
-# Sizes of a Mask2Former head that learns the sample data in minutes. All numbers are ours.
+# Variables for a Mask2Former head that is small enough to learn the sample data in minutes. All
+# hyper-parameters are ours.
 embed_dims_nano = 64
 attention_nano = dict(embed_dims=embed_dims_nano, num_heads=4)
 ffn_nano = dict(embed_dims=embed_dims_nano, feedforward_channels=128)
@@ -22,6 +23,6 @@ mask2former_nano_optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=1.0),
-    # Nothing is pretrained.
+    # The backbone is not pretrained.
     paramwise_cfg=dict(decay_rate=1.0, custom_keys=dict(backbone=dict(lr_mult=1.0))),
 )

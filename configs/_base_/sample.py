@@ -1,5 +1,5 @@
-# What the configs for the data of tools/prepare_sample_data.py share: they train on 2 CPU cores in minutes,
-# from scratch. All numbers are ours.
+# Variables for all configs of the sample data (tools/prepare_sample_data.py), which train from scratch in
+# minutes on 2 CPU cores. All hyper-parameters are ours.
 digits = tuple('0123456789')
 digit_palette = [
     *((230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48)),
@@ -8,7 +8,7 @@ digit_palette = [
 sample_backbone = dict(
     arch='nano',
     drop_path_rate=0.0,
-    layer_scale_init_value=1.0,  # as ConvNeXt's detectors: 1e-6 takes longer than these schedules
+    layer_scale_init_value=1.0,  # as in ConvNeXt's detectors; 1e-6 learns too slowly for this schedule
 )
 sample_schedule = [
     dict(type='LinearLR', start_factor=0.01, begin=0, end=50, by_epoch=False),

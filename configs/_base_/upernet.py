@@ -1,4 +1,4 @@
-# UPerNet with an auxiliary FCN head on level 2, as published for RevCol (its `upernet_revcol.py`).
+# UPerNet with an auxiliary FCN head on level 2. Recipe: RevCol's published `upernet_revcol.py`.
 num_classes = 150
 norm_cfg = dict(type='SyncBN', requires_grad=True)
 model = dict(

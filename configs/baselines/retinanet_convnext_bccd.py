@@ -1,4 +1,5 @@
-# retinanet_revcol_nano_bccd.py with a ConvNeXt of MMPretrain and as many parameters. All numbers are ours.
+# retinanet_revcol_nano_bccd.py with MMPretrain's ConvNeXt of the same size as backbone. All hyper-parameters
+# are ours.
 _base_ = ['../retinanet_revcol_nano_bccd.py', '_base_/convnext_nano.py']
 
 convnext = _base_.convnext

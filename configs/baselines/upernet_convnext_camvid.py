@@ -1,4 +1,5 @@
-# upernet_revcol_nano_camvid.py with a ConvNeXt of MMPretrain and as many parameters. All numbers are ours.
+# upernet_revcol_nano_camvid.py with MMPretrain's ConvNeXt of the same size as backbone. All hyper-parameters
+# are ours.
 _base_ = ['../upernet_revcol_nano_camvid.py', '_base_/convnext_nano.py']
 
 channels = _base_.convnext_channels

@@ -1,4 +1,5 @@
-# upernet_revcol_nano_camvid.py with a narrow ResNet-18 of MMPretrain, as many parameters. Numbers are ours.
+# upernet_revcol_nano_camvid.py with MMPretrain's ResNet-18, narrowed to the same size, as backbone. All
+# hyper-parameters are ours.
 _base_ = ['../upernet_revcol_nano_camvid.py']
 
 channels = [39, 78, 156, 312]

@@ -1,4 +1,4 @@
-# Which detector learns most from 205 photographs?
+# Compare detectors trained on the 205 photographs of BCCD.
 config = 'configs/cascade_rcnn_revcol_nano_bccd.py'
 iterations = 1000
 seeds = [0]

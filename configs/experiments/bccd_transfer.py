@@ -1,4 +1,4 @@
-# Do backbones that were trained on CamVid (camvid_backbones, which is to be run first) help on BCCD?
+# Compare backbones pre-trained on CamVid with random ones on BCCD. Run the experiment camvid_backbones first.
 config = 'configs/retinanet_revcol_nano_bccd.py'
 iterations = 1000
 seeds = [0]

@@ -1,4 +1,5 @@
-# RevCol and backbones of MMPretrain of its size, each with its best rate of camvid_learning_rates.
+# Compare RevCol with MMPretrain's backbones of the same size, each with its best learning rate according to
+# the experiment camvid_learning_rates.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 2000
 seeds = [0, 1, 2]

@@ -1,4 +1,4 @@
-# One to eight columns with the same FLOPs and parameters, within 5%: what are columns worth?
+# Compare one to eight columns with the same FLOPs and parameters, within 5%.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 2000
 seeds = [0]

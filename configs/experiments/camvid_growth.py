@@ -1,6 +1,7 @@
-# A trained network grown to columns that train on, against training it on alone for as long. To be run first:
-# camvid_backbones, whose ConvNeXt, of 2000 iterations, is what all but the last two runs begin with. An
-# iteration of N columns takes about N times as long; those from scratch get the time of both trainings.
+# Extend a trained network to several columns and train on, compared with training the network alone for the
+# same time. Run the experiment camvid_backbones first: all runs except the last two start from its ConvNeXt
+# after 2000 iterations. An iteration of N columns takes about N times as long. The runs from scratch get the
+# time of both trainings.
 config = 'configs/upernet_convnext_nano_2columns_camvid.py'
 iterations = 500
 seeds = [0, 1, 2]

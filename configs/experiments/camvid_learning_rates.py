@@ -1,8 +1,8 @@
-# Which learning rate suits each backbone? Short trainings, from random weights.
+# Find the best learning rate of each backbone in short trainings from scratch.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 600
 seeds = [0]
-metrics = ['val/mIoU']  # the test is not to choose by
+metrics = ['val/mIoU']  # do not choose on the test split
 options = {}
 runs = {
     f'{name}, {lr}': dict({'optim_wrapper.optimizer.lr': lr}, config=path)

@@ -1,4 +1,4 @@
-# What the recipe of upernet_revcol_nano_camvid.py is worth, by one change each.
+# Ablate the recipe of upernet_revcol_nano_camvid.py: each run changes one setting.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 1000
 seeds = [0]

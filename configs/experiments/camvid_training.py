@@ -1,4 +1,4 @@
-# Supervision of the first columns, reversible training, learning rates that fall towards the image.
+# Compare intermediate supervision, reversible training and layer-wise learning rate decay with the recipe.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 2000
 seeds = [0]

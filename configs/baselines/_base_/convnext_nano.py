@@ -1,4 +1,5 @@
-# A ConvNeXt of MMPretrain as large as RevCol nano, in what a config takes of it. All numbers are ours.
+# Variables for a backbone of MMPretrain's ConvNeXt with the size of RevCol nano. All hyper-parameters are
+# ours.
 convnext_channels = [37, 74, 148, 296]
 convnext = dict(
     type='mmpretrain.ConvNeXt',
