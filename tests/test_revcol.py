@@ -54,26 +54,17 @@ def test_outputs_loss_and_gradients_equal_the_published_model(golden, memory_for
 
 
 @torch.no_grad()
-def test_earlier_columns_are_reconstructed_from_the_last(golden):
-    model = golden_model(golden, torch.float64).eval()
-    image = golden['input'].double()
-    *_, last = model.forward_columns(image)  # the reference's last column, in float32, is not precise enough
-    earlier = reversed(golden['columns'][:-1])
-    for actual, expected in zip(model.reconstruct_columns(model.stem(image), last), earlier, strict=True):
-        for level, reference in zip(actual, expected, strict=True):
-            assert_near(level, reference.double(), rtol=1e-6)
-
-
-@torch.no_grad()
-def test_reconstruction_error_is_below_1e_8_after_8_columns_in_float64(device):
-    model = RevCol(arch=dict(SMALL, num_columns=9), layer_scale_init_value=0.3).to(device, torch.float64)
+@pytest.mark.parametrize('arch', [SMALL, HUGE])
+def test_reconstruction_error_is_below_1e_8_after_8_columns_in_float64(arch, device):
+    model = RevCol(arch=dict(arch, num_columns=9), layer_scale_init_value=0.3).to(device, torch.float64)
     image = torch.rand(1, 3, 64, 64, dtype=torch.float64, device=device)
     with pytest.raises(RuntimeError, match='eval'):
         next(model.reconstruct_columns(model.stem(image), []))
     *columns, last = model.eval().forward_columns(image)
-    *_, first = model.reconstruct_columns(model.stem(image), last)
-    for level, reference in zip(first, columns[0], strict=True):
-        assert_near(level, reference, rtol=1e-8)
+    reconstructed = model.reconstruct_columns(model.stem(image), last)
+    for actual, expected in zip(reconstructed, reversed(columns), strict=True):
+        for level, reference in zip(actual, expected, strict=True):
+            assert_near(level, reference, rtol=1e-8)
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'base', 'huge'])
@@ -83,16 +74,6 @@ def test_keys_and_shapes_are_the_published_ones(arch, published_keys):
     with torch.device('meta'):
         model = RevCol(arch=arch)
     assert {k: list(v.shape) for k, v in model.state_dict().items()} == expected
-
-
-@pytest.mark.parametrize('size', [(32, 32), (33, 47), (63, 95), (70, 130)])
-@pytest.mark.parametrize('arch', [SMALL, HUGE])
-def test_any_size_from_32_on_works(arch, size, device):
-    features = RevCol(arch=arch).to(device)(torch.rand(1, 3, *size, device=device))
-    height, width = size[0] // 4, size[1] // 4
-    for feature, channels in zip(features, arch['channels'], strict=True):
-        assert feature.shape == (1, channels, height, width)
-        height, width = height // 2, width // 2
 
 
 @pytest.mark.parametrize('shape', [(1, 3, 31, 64), (1, 3, 64, 31), (1, 1, 64, 64), (3, 64, 64)])
@@ -148,13 +129,6 @@ def test_frozen_columns_stay_frozen_and_in_evaluation_mode():
     assert model.subnet2.training and all(p.requires_grad for p in model.subnet2.parameters())
     sum(f.sum() for f in model(torch.rand(1, 3, 32, 32))).backward()
     assert {n.split('.')[0] for n, p in model.named_parameters() if p.grad is not None} == {'subnet2'}
-
-
-def test_every_parameter_gets_a_finite_gradient(device):
-    model = RevCol(arch=HUGE, layer_scale_init_value=0.3).to(device)
-    sum(f.square().mean() for f in model(torch.rand(2, 3, 64, 64, device=device))).backward()
-    for name, param in model.named_parameters():
-        assert param.grad is not None and param.grad.isfinite().all(), name
 
 
 @torch.no_grad()

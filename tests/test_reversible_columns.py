@@ -13,52 +13,29 @@ from revcol_mm.models import ReversibleColumns, Stages, split_stages
 from revcol_mm.ops import call
 from revcol_mm.testing import StoringChain, check_reversible, worst_errors
 
-LEVELS = (0, 1, 2, 3)
+LEVELS = dict(out_indices=(0, 1, 2, 3))
 SMALL = dict(depths=[1, 1, 2, 1], channels=[16, 32, 48, 64])
-SWIN = dict(embed_dims=24, depths=[2, 2, 2, 2], num_heads=[2, 2, 4, 4])
+CONVNEXT = dict(type='mmpretrain.ConvNeXt', arch=SMALL, gap_before_final_norm=False, **LEVELS)
+SWIN_SIZE = dict(embed_dims=24, depths=[2, 2, 2, 2], num_heads=[2, 2, 4, 4])
+SWIN = dict(arch=SWIN_SIZE, drop_path_rate=0.0, pad_small_map=True, **LEVELS)
+SWIN_V2 = dict(SWIN, arch=dict(SWIN_SIZE, extra_norm_every_n_blocks=0), window_size=4)
+NARROW = dict(base_channels=16, stem_channels=16)
+ONE_EACH = dict(embed_dims=16, num_layers=[1, 1, 1, 1])
 NETWORKS = {
-    'ConvNeXt': dict(type='mmpretrain.ConvNeXt', arch=SMALL, out_indices=LEVELS, gap_before_final_norm=False),
-    'ConvNeXt V2': dict(
-        type='mmpretrain.ConvNeXt',
-        arch=SMALL,
-        out_indices=LEVELS,
-        gap_before_final_norm=False,
-        use_grn=True,
-        layer_scale_init_value=0.0,
-    ),
-    'ResNet': dict(
-        type='mmpretrain.ResNet', depth=18, base_channels=16, stem_channels=16, out_indices=LEVELS
-    ),
-    'ResNet V1d': dict(
-        type='mmpretrain.ResNetV1d', depth=50, base_channels=8, stem_channels=16, out_indices=LEVELS
-    ),
-    'ResNeXt': dict(type='mmpretrain.ResNeXt', depth=50, groups=4, width_per_group=4, out_indices=LEVELS),
-    'RegNet': dict(type='mmpretrain.RegNet', arch='regnetx_400mf', out_indices=LEVELS),
-    'ResNet of MMDetection': dict(type='mmdet.ResNet', depth=18, base_channels=16, stem_channels=16),
-    'Swin': dict(
-        type='mmpretrain.SwinTransformer',
-        arch=SWIN,
-        out_indices=LEVELS,
-        drop_path_rate=0.0,
-        pad_small_map=True,
-    ),
-    'Swin V2': dict(
-        type='mmpretrain.SwinTransformerV2',
-        arch=dict(**SWIN, extra_norm_every_n_blocks=0),
-        out_indices=LEVELS,
-        drop_path_rate=0.0,
-        window_size=4,
-        pad_small_map=True,
-    ),
-    'Swin of MMDetection': dict(
-        type='mmdet.SwinTransformer', drop_path_rate=0.0, **{**SWIN, 'out_indices': LEVELS}
-    ),
-    'PVT V2': dict(type='mmdet.PyramidVisionTransformerV2', embed_dims=16, num_layers=[1, 1, 1, 1]),
-    'MiT': dict(
-        type='mmseg.MixVisionTransformer', embed_dims=16, num_layers=[1, 1, 1, 1], num_heads=[1, 2, 2, 4]
-    ),
-    'Twins-PCPVT': dict(type='mmpretrain.PCPVT', arch='small', out_indices=LEVELS),
-    'Twins-SVT': dict(type='mmpretrain.SVT', arch='small', out_indices=LEVELS),
+    'ConvNeXt': CONVNEXT,
+    'ConvNeXt V2': dict(CONVNEXT, use_grn=True, layer_scale_init_value=0.0),
+    'ResNet': dict(type='mmpretrain.ResNet', depth=18, **NARROW, **LEVELS),
+    'ResNet V1d': dict(type='mmpretrain.ResNetV1d', depth=50, base_channels=8, stem_channels=16, **LEVELS),
+    'ResNeXt': dict(type='mmpretrain.ResNeXt', depth=50, groups=4, width_per_group=4, **LEVELS),
+    'RegNet': dict(type='mmpretrain.RegNet', arch='regnetx_400mf', **LEVELS),
+    'ResNet of MMDetection': dict(type='mmdet.ResNet', depth=18, **NARROW),
+    'Swin': dict(type='mmpretrain.SwinTransformer', **SWIN),
+    'Swin V2': dict(type='mmpretrain.SwinTransformerV2', **SWIN_V2),
+    'Swin of MMDetection': dict(type='mmdet.SwinTransformer', drop_path_rate=0.0, **SWIN_SIZE, **LEVELS),
+    'PVT V2': dict(type='mmdet.PyramidVisionTransformerV2', **ONE_EACH),
+    'MiT': dict(type='mmseg.MixVisionTransformer', num_heads=[1, 2, 2, 4], **ONE_EACH),
+    'Twins-PCPVT': dict(type='mmpretrain.PCPVT', arch='small', **LEVELS),
+    'Twins-SVT': dict(type='mmpretrain.SVT', arch='small', **LEVELS),
     'EfficientNet': dict(type='mmpretrain.EfficientNet', arch='b0', out_indices=(2, 3, 4, 5)),
     'MobileNet V2': dict(type='mmpretrain.MobileNetV2', out_indices=(1, 2, 4, 6)),
     'MobileNet V3': dict(type='mmpretrain.MobileNetV3', arch='small', out_indices=(0, 1, 3, 8)),

@@ -38,7 +38,7 @@ def compound_weights(num_supervised: int, reconstruction: float, task: float) ->
     ]
 
 
-def check_normalises(data_preprocessor: nn.Module) -> None:
+def require_mean_and_std(data_preprocessor: nn.Module) -> None:
     """Check that inputs can be converted back to images.
 
     Raises:

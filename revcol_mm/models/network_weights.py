@@ -26,6 +26,26 @@ def _rename_convnext(weights: dict[str, Tensor], last_norm: str) -> dict[str, Te
     return renamed
 
 
+def _select(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of the network, under their names in it, without other parts of the model."""
+    children, own = dict(network.named_children()), network.state_dict()
+    # With features_only, timm flattens the sequence 'stages' into children stages_0, stages_1, ...
+    flattened = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
+    # 'stem.' does not tell: `model_weights` adds the prefix to it because RevCol has a stem, but so has timm.
+    is_whole_model = any(re.match(rf'{BACKBONE}(?!stem\.)', name) for name in weights)
+    selected = OrderedDict()
+    for name, weight in weights.items():
+        if is_whole_model and not name.startswith(BACKBONE):
+            continue
+        name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
+        part = next((part for part in flattened if name.startswith(part)), '')
+        name = flattened.get(part, '') + name.removeprefix(part)
+        if name in own or name.partition('.')[0] in children:
+            selected[name] = weight
+    selected._metadata = getattr(weights, '_metadata', OrderedDict())
+    return selected
+
+
 def load_network(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
     """Load a published checkpoint into a network.
 
@@ -42,25 +62,12 @@ def load_network(network: nn.Module, weights: dict[str, Tensor], source: str) ->
     stages = split_stages(network)
     optional = {id(weight) for output in stages.outputs for weight in output.parameters()}
     network = getattr(network, 'timm_model', network)
-    children, own = dict(network.named_children()), network.state_dict(keep_vars=True)
+    own = network.state_dict(keep_vars=True)
     if any('.depthwise_conv.' in name for name in own) and any('.dwconv.' in name for name in weights):
         weights = _rename_convnext(weights, f'norm{len(stages.stages) - 1}.')
-    # With features_only, timm flattens the sequence 'stages' into children stages_0, stages_1, ...
-    parts = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
-    # 'stem.' does not tell: `model_weights` adds the prefix to it because RevCol has a stem, but so has timm.
-    is_whole_model = any(re.match(rf'{BACKBONE}(?!stem\.)', name) for name in weights)
-    renamed = OrderedDict()
-    for name, weight in weights.items():
-        if name.startswith(BACKBONE) or not is_whole_model:
-            name = name.removeprefix(BACKBONE).removeprefix('timm_model.')
-            part = next((part for part in parts if name.startswith(part)), '')
-            name = parts.get(part, '') + name.removeprefix(part)
-            if name in own or name.partition('.')[0] in children:
-                renamed[name] = weight
-    renamed._metadata = getattr(weights, '_metadata', OrderedDict())
     required = {name for name, weight in own.items() if id(weight) not in optional}
     try:
-        missing, unexpected = network.load_state_dict(renamed, strict=False)
+        missing, unexpected = network.load_state_dict(_select(network, weights), strict=False)
         missing = [name for name in missing if name in required and not name.endswith('num_batches_tracked')]
         problem = f'missing {missing[:3]}, unexpected {unexpected[:3]}' if missing or unexpected else ''
     except RuntimeError as error:  # mismatched shapes

@@ -229,37 +229,26 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
             part.training = mode
 
 
-class Shapes(NamedTuple):
-    """Channels and strides of each level.
+class LevelShape(NamedTuple):
+    """Channels and strides of one level."""
 
-    Args:
-        channels: Channels C_l of the stage's output.
-        in_channels: Channels of the stage's input.
-        steps: Stride of the stage relative to its input.
-        out_channels: Channels of the returned feature.
-        out_strides: Stride s_l of the returned feature.
-    """
-
-    channels: list[int]
-    in_channels: list[int]
-    steps: list[int]
-    out_channels: list[int]
-    out_strides: list[int]
+    in_channels: int  # of the stage's input
+    channels: int  # of the stage's output
+    step: int  # stride of the stage relative to its input
+    out_channels: int  # of the returned feature
+    out_stride: int  # of the returned feature
 
 
 @torch.no_grad()
-def probe(stages: Stages) -> Shapes:
+def probe(stages: Stages) -> list[LevelShape]:
     """Find the shapes of all levels with one image, in evaluation mode."""
-    shapes = Shapes([], [], [], [], [])
+    shapes = []
     with evaluating(stages.stem, *stages.stages, *stages.outputs):
         x = stages.stem(_probe_image(nn.ModuleList([stages.stem, *stages.stages])))
         for stage, output in zip(stages.stages, stages.outputs):
             feature = stage(x)
             returned = output(feature)
-            shapes.channels.append(feature.shape[1])
-            shapes.in_channels.append(x.shape[1])
-            shapes.steps.append(x.shape[-1] // feature.shape[-1])
-            shapes.out_channels.append(returned.shape[1])
-            shapes.out_strides.append(PROBE_SIZE // returned.shape[-1])
+            step, stride = x.shape[-1] // feature.shape[-1], PROBE_SIZE // returned.shape[-1]
+            shapes.append(LevelShape(x.shape[1], feature.shape[1], step, returned.shape[1], stride))
             x = feature
     return shapes

@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from .backbones import ColumnBackbone
-from .compound_loss import check_normalises, compound_weights, quarter_columns, reconstruction_loss
+from .compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
 from .layers import LevelwiseDecoder, init_layer
 
 
@@ -70,7 +70,7 @@ class ColumnSupervision(BaseModule):
                 'supervision needs a reconstruction_weight, a head, or both; neck and task_weight need a head'
             )
         if reconstruction_weight:
-            check_normalises(data_preprocessor)
+            require_mean_and_std(data_preprocessor)
         self.columns = columns
         self.reconstruction_weight, self.task_weight = reconstruction_weight, task_weight
         self.parts = ModuleList()

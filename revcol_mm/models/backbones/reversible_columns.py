@@ -21,30 +21,30 @@ from revcol_mm.checkpoints.reading import read_checkpoint
 from ..image_channels import image_channels
 from ..layers import Column, LayerNorm2d, LightLevel, StageLevel
 from ..network_weights import is_of_columns, load_network
-from ..stages import Shapes, Stages, probe, split_stages
+from ..stages import LevelShape, Stages, probe, split_stages
 from .column_backbone import ColumnBackbone
 
 MODES = ('copies', 'light')
 
 
 def _build_columns(
-    stages: Stages, shapes: Shapes, num_columns: int, mode: str, light_blocks: int
+    stages: Stages, shapes: Sequence[LevelShape], num_columns: int, mode: str, light_blocks: int
 ) -> list[Column]:
-    last = len(shapes.channels) - 1
+    channels, last = [shape.channels for shape in shapes], len(shapes) - 1
     lateral = [(level - 1 if level else None,) for level in range(last + 1)]
     fused = [(*below, level + 1) if level < last else below for level, below in enumerate(lateral)]
 
     def build_level(level: int) -> nn.Module:
-        sizes = shapes.in_channels[level], shapes.channels[level]
-        above = shapes.channels[level + 1] if level < last else None
+        sizes = shapes[level].in_channels, channels[level]
+        above = channels[level + 1] if level < last else None
         if mode == 'copies':
             return StageLevel(copy.deepcopy(stages.stages[level]), *sizes, above)
-        return LightLevel(*sizes, shapes.steps[level], above, light_blocks)
+        return LightLevel(*sizes, shapes[level].step, above, light_blocks)
 
-    columns = [Column(stages.stages, lateral, shapes.channels)]
+    columns = [Column(stages.stages, lateral, channels)]
     for _ in range(num_columns - 1):
         levels = [build_level(level) for level in range(last + 1)]
-        columns.append(Column(levels, fused, shapes.channels))
+        columns.append(Column(levels, fused, channels))
     return columns
 
 
@@ -126,14 +126,14 @@ class ReversibleColumns(ColumnBackbone):
         stages = split_stages(network)
         shapes = probe(stages)
         columns = _build_columns(stages, shapes, num_columns, mode, light_blocks)
-        outputs, strides = stages.outputs, shapes.out_strides
+        outputs, strides = stages.outputs, [shape.out_stride for shape in shapes]
         has_pyramid = len(strides) > 1 and len(set(strides)) == 1
         if has_pyramid:
-            outputs, strides = simple_pyramid(outputs, shapes.channels[0], strides[0])
+            outputs, strides = simple_pyramid(outputs, shapes[0].channels, strides[0])
         super().__init__(
             stages.stem,
             columns,
-            shapes.channels,
+            [shape.channels for shape in shapes],
             strides,
             tuple(range(len(strides)) if out_indices is None else out_indices),
             frozen_columns,
@@ -142,7 +142,7 @@ class ReversibleColumns(ColumnBackbone):
             init_cfg,
         )
         self.net, self.mode, self.has_pyramid = net if is_config else None, mode, has_pyramid
-        self.out_channels = tuple(shapes.out_channels[level] for level in self.out_indices)
+        self.out_channels = tuple(shapes[level].out_channels for level in self.out_indices)
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
         self._always_eval = [module for module in self.modules() if not module.training]

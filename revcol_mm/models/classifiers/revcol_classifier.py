@@ -13,7 +13,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 from ..backbones import ColumnBackbone
-from ..compound_loss import check_normalises, compound_weights, quarter_columns, reconstruction_loss
+from ..compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
 from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer
 
 MAX_LEVELWISE_CLASSES = 1000  # RevCol official code: with more classes, decoders are single layers
@@ -106,7 +106,7 @@ class RevColClassifier(BaseModel):
             weights = ['classification_weight', 'reconstruction_weight']
             if sorted(supervision) != weights:
                 raise ValueError(f'supervision takes {" and ".join(weights)}, got {sorted(supervision)}')
-            check_normalises(self.data_preprocessor)
+            require_mean_and_std(self.data_preprocessor)
             self.columns = [*quarter_columns(backbone.num_columns), *self.columns]
             decoders = [self._build_decoder() for _ in self.columns[:-1]]
             self.cls_blocks = nn.ModuleList(PooledClassifier(in_channels, num_classes) for _ in self.columns)

@@ -3,8 +3,7 @@ from .convnext_block import ConvNeXtBlock
 from .image_decoders import LevelwiseDecoder, PixelShuffleDecoder
 from .init_layer import init_layer
 from .layer_norm import LayerNorm2d
-from .level import Level
-from .level_fusion import LevelFusion
+from .level import Level, LevelFusion
 from .pointwise_linear import PointwiseLinear
 from .stage_levels import LightLevel, StageLevel
 
