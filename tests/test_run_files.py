@@ -80,14 +80,6 @@ def test_file_dates_do_not_matter(tmp_path):
     assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_4.pth', [])
 
 
-def test_last_written_checkpoint_is_used_before_that_of_most_iterations(tmp_path):
-    """A run that was resumed from an older checkpoint continues from there."""
-    for number in (2, 4):
-        save(tmp_path / f'iter_{number}.pth', number)
-    run_files.record_last(tmp_path, tmp_path / 'iter_2.pth')
-    assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_2.pth', [])
-
-
 def test_remote_checkpoints_must_be_copied_to_resume(tmp_path):
     for last in (None, 's3://bucket/run/iter_4.pth'):
         if last:
