@@ -1,4 +1,4 @@
-"""A label other than 255 that is left out: of losses, metrics, pictures and analyses."""
+"""Labels other than 255 can be ignored, by losses, metrics, pictures and analyses."""
 
 import json
 import re
@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, MODELS, DefaultScope
 from mmengine.structures import PixelData
+from mmseg.evaluation import IoUMetric
 from mmseg.structures import SegDataSample
 from PIL import Image
 from torch import nn
@@ -19,7 +20,8 @@ from revcol_mm.analysis.labelled_images import LABEL_STRIDE, UNLABELLED, Labelle
 from revcol_mm.data.ignore_label import check_ignore_label
 from revcol_mm.data.pipelines import ignore_index
 from revcol_mm.errors import PreflightError
-from revcol_mm.visualization.prediction_pictures import without_ignored
+from revcol_mm.visualization import prediction_pictures
+from revcol_mm.visualization.drawable_samples import without_ignored
 
 from .subprocesses import REPO, run
 from .test_prediction_pictures import draw, segmentation
@@ -27,8 +29,7 @@ from .test_prediction_pictures import draw, segmentation
 UPERNET = 'configs/upernet_revcol_nano_sample.py'
 SUPERVISED = 'configs/upernet_revcol_nano_supervised_sample.py'
 MASK2FORMER = 'configs/mask2former_revcol_nano_sample.py'
-# 11 is beyond the 11 classes, 10 is one of them, which then has no pixels
-VOID = [11, 10]
+VOID = [11, 10]  # beyond the 11 classes, and one of them, which then has no pixels
 SETTINGS = """
 _base_ = ['{base}']
 void = {void}
@@ -53,10 +54,10 @@ HEADS = {
 
 
 @pytest.fixture
-def data(sample_data, tmp_path):
-    """Writes the sample data with classes from 0 on, and a void label around the digits."""
+def config(sample_data, tmp_path):
+    """A function that writes the sample data with a void label around the digits, and a config for them."""
 
-    def write(void):
+    def write(base, void, more=''):
         root = tmp_path / f'void{void}'
         for path in (sample_data / 'ade20k/annotations').rglob('*.png'):
             labels = np.asarray(Image.open(path)).astype(int) - 1
@@ -65,40 +66,25 @@ def data(sample_data, tmp_path):
             written.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels.astype(np.uint8)).save(written)
         (root / 'images').symlink_to(sample_data / 'ade20k/images')
-        return root
-
-    return write
-
-
-@pytest.fixture
-def config(data, tmp_path):
-    """Writes a config for these data."""
-
-    def write(base, void, more=''):
         path = tmp_path / 'config.py'
-        settings = SETTINGS.format(base=REPO / base, void=void, root=data(void))
-        path.write_text(settings + HEADS[base] + more)
+        path.write_text(SETTINGS.format(base=REPO / base, void=void, root=root) + HEADS[base] + more)
         return path
 
     return write
 
 
-def build(path):
-    cfg = Config.fromfile(path)
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(cfg.model)
-        model.init_weights()
-        return model.train(), DATASETS.build(cfg.train_dataloader.dataset)
-
-
 @pytest.mark.parametrize('void', VOID)
 @pytest.mark.parametrize('base', [UPERNET, SUPERVISED, MASK2FORMER])
-def test_void_pixels_give_a_head_no_gradient(base, void, config):
-    model, dataset = build(config(base, void))
+def test_void_pixels_give_no_gradient(base, void, config):
+    cfg = Config.fromfile(config(base, void))
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model, dataset = MODELS.build(cfg.model), DATASETS.build(cfg.train_dataloader.dataset)
+    model.init_weights()
+    model.train()
     batch = model.data_preprocessor(pseudo_collate([dataset[0], dataset[1]]), training=True)
     labels = torch.stack([sample.gt_sem_seg.data for sample in batch['data_samples']])
     assert (labels == void).any() and labels[labels != void].max() < 11
-    if base == MASK2FORMER:  # see test_semantic_mask2former_head.py
+    if base == MASK2FORMER:  # test_semantic_mask2former_head.py checks its gradients
         instances, _ = model.decode_head._seg_data_to_instance_data(batch['data_samples'])
         assert all(void not in instance.labels for instance in instances)
     else:
@@ -118,8 +104,8 @@ def test_void_pixels_give_a_head_no_gradient(base, void, config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('base', [UPERNET, MASK2FORMER])
-def test_tools_train_test_and_draw_with_another_ignore_label(base, config, tmp_path, call_tool):
-    path = config(base, 11, 'train_pipeline[2].update(scale=(512, 96))\n')  # smaller than crops: padded
+def test_tools_ignore_another_label(base, config, tmp_path, call_tool):
+    path = config(base, 11, 'train_pipeline[2].update(scale=(512, 96))\n')  # smaller than crops, so padded
     run('tools/train.py', path, '--work-dir', tmp_path / 'work', '--seed', 0)
     checkpoint = tmp_path / 'work/iter_2.pth'
     printed = run('tools/test.py', path, checkpoint, '--work-dir', tmp_path / 'work')
@@ -133,10 +119,9 @@ def test_tools_train_test_and_draw_with_another_ignore_label(base, config, tmp_p
 
 
 @pytest.mark.parametrize('void', VOID)
-def test_analyses_leave_void_pixels_out(void, config, tmp_path, call_tool):
+def test_analyses_ignore_void_pixels(void, config, tmp_path, call_tool):
     path = config(UPERNET, void)
-    cfg = Config.fromfile(path)
-    images = LabelledImages(cfg, 'test', 2, (64, 64))
+    images = LabelledImages(Config.fromfile(path), 'test', 2, (64, 64))
     assert ignore_index(images.loader.dataset) == void
     (batch, *_) = images.batches()
     centres = slice(LABEL_STRIDE // 2, None, LABEL_STRIDE)
@@ -152,7 +137,7 @@ def test_analyses_leave_void_pixels_out(void, config, tmp_path, call_tool):
         assert void != 10 or '9' not in row['holds']
 
 
-def test_a_picture_leaves_a_void_label_out_that_is_one_of_the_classes():
+def test_pictures_show_no_ignored_class():
     sample = segmentation((0, 2, 3, 1), (3, 3, 3, 3))
     cleared = without_ignored(sample, 2, 4)
     assert cleared.gt_sem_seg.data.unique().tolist() == [0, 1, 3, 4]
@@ -165,10 +150,7 @@ def test_a_picture_leaves_a_void_label_out_that_is_one_of_the_classes():
     assert not (without['legend'] == cat).all(-1).any() and (with_void['legend'] == cat).all(-1).any()
 
 
-def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
-    from revcol_mm.visualization import prediction_pictures
-    from revcol_mm.visualization.prediction_pictures import PredictionPicturesHook
-
+def test_the_picture_hook_uses_the_ignored_label_of_the_data_set(tmp_path, monkeypatch):
     Image.new('RGB', (8, 8)).save(tmp_path / 'a.png')
     drawn = []
     monkeypatch.setattr(
@@ -180,11 +162,9 @@ def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
     loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=dataset))
     visualizer = SimpleNamespace(add_image=lambda *_: None)
     runner = SimpleNamespace(visualizer=visualizer, iter=0, test_loop=loop)
-    PredictionPicturesHook(interval=1)._after_iter(runner, 0, None, [sample], mode='test')
+    hook = prediction_pictures.PredictionPicturesHook(interval=1)
+    hook._after_iter(runner, 0, None, [sample], mode='test')
     assert drawn[0].gt_sem_seg.data.tolist() == [[[0, 3], [2, 3]]]
-
-
-# One label for all.
 
 
 @pytest.mark.parametrize(
@@ -198,17 +178,14 @@ def test_the_hook_that_draws_asks_the_data_set(tmp_path, monkeypatch):
             'RandomRotate has seg_pad_val=255',
         ),
         ("model['data_preprocessor'].update(seg_pad_val=255)", 'data_preprocessor of the .* seg_pad_val=255'),
-        ("dataset_change = dict(reduce_zero_label=True)", 'reduce_zero_label=True turns labels into 255'),
+        ('dataset_change = dict(reduce_zero_label=True)', 'reduce_zero_label=True turns labels into 255'),
         ('metric = 255', 'IoUMetric has ignore_index=255'),
-        ('train_pipeline[3].update(ignore_index=255, cat_max_ratio=1.0)', None),  # it looks at no labels
+        ('train_pipeline[3].update(ignore_index=255, cat_max_ratio=1.0)', None),  # reads no labels
         ('', None),
     ],
-)  # fmt: skip
-def test_what_has_another_label_than_the_data_set_is_named(change, message, config):
-    from mmseg.evaluation import IoUMetric
-
-    path = config(UPERNET, 11, f'{change}\n')
-    cfg = Config.fromfile(path)
+)
+def test_a_part_that_ignores_another_label_is_an_error(change, message, config):
+    cfg = Config.fromfile(config(UPERNET, 11, f'{change}\n'))
     cfg.train_dataloader.dataset.update(cfg.get('dataset_change', {}))
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = MODELS.build(cfg.model)
@@ -222,7 +199,7 @@ def test_what_has_another_label_than_the_data_set_is_named(change, message, conf
         check_ignore_label(wrapped, model, metrics)
 
 
-def test_classes_that_are_left_out_become_255():
+def test_leaving_classes_out_writes_255():
     dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False, label_map={0: 0, 1: 255})
     with pytest.raises(PreflightError, match='leaving classes out turns labels into 255'):
         check_ignore_label(dataset, nn.Identity(), [])
@@ -230,10 +207,10 @@ def test_classes_that_are_left_out_become_255():
     check_ignore_label(dataset, nn.Identity(), [])
 
 
-def test_losses_have_the_label_too():
+def test_losses_are_checked():
     dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = nn.ModuleDict(dict(loss=MODELS.build(dict(type='DiceLoss'))))
     with pytest.raises(PreflightError, match='loss of the model has ignore_index=255'):
         check_ignore_label(dataset, model, [])
-    check_ignore_label(dataset, nn.ModuleDict(dict(loss=nn.CrossEntropyLoss())), [])  # -100 is no label
+    check_ignore_label(dataset, nn.ModuleDict(dict(loss=nn.CrossEntropyLoss())), [])  # -100 ignores nothing

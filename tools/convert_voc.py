@@ -1,17 +1,18 @@
-"""Convert annotations in Pascal VOC's XML to COCO's JSON, one file for each split.
+"""Convert Pascal VOC's XML annotations to COCO's JSON, one file for each split.
 
     python tools/convert_voc.py data/VOCdevkit/VOC2007 --out data/voc2007
 
-reads ROOT/Annotations/*.xml for the images in ROOT/JPEGImages that the lists in ROOT/ImageSets/Main name,
-writes OUT/train.json, OUT/val.json and so on, and prints the lines for a config. MMDetection's XMLDataset
-reads VOC, too, but *.jpg alone, and says nothing of objects that it leaves out.
+reads ROOT/Annotations/*.xml for the images in ROOT/JPEGImages that are listed in ROOT/ImageSets/Main, writes
+OUT/train.json, OUT/val.json and so on, and prints the lines for a config. MMDetection's XMLDataset also reads
+VOC, but only *.jpg images, and it skips objects without saying so.
 
-Boxes are as in MMDetection: VOC's pixels count from 1 and include the last, and of all four coordinates 1 is
-subtracted; width and height are differences. What is difficult is a crowd ('iscrowd': 1), which is neither
-learnt nor counted. Boxes are clipped to the image, whose size is read from its file. What is left out is
-named: objects without a box, or of other classes than --classes; annotations that cannot be read, with their
-images. Objects without a box are also listed in the file, under 'left_out' of its 'info', where
-tools/check_data.py finds them.
+Boxes are converted as in MMDetection: 1 is subtracted from all four coordinates, because VOC counts pixels
+from 1, and width and height are differences of coordinates. Boxes are clipped to the image, whose size is
+read from its file. Difficult objects become crowds ('iscrowd': 1), which are neither learnt nor evaluated.
+
+The tool lists what it leaves out: objects without a valid box, objects of classes that are not in --classes,
+and unreadable annotations, with their images. Objects without a valid box are also listed in the JSON file,
+in 'left_out' of 'info', from where tools/check_data.py reports them.
 """
 
 import argparse
@@ -25,11 +26,12 @@ from rich.console import Console
 from rich.progress import track
 
 from revcol_mm.data.findings import Findings
+from revcol_mm.data.sample_files import IMAGE_SUFFIXES
 from revcol_mm.data.samples import image_size
 from revcol_mm.errors import errors_in_one_line
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 LEFT_OUT = 'they are left out'
+CORNERS = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def parse_args() -> argparse.Namespace:
@@ -42,21 +44,21 @@ def parse_args() -> argparse.Namespace:
         '--splits',
         nargs='+',
         metavar='NAME',
-        help='lists in ROOT/ImageSets/Main to convert [all that name images alone; without lists, '
-        "all annotations as 'all']",
+        help='names of the lists in ROOT/ImageSets/Main to convert [all lists that contain only names of '
+        "images; without any list, all annotations become the split 'all']",
     )
     parser.add_argument(
-        '--classes', nargs='+', metavar='NAME', help='classes, in order [all there are, by their names]'
+        '--classes', nargs='+', metavar='NAME', help='classes in order [all classes, sorted by name]'
     )
     return parser.parse_args()
 
 
 def read_splits(root: Path, names: list[str] | None) -> dict[str, list[str]]:
-    """Names of images, without suffix, by split.
+    """Return the names of the images, without suffix, of each split.
 
     Raises:
-        FileNotFoundError: If a split's list, or all annotations, are missing.
-        ValueError: If a list has more than names.
+        FileNotFoundError: If the list of a split, or all annotations, are missing.
+        ValueError: If a list contains more than names.
     """
     lists = root / 'ImageSets/Main'
     if not (root / 'Annotations').is_dir():
@@ -66,60 +68,53 @@ def read_splits(root: Path, names: list[str] | None) -> dict[str, list[str]]:
     splits = {}
     for path in [lists / f'{name}.txt' for name in names] if names else sorted(lists.glob('*.txt')):
         if not path.is_file():
-            raise FileNotFoundError(
-                f'no list {path}; there are {sorted(each.stem for each in lists.glob("*.txt"))}'
-            )
+            existing = sorted(each.stem for each in lists.glob('*.txt'))
+            raise FileNotFoundError(f'no list {path}; there are {existing}')
         lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
         if all(len(line) == 1 for line in lines):
             splits[path.stem] = [line[0] for line in lines]
         elif names:
-            raise ValueError(f'{path} has more than a name in a line; it is a list of one class, not a split')
+            raise ValueError(f'{path} has several words in a line: it is a list of one class, not a split')
     if not any(splits.values()):
-        raise FileNotFoundError(f'no images are named in {lists}')
+        raise FileNotFoundError(f'the lists in {lists} name no images')
     return splits
 
 
 class Annotation:
-    """An XML file: objects with a box, and what is wrong with it.
+    """Objects of an XML file.
 
     Args:
         path: The file.
         image: Its image.
-        findings: Where what is wrong is added to.
+        findings: Collects the problems of the file.
 
     Attributes:
-        size: Width and height of the image, as it is shown.
-        objects: Name, box [x, y, width, height] and whether it is difficult, of each.
-        left_out: Objects that have no name or no box in the image, in words.
+        size: Width and height of the image, with its EXIF orientation applied.
+        objects: Name, box [x, y, width, height] and difficulty of each valid object.
+        left_out: A message for each object without a name or a valid box.
 
     Raises:
-        OSError, ValueError: If it or its image cannot be read.
+        OSError, ValueError: If the file or its image cannot be read.
     """
 
     def __init__(self, path: Path, image: Path, findings: Findings) -> None:
         self.path, self.findings = path, findings
         self.size = image_size(str(image))
         try:
-            root = ET.parse(path).getroot()  # noqa: S314  expat expands no entities without end since 2.4.1
+            root = ET.parse(path).getroot()  # noqa: S314  expat limits entity expansion since 2.4.1
         except ET.ParseError as error:
             raise ValueError(f'it is not XML: {error}') from error
         stated = tuple(_number(root, f'size/{side}', 0) for side in ('width', 'height'))
         if root.find('size') is not None and stated != self.size:
             text = f'{path}: {stated[0]} x {stated[1]}, its image has {self.size[0]} x {self.size[1]} pixels'
-            self._add('size', "sizes that are not the image's", 'the size is taken from the image', text)
+            self._add('size', "sizes that differ from the image's", 'the size of the image is used', text)
         self.left_out: list[str] = []
         self.objects = [each for node in root.findall('object') if (each := self._read(node))]
 
-    def _add(self, kind: str, message: str, remedy: str, *examples: str) -> None:
-        self.findings.add(kind, 'Annotations', message, remedy, examples, severity='warning')
-
-    def _leave_out(self, kind: str, message: str, text: str) -> None:
-        self._add(kind, message, LEFT_OUT, text)
-        self.left_out.append(f'{kind}: {text}')
-
     def _read(self, node: ET.Element) -> tuple[str, list[int], bool] | None:
+        """Return an object, or None if it is left out."""
         name = (node.findtext('name') or '').strip()
-        corners = [_number(node, f'bndbox/{key}') for key in ('xmin', 'ymin', 'xmax', 'ymax')]
+        corners = [_number(node, f'bndbox/{key}') for key in CORNERS]
         text = f'{self.path}: {name} {corners}'
         if not name:
             return self._leave_out('no name', 'objects without a name', text)
@@ -134,34 +129,38 @@ class Annotation:
         if min(box[2:]) <= 0:
             return self._leave_out('box outside', 'boxes outside of their image', text)
         if clipped != [left, top, right, bottom]:
-            beyond = "boxes that reach beyond their image, or count from 0 where VOC's count from 1"
-            self._add('box beyond', beyond, 'they are clipped', f'{text} in {width} x {height} pixels')
+            message = 'boxes that reach beyond their image, or that count pixels from 0 instead of 1'
+            self._add('box beyond', message, 'they are clipped', f'{text} in {width} x {height} pixels')
         return name, box, bool(_number(node, 'difficult', 0))
+
+    def _leave_out(self, kind: str, message: str, text: str) -> None:
+        self._add(kind, message, LEFT_OUT, text)
+        self.left_out.append(f'{kind}: {text}')
+
+    def _add(self, kind: str, message: str, remedy: str, example: str) -> None:
+        self.findings.add(kind, 'Annotations', message, remedy, [example], severity='warning')
 
 
 def _number(node: ET.Element, path: str, default: int | None = None) -> int | None:
-    """A number of an element's text, without what follows the point, as in MMDetection; else the default."""
+    """Return the text of an element as a number, truncated as in MMDetection, or the default."""
     try:
         return int(float(node.findtext(path) or ''))
     except (ValueError, OverflowError):
         return default
 
 
-def convert(root: Path, splits: dict[str, list[str]], findings: Findings) -> dict[str, dict[str, Any]]:
-    """Annotations that can be read, by the name of their image; each with the file's name.
-
-    An image that is in several splits is read once.
-    """
+def read_annotations(root: Path, names: set[str], findings: Findings) -> dict[str, tuple[str, Annotation]]:
+    """Return the file name and the annotation of each image that can be read, by the name of the image."""
     images = {
-        path.stem: path for path in sorted((root / 'JPEGImages').glob('*')) if path.suffix.lower() in SUFFIXES
+        path.stem: path
+        for path in sorted((root / 'JPEGImages').glob('*'))
+        if path.suffix.lower() in IMAGE_SUFFIXES
     }
     read = {}
-    for name in track(
-        sorted({name for names in splits.values() for name in names}), console=Console(stderr=True)
-    ):
+    for name in track(sorted(names), console=Console(stderr=True)):
         path = root / 'Annotations' / f'{name}.xml'
         if name not in images:
-            findings.add('no image', 'JPEGImages', 'images that are not there', LEFT_OUT, [name])
+            findings.add('no image', 'JPEGImages', 'images that are missing', LEFT_OUT, [name])
             continue
         try:
             read[name] = (images[name].name, Annotation(path, images[name], findings))
@@ -173,21 +172,18 @@ def convert(root: Path, splits: dict[str, list[str]], findings: Findings) -> dic
     return read
 
 
-def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, Any]:
-    """COCO's content of a split."""
-    images, annotations, left_out = [], [], []
-    for name in dict.fromkeys(names):
-        if name not in read:
-            continue
-        file_name, annotation = read[name]
+def to_coco(annotations: list[tuple[str, Annotation]], classes: list[str]) -> dict[str, Any]:
+    """Return the content of COCO's JSON file for file names and annotations of images."""
+    images, objects, left_out = [], [], []
+    for file_name, annotation in annotations:
         left_out += annotation.left_out
         width, height = annotation.size
         images.append(dict(id=len(images) + 1, file_name=file_name, width=width, height=height))
         for class_name, box, difficult in annotation.objects:
             if class_name in classes:
-                annotations.append(
+                objects.append(
                     dict(
-                        id=len(annotations) + 1,  # pycocotools takes 0 for none
+                        id=len(objects) + 1,  # pycocotools counts an object with id 0 as never found
                         image_id=len(images),
                         category_id=classes.index(class_name) + 1,
                         bbox=box,
@@ -196,7 +192,7 @@ def coco(names: list[str], read: dict, classes: list[str]) -> dict[str, Any]:
                     )
                 )
     categories = [dict(id=index, name=name) for index, name in enumerate(classes, 1)]
-    return dict(info=dict(left_out=left_out), images=images, annotations=annotations, categories=categories)
+    return dict(info=dict(left_out=left_out), images=images, annotations=objects, categories=categories)
 
 
 def main() -> None:
@@ -204,26 +200,24 @@ def main() -> None:
     findings = Findings(max_examples=None)
     with errors_in_one_line():
         splits = read_splits(args.root, args.splits)
-        read = convert(args.root, splits, findings)
-        found = Counter(name for _, annotation in read.values() for name, _, _ in annotation.objects)
-        classes = args.classes or sorted(found)
+        read = read_annotations(args.root, {name for names in splits.values() for name in names}, findings)
+        counts = Counter(name for _, annotation in read.values() for name, _, _ in annotation.objects)
+        classes = args.classes or sorted(counts)
         if len(set(classes)) < len(classes):
-            raise ValueError(f'--classes names one twice: {" ".join(classes)}')
+            raise ValueError(f'--classes has a duplicate: {" ".join(classes)}')
         for name in classes:
-            if not found[name]:
-                raise ValueError(
-                    f'no object is called {name!r}; there are {", ".join(sorted(found)) or "none"}'
-                )
-        for name in sorted(found.keys() - set(classes)):
-            findings.add(
-                'class', 'Annotations', 'objects that are none of the classes', LEFT_OUT, [name], found[name]
-            )
+            if not counts[name]:
+                existing = ', '.join(sorted(counts)) or 'none'
+                raise ValueError(f'no object has the class {name!r}; there are {existing}')
+        for name in sorted(counts.keys() - set(classes)):
+            message = 'objects whose class is not in --classes'
+            findings.add('class', 'Annotations', message, LEFT_OUT, [name], counts[name])
         args.out.mkdir(parents=True, exist_ok=True)
         for split, names in splits.items():
-            content = coco(names, read, classes)
-            (args.out / f'{split}.json').write_text(json.dumps(content))
-            counts = f'{len(content["images"])} images, {len(content["annotations"])} objects'
-            print(f'{args.out / split}.json: {counts}')
+            content = to_coco([read[name] for name in dict.fromkeys(names) if name in read], classes)
+            path = args.out / f'{split}.json'
+            path.write_text(json.dumps(content))
+            print(f'{path}: {len(content["images"])} images, {len(content["annotations"])} objects')
     for each in findings:
         print(f'\n{each.count} {each.message}; {each.remedy}:', *each.examples, sep='\n  ')
     print(f'\nclasses = {tuple(classes)}')

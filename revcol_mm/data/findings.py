@@ -1,4 +1,4 @@
-"""What is wrong with data: of each kind one finding, with a count, examples and the remedy."""
+"""Findings: problems with data, one per kind and place, with a count, examples and a remedy."""
 
 import logging
 from dataclasses import dataclass, field
@@ -9,23 +9,25 @@ from mmengine.logging import print_log
 from revcol_mm.errors import PreflightError
 
 MAX_EXAMPLES = 5
-MAX_LINES = 10  # of an error
+MAX_LINES = 10  # of an error message
 ERROR, WARNING = 'error', 'warning'
+MAJORITY = 0.5  # with a larger share of bad objects, training on the others is not worthwhile
 
 
 @dataclass
 class Finding:
-    """Everything of one kind that is wrong in one place.
+    """All problems of one kind in one place.
 
     Args:
-        kind: Short name of the kind, the same in all data sets.
-        where: The file, folder or data set.
-        message: What is wrong, as a noun phrase in the plural.
-        remedy: What mends it, or what becomes of it.
+        kind: Short name of the problem, the same for all data sets.
+        where: The file, folder or data set that has the problem.
+        message: What is wrong, as a plural noun phrase that follows the count.
+        remedy: How to fix it, or what happens to the affected data.
         severity: 'error' or 'warning'.
-        count: How often.
-        examples: Some of them, by default up to :data:`MAX_EXAMPLES`.
-        in_clauses: Whether an example is a clause, such as 'a.png has 3 channels', that needs no message.
+        count: Number of occurrences.
+        examples: Some of the occurrences.
+        standalone: Whether each example is a complete statement, such as 'a.png has 3 channels'. The line
+            then shows the first example instead of the count and the message.
     """
 
     kind: str
@@ -35,13 +37,13 @@ class Finding:
     severity: str = ERROR
     count: int = 0
     examples: list[str] = field(default_factory=list)
-    in_clauses: bool = False
+    standalone: bool = False
 
     @property
     def line(self) -> str:
-        """The finding in one line."""
-        if self.in_clauses:
-            what = self.examples[0] + (f', and {self.count - 1} more alike' if self.count > 1 else '')
+        """The finding as one line of text."""
+        if self.standalone:
+            what = self.examples[0] + (f', and {self.count - 1} more like this' if self.count > 1 else '')
         else:
             what = f'{self.count} {self.message}'
             if self.examples:
@@ -50,22 +52,22 @@ class Finding:
 
 
 class Findings:
-    """A list of findings, in the order in which they were made.
+    """An ordered collection of findings.
 
     Args:
-        max_examples: How many examples of each are kept. None: all.
+        max_examples: Number of examples to keep of each finding. None keeps all.
     """
 
     def __init__(self, max_examples: int | None = MAX_EXAMPLES) -> None:
         self.max_examples = max_examples
-        self._found, self._by_kind = [], {}
+        self._findings, self._by_kind = [], {}
 
     def __iter__(self) -> Iterator[Finding]:
-        return iter(self._found)
+        return iter(self._findings)
 
     def extend(self, findings: Iterable[Finding]) -> None:
-        """Take over findings, but for those that there are already, as of a file that is read twice."""
-        self._found += [finding for finding in findings if finding not in self._found]
+        """Append findings that are not here yet. A file that is read twice gives the same findings twice."""
+        self._findings += [finding for finding in findings if finding not in self._findings]
 
     def add(
         self,
@@ -76,31 +78,43 @@ class Findings:
         examples: Iterable[object] = (),
         count: int | None = None,
         severity: str = ERROR,
-        in_clauses: bool = False,
+        standalone: bool = False,
     ) -> None:
-        """Add to the finding of a kind in a place, or make it.
+        """Add occurrences of a problem. The first call for a kind and a place creates the finding.
 
         Args:
-            kind, where, message, remedy, severity, in_clauses: As in :class:`Finding`; of the first call for
-                a kind and a place.
-            examples: All that was found.
-            count: How many, if examples are not all of them; without examples, 1 unless given.
+            kind, where, message, remedy, severity, standalone: See :class:`Finding`. Only the first call for
+                a kind and a place sets them.
+            examples: The occurrences.
+            count: Number of occurrences. By default the number of examples, or 1 if there are none.
         """
         examples = [str(example) for example in examples]
         finding = self._by_kind.get((kind, where))
         if finding is None:
-            finding = Finding(kind, where, message, remedy, severity, in_clauses=in_clauses)
+            finding = Finding(kind, where, message, remedy, severity, standalone=standalone)
             self._by_kind[kind, where] = finding
-            self._found.append(finding)
+            self._findings.append(finding)
         finding.count += (len(examples) or 1) if count is None else count
         finding.examples = (finding.examples + examples)[: self.max_examples]
 
+    def add_statement(
+        self, kind: str, where: str, statement: str, remedy: str, severity: str = ERROR, message: str = ''
+    ) -> None:
+        """Add one occurrence of a problem as a complete statement, such as 'a.png has 3 channels'.
+
+        Args:
+            kind, where, remedy, severity: See :class:`Finding`.
+            statement: The occurrence.
+            message: Noun phrase for all occurrences, if there may be several.
+        """
+        self.add(kind, where, message or statement, remedy, [statement], severity=severity, standalone=True)
+
 
 def report(findings: Iterable[Finding]) -> None:
-    """Log warnings, and raise errors together, each kind in one line.
+    """Log every warning, and raise all errors together, one line for each.
 
     Raises:
-        PreflightError: If there are errors, with :data:`MAX_LINES` lines at most.
+        PreflightError: If there are errors. Its message has at most :data:`MAX_LINES` lines.
     """
     findings = list(findings)
     for finding in findings:
@@ -108,7 +122,13 @@ def report(findings: Iterable[Finding]) -> None:
             print_log(finding.line, 'current', level=logging.WARNING)
     lines = [finding.line for finding in findings if finding.severity == ERROR]
     if len(lines) > MAX_LINES:
-        left = len(lines) - MAX_LINES + 1
-        lines[MAX_LINES - 1 :] = [f'{left} more kinds of errors; tools/check_data.py CONFIG lists them']
+        hidden = len(lines) - MAX_LINES + 1
+        lines[MAX_LINES - 1 :] = [f'{hidden} more kinds of errors; tools/check_data.py CONFIG lists them']
     if lines:
         raise PreflightError('\n'.join(lines))
+
+
+def listed(names: Iterable[str], limit: int = 20) -> str:
+    """Return quoted names, separated by commas. Beyond ``limit`` they are only counted."""
+    names = [repr(name) for name in names]
+    return ', '.join(names[:limit]) + (f' and {len(names) - limit} more' if len(names) > limit else '')

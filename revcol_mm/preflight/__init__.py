@@ -1,4 +1,4 @@
-"""Check a config, its data and its model before a run, so that nothing fails hours into it."""
+"""Check a config, its data and its model before a run, so that mistakes are not found hours into it."""
 
 from .channels import check_normalisation, revcol_channels
 from .files import check_files

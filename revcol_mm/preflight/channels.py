@@ -1,4 +1,4 @@
-"""Channels of images: those that files have, that are normalised, and that the model takes."""
+"""Compare the channels of images, of their normalization and of the model."""
 
 import random
 from contextlib import contextmanager, suppress
@@ -10,32 +10,41 @@ from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from revcol_mm.data.pipelines import image_loader, innermost_datasets
+from revcol_mm.data.pipelines import dataset_name, image_loader, innermost_datasets
 from revcol_mm.errors import PreflightError
 from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import LevelwiseDecoder, PixelShuffleDecoder
 
-# OpenMMLab's that change colours, some of them now and then, and fail on images of other than 3 channels
-FOR_COLOURS = {'ColorJitter', 'ColorTransform', 'Lighting', 'PhotoMetricDistortion', 'RandomGrayscale'}
-FOR_COLOURS |= {'Color', 'YOLOXHSVRandomAug'}
+# OpenMMLab's transforms of colours, which fail on images without 3 channels, some of them only at random
+COLOUR_TRANSFORMS = {
+    'Color',
+    'ColorJitter',
+    'ColorTransform',
+    'Lighting',
+    'PhotoMetricDistortion',
+    'RandomGrayscale',
+    'YOLOXHSVRandomAug',
+}
 
 
 def revcol_channels(model: nn.Module) -> int | None:
-    """``in_channels`` of a model's RevCol; None: it has none, or several that differ."""
+    """Return the ``in_channels`` of a model's RevCol, or None if there is none, or several that differ."""
     found = {module.in_channels for module in model.modules() if isinstance(module, ColumnBackbone)}
     return found.pop() if len(found) == 1 else None
 
 
 def check_normalisation(model: nn.Module) -> None:
-    """Check that data preprocessors have as many means as a RevCol takes channels, or one for all.
+    """Check that data preprocessors fit the channels of a RevCol.
 
     Raises:
-        PreflightError: If not; if one of MMDetection swaps red and blue of images of other channels; or if
-            images are to be rebuilt whose values are not from 0 to 255.
+        PreflightError: If the number of means or standard deviations is neither 1 nor the number of
+            channels; if a preprocessor swaps red and blue in images without 3 channels; or if supervision
+            reconstructs images whose values are not from 0 to 255.
     """
     channels = revcol_channels(model)
     if channels is None:
         return
+    reconstructs = any(isinstance(each, (LevelwiseDecoder, PixelShuffleDecoder)) for each in model.modules())
     for part in model.modules():
         if not isinstance(part, BaseDataPreprocessor):
             continue
@@ -44,75 +53,71 @@ def check_normalisation(model: nn.Module) -> None:
             if isinstance(values, Tensor) and values.numel() not in (1, channels):
                 raise PreflightError(
                     f'data_preprocessor.{name} has {values.numel()} values, but the backbone has '
-                    f'in_channels={channels}: give as many, or one for all'
+                    f'in_channels={channels}: give one value for each channel, or one for all'
                 )
         if channels != 3 and isinstance(part, ImgDataPreprocessor) and part._channel_conversion:
             raise PreflightError(
                 f'{type(part).__name__} turns BGR into RGB, but the backbone has in_channels={channels}: set '
                 'data_preprocessor.bgr_to_rgb=False'
             )
-        rebuilds = any(isinstance(each, (LevelwiseDecoder, PixelShuffleDecoder)) for each in model.modules())
-        if rebuilds and isinstance(getattr(part, 'mean', None), Tensor) and part.mean.max() > 255:
+        mean = getattr(part, 'mean', None)
+        if reconstructs and isinstance(mean, Tensor) and mean.max() > 255:
             raise PreflightError(
-                f'data_preprocessor.mean is up to {part.mean.max():g}, but supervision rebuilds images of '
+                f'data_preprocessor.mean is up to {mean.max():g}, but supervision reconstructs images with '
                 'values from 0 to 255: scale them, or set its reconstruction weight to 0'
             )
 
 
 def check_images(dataset: Dataset, model: nn.Module) -> None:
-    """Check that the first image of every data set has as many channels as a RevCol takes.
+    """Check that the first image of every data set has the number of channels that a RevCol expects.
 
-    Images that cannot be read are left to training, which may leave them out.
+    Images that cannot be read are skipped, because training may leave them out.
 
     Raises:
-        PreflightError: If it has not, or its pipeline turns colours that it does not have.
+        PreflightError: If it has not, or if the pipeline has a transform of colours that the image lacks.
     """
     wanted = revcol_channels(model)
     for part, transforms in innermost_datasets(dataset):
         loader = image_loader(transforms)
         if loader is None or not hasattr(part, 'get_data_info'):
             continue
-        place = f'{type(part).__name__} at {getattr(part, "data_root", "?")}'
-        info, read, packed = {}, None, None
-        with _same_randomness(), suppress(Exception):  # decoders and transforms raise all sorts
+        info, image, packed = {}, None, None
+        with _restored_randomness(), suppress(Exception):  # decoders and transforms may raise anything
             info = part.get_data_info(0)
-            read = loader(dict(info))['img']
+            image = loader(dict(info))['img']
             packed = _packed_channels(part[0])
-        if read is None:
+        if image is None:
             continue
-        channels = 1 if read.ndim == 2 else read.shape[-1]
-        for transform in transforms:
-            name = type(transform).__name__
-            if channels != 3 and name in FOR_COLOURS:
+        place = dataset_name(part)
+        channels = 1 if image.ndim == 2 else image.shape[-1]
+        for name in [type(each).__name__ for each in transforms]:
+            if channels != 3 and name in COLOUR_TRANSFORMS:
                 raise PreflightError(
-                    f'{place}: {name} is for images of 3 channels, these have {channels}: leave it out of '
+                    f'{place}: {name} needs images of 3 channels, but these have {channels}: remove it from '
                     'the pipeline'
                 )
         channels = packed or channels
         if wanted not in (None, channels):
-            shape = ' x '.join(map(str, read.shape))
-            bands_first = read.ndim == 3 and read.shape[0] == wanted
+            shape = ' x '.join(map(str, image.shape))
+            remedy = "set model.backbone.in_channels, or the loader's color_type or imdecode_backend"
+            if image.ndim == 3 and image.shape[0] == wanted:
+                remedy = 'save images with the bands in the last dimension, not the first'
             raise PreflightError(
                 f'{place}: images have {channels} channels, but the backbone has in_channels={wanted} '
-                f'({info.get("img_path")}, read by {type(loader).__name__} as {shape}): '
-                + (
-                    'store bands last, not first'
-                    if bands_first
-                    else "set model.backbone.in_channels, or the loader's color_type or imdecode_backend"
-                )
+                f'({info.get("img_path")}, read by {type(loader).__name__} as {shape}): {remedy}'
             )
 
 
 def _packed_channels(sample: dict[str, Any]) -> int | None:
-    """Channels of what a whole pipeline gives; None if it is something else than images."""
+    """Return the channels of the output of a pipeline, or None if it is not an image."""
     inputs = sample.get('inputs')
     inputs = inputs[0] if isinstance(inputs, (list, tuple)) else inputs  # test-time augmentation
     return inputs.shape[-3] if isinstance(inputs, Tensor) and inputs.ndim >= 3 else None
 
 
 @contextmanager
-def _same_randomness() -> Iterator[None]:
-    """Whatever is drawn in this block does not change what is drawn after it."""
+def _restored_randomness() -> Iterator[None]:
+    """Restore the random states of Python, NumPy and torch afterwards."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Check that files and folders that a config names exist, before anything is built."""
+"""Check that the files and folders that a config names exist, before anything is built."""
 
 import os
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any, Iterator
 from mmengine.config import Config, ConfigDict
 
 from revcol_mm.checkpoints.sources import is_remote, local_checkpoint
-from revcol_mm.config.code import files_with_code, reads_code
+from revcol_mm.config.unsafe_files import find_unsafe_files, unsafe_format
 
 
 def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) -> None:
-    """Check that data that dataloaders and their evaluators name exist, and checkpoints to start from.
+    """Check that the data of dataloaders and evaluators exist, and the checkpoints that training starts from.
 
     Args:
         cfg: The whole config.
@@ -19,21 +19,21 @@ def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) 
         evaluators: Whether their evaluators will be used, too.
 
     Raises:
-        FileNotFoundError: With every missing folder or file, and every file that may run code as it is read,
-            one a line.
+        FileNotFoundError: With one line for each missing folder or file, and for each file that may run code
+            when it is read.
     """
     problems = missing_data(cfg, loaders, evaluators)
     names = [loader.replace('_dataloader', '_evaluator') for loader in loaders] if evaluators else []
     for name in ('model', *loaders, *names):
-        for place, problem in files_with_code(cfg.get(name), name):
+        for place, problem in find_unsafe_files(cfg.get(name), name):
             problems.setdefault(problem, []).append(place)
     if problems:
         raise FileNotFoundError(
             '\n'.join(f'{problem} ({", ".join(places)})' for problem, places in problems.items())
         )
     init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
-    rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'  # one process fetches for all
-    if 'train_dataloader' in loaders and rank == '0':
+    rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
+    if 'train_dataloader' in loaders and rank == '0':  # one process downloads for all
         if init_cfg.get('type') == 'Pretrained' and not is_remote(init_cfg['checkpoint']):
             local_checkpoint(init_cfg['checkpoint'])
         load_from = cfg.get('load_from')
@@ -42,19 +42,36 @@ def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) 
 
 
 def missing_data(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) -> dict[str, list[str]]:
-    """What is not there of the data that dataloaders and their evaluators name, and where each is named."""
+    """Return a message for each missing file or folder, with the places in the config that name it.
+
+    Args:
+        cfg, loaders, evaluators: See :func:`check_files`.
+    """
     problems = {}
     for loader in loaders:
         for place, dataset in dataset_configs(cfg.get(loader), loader):
-            for problem in _missing_data(dataset):
+            for problem in _missing_files(dataset):
                 problems.setdefault(problem, []).append(place)
         for place, evaluator in _evaluator_configs(cfg, loader) if evaluators else ():
             for key, what in (('ann_file', 'annotation file'), ('seg_prefix', 'data folder')):
                 path = evaluator.get(key)
-                known = not path or _is_remote(evaluator, path) or reads_code(str(path))
-                if not known and not os.path.exists(path):
+                if not path or _is_on_remote_storage(evaluator, path) or unsafe_format(str(path)):
+                    continue
+                if not os.path.exists(path):
                     problems.setdefault(f'no {what} {path}', []).append(f'{place}.{key}')
     return problems
+
+
+def dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
+    """Yield every data set's config inside of a dataloader's, and its place, also inside of wrappers."""
+    if not isinstance(node, dict):
+        return
+    for key in ('dataset', 'datasets'):
+        children = node.get(key, [])
+        for child in children if isinstance(children, (list, tuple)) else [children]:
+            yield from dataset_configs(child, f'{place}.{key}')
+    if 'data_root' in node or 'ann_file' in node or 'data_prefix' in node:
+        yield place, node
 
 
 def _evaluator_configs(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDict]]:
@@ -67,25 +84,13 @@ def _evaluator_configs(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDi
             yield f'{name}.{index}', evaluator
 
 
-def _is_remote(config: ConfigDict, path: str = '') -> bool:
-    """Whether files are on a store that only its own client can see."""
+def _is_on_remote_storage(config: ConfigDict, path: str = '') -> bool:
     return '://' in str(path) or (config.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
-def dataset_configs(node: Any, place: str) -> Iterator[tuple[str, ConfigDict]]:
-    """Every dataset's config below a dataloader's, inside of wrappers such as RepeatDataset too."""
-    if not isinstance(node, dict):
-        return
-    for key in ('dataset', 'datasets'):
-        children = node.get(key, [])
-        for child in children if isinstance(children, (list, tuple)) else [children]:
-            yield from dataset_configs(child, f'{place}.{key}')
-    if 'data_root' in node or 'ann_file' in node or 'data_prefix' in node:
-        yield place, node
-
-
-def _missing_data(dataset: ConfigDict) -> Iterator[str]:
-    if _is_remote(dataset):
+def _missing_files(dataset: ConfigDict) -> Iterator[str]:
+    """Yield a message for each missing or empty file or folder of a data set."""
+    if _is_on_remote_storage(dataset):
         return
     root = Path(dataset.get('data_root') or '')
     if not root.is_dir():
@@ -94,7 +99,7 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
     ann_file = dataset.get('ann_file')
     if ann_file:
         path = root / ann_file
-        if reads_code(str(ann_file)) is None and (not path.is_file() or path.stat().st_size == 0):
+        if unsafe_format(str(ann_file)) is None and (not path.is_file() or path.stat().st_size == 0):
             yield f'no annotation file {path}, or it is empty'
     prefix = dataset.get('data_prefix') or {}
     for folder in prefix.values() if isinstance(prefix, dict) else [prefix]:
@@ -109,4 +114,4 @@ def _missing_data(dataset: ConfigDict) -> Iterator[str]:
     if suffix and not ann_file and folder.is_dir():
         files = [name for _, _, names in os.walk(folder) for name in names]
         if files and not any(name.endswith(suffix) for name in files):
-            yield f'no file in {folder} ends in {suffix!r} (img_suffix), there is {min(files)}'
+            yield f'no file in {folder} ends in {suffix!r} (img_suffix); there is {min(files)}'

@@ -1,4 +1,4 @@
-"""The hook that compares a run's data, model and config before the first iteration."""
+"""Hook that compares the data, model and config of a run before the first iteration."""
 
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -7,19 +7,16 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 from revcol_mm.data.findings import report
-from revcol_mm.data.overlap import check_run
+from revcol_mm.data.run_checks import check_run
 from revcol_mm.data.splits import splits_of
 from revcol_mm.errors import PreflightError
 
+from .batch_norm import check_batch_norm
 from .channels import check_images, check_normalisation
+from .class_weights import check_class_weights, check_weighted_pixels
+from .feature_channels import check_channels
 from .metrics import check_metrics
-from .model import (
-    check_batch_norm,
-    check_channels,
-    check_class_weights,
-    check_num_classes,
-    check_weighted_pixels,
-)
+from .num_classes import check_num_classes
 from .schedule import check_length, check_schedule
 from .sliding_windows import check_sliding_windows
 
@@ -28,20 +25,19 @@ from .sliding_windows import check_sliding_windows
 class PreflightHook(Hook):
     """Compare the data, model, evaluators and schedule of a run with each other before the first iteration.
 
-    What is wrong with data is told in one line for each kind, by :func:`~.data.check_run`: all files are
-    looked for, and of each data set 50 evenly spaced images and masks are read. Faults that a
-    training can live with are warnings.
+    Problems with data are reported in one line for each kind. All files must exist, and of each data set 50
+    evenly spaced images and masks are read. Problems that do not prevent training are logged as warnings.
 
     Raises:
-        PreflightError: If the data are wrong, the model's wrapper does not let it train reversibly, or as the
-            other files of :mod:`revcol_mm.preflight` say.
+        PreflightError: If the data are wrong, if the model's wrapper prevents reversible training, or for the
+            reasons given in the other files of :mod:`revcol_mm.preflight`.
     """
 
     priority = 'VERY_HIGH'
 
     def before_run(self, runner: Runner) -> None:
         check_length(runner.cfg.get('train_cfg') or {})
-        self._check_wrapper(runner.model)
+        _check_wrapper(runner.model)
         check_channels(runner.model, runner.cfg.get('model'))
         check_normalisation(runner.model)
         check_sliding_windows(runner.model)
@@ -60,19 +56,19 @@ class PreflightHook(Hook):
         check_weighted_pixels(runner.model)
         report(check_run(splits))
         for split in splits:
-            split.files.clear()  # hundreds of thousands of names, which worker processes would get
+            split.files.clear()  # else worker processes would copy hundreds of thousands of file names
         check_metrics(runner)
         if isinstance(runner._train_loop, BaseLoop):  # not in testing
             check_schedule(runner)
             check_batch_norm(runner)
 
-    @staticmethod
-    def _check_wrapper(model: nn.Module) -> None:
-        """Reversible training would find out too, but only in the first backward pass."""
-        for module in model.modules():
-            if isinstance(module, (nn.DataParallel, FullyShardedDataParallel)):
-                if any(getattr(part, 'save_memory', False) for part in module.modules()):
-                    raise PreflightError(
-                        f'save_memory=True does not work in {type(module).__name__}, which hides parameters: '
-                        'use MMDistributedDataParallel, or FullyShardedRunner'
-                    )
+
+def _check_wrapper(model: nn.Module) -> None:
+    """Refuse wrappers in which reversible training would fail in the first backward pass."""
+    for module in model.modules():
+        if isinstance(module, (nn.DataParallel, FullyShardedDataParallel)):
+            if any(getattr(part, 'save_memory', False) for part in module.modules()):
+                raise PreflightError(
+                    f'save_memory=True does not work in {type(module).__name__}, which hides parameters: '
+                    'use MMDistributedDataParallel, or FullyShardedRunner'
+                )

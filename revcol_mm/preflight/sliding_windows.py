@@ -1,4 +1,4 @@
-"""Sliding windows that a head does not know of."""
+"""Check that the head of a segmentor supports sliding windows."""
 
 from torch import nn
 
@@ -6,12 +6,13 @@ from revcol_mm.errors import PreflightError
 
 
 def check_sliding_windows(model: nn.Module) -> None:
-    """Check that a segmentor that slides windows has a head that scales predictions to a window.
+    """Check that a segmentor that tests in sliding windows has a head that supports it.
 
-    MMSegmentation's Mask2FormerHead scales them to the whole image, and fails on images beyond a window.
+    MMSegmentation's Mask2FormerHead resizes predictions to the whole image instead of to the window, and
+    fails on images that are larger than a window.
 
     Raises:
-        PreflightError: If it has not; names the head that does.
+        PreflightError: If the head does not support sliding windows.
     """
     for part in model.modules():
         head, test_cfg = getattr(part, 'decode_head', None), getattr(part, 'test_cfg', None)

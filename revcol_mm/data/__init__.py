@@ -1,0 +1,1 @@
+"""Inspect data sets and report problems in their files."""

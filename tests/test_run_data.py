@@ -1,0 +1,76 @@
+"""Missing images, images that splits share, and classes that differ between splits."""
+
+import shutil
+
+import pytest
+
+from revcol_mm.errors import PreflightError
+
+from .small_datasets import SPLITS, detection_config, kinds, rename_images, rewrite, set_in_first, start_run
+
+
+@pytest.fixture
+def coco(tmp_path):
+    return detection_config(tmp_path)
+
+
+def test_as_many_missing_images_as_training_leaves_out_are_a_warning(coco, tmp_path, log_warnings):
+    coco.train_dataloader.dataset = dict(
+        type='SeededDataset', dataset=coco.train_dataloader.dataset, max_broken=1
+    )
+    (tmp_path / 'train/train_3.png').unlink()
+    start_run(coco)
+    (warning,) = log_warnings
+    assert 'train_3.png; ' in warning and 'leaves out up to 1 (max_broken)' in warning
+    (tmp_path / 'train/train_5.png').write_bytes(b'')
+    with pytest.raises(PreflightError, match=r'train_3\.png.*\n.*train_5\.png is broken'):
+        start_run(coco)
+
+
+def test_a_missing_image_that_the_data_set_filters_out_is_ignored(coco, tmp_path):
+    image = dict(id=77, file_name='empty.png', width=40, height=30)
+    rewrite(tmp_path, 'train', lambda content: content['images'].append(image))
+    with pytest.raises(PreflightError, match=r'empty\.png'):
+        start_run(coco)
+    coco.train_dataloader.dataset.filter_cfg = dict(filter_empty_gt=True)
+    start_run(coco)
+
+
+def test_an_image_of_training_in_validation_is_a_warning(coco, tmp_path, log_warnings):
+    for split in SPLITS:
+        rewrite(tmp_path, split, rename_images(f'{split}/{{}}'.format))
+        coco[f'{split}_dataloader'].dataset.data_prefix = dict(img='')
+    start_run(coco)
+    assert not log_warnings
+    rewrite(tmp_path, 'val', set_in_first('images', file_name='train/train_0.png', width=40, height=30))
+    start_run(coco)
+    (warning,) = log_warnings
+    assert f'(val): 1 images that are also in training, such as {tmp_path}/train/train_0.png' in warning
+
+
+def test_identical_images_are_found_by_reading_all_files(coco, tmp_path):
+    shutil.copy(tmp_path / 'train/train_0.png', tmp_path / 'train/train_1.png')
+    assert kinds(coco, 'warning') == {'identical images'}
+    for index in range(12):
+        shutil.copy(tmp_path / 'train/train_0.png', tmp_path / f'val/val_{index}.png')
+    assert {'identical images', 'leak'} <= kinds(coco, 'warning')
+
+
+def test_other_classes_in_validation_are_an_error(coco, tmp_path):
+    rewrite(tmp_path, 'val', lambda content: content['categories'].reverse())
+    coco.val_dataloader.dataset.metainfo.classes = ('dog', 'cat')
+    with pytest.raises(PreflightError, match=r"\(val\): its label 0 is 'dog', but 'cat' in training"):
+        start_run(coco)
+
+
+def test_classes_as_a_string_are_an_error(coco):
+    coco.train_dataloader.dataset.metainfo.classes = 'cat'
+    with pytest.raises(PreflightError, match=r"the text 'cat', whose letters .*; write \('cat',\)"):
+        start_run(coco)
+
+
+def test_a_filter_that_leaves_no_images_is_an_error(coco):
+    coco.train_dataloader.dataset.update(filter_cfg=dict(min_size=99), serialize_data=True)
+    with pytest.raises(PreflightError, match=r"no images are left: check filter_cfg=\{'min_size': 99\}"):
+        start_run(coco)
+    assert 'cannot build' in kinds(coco)
