@@ -66,6 +66,12 @@ def sample_data(tmp_path_factory):
 
 
 @pytest.fixture
+def in_repo(monkeypatch):
+    """Make the repository the working folder."""
+    monkeypatch.chdir(REPO)
+
+
+@pytest.fixture
 def trap(tmp_path):
     """Code that must not run."""
     return Trap(tmp_path)

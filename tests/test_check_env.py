@@ -1,4 +1,4 @@
-"""check_env tells what is installed and prints the exact line that mends what is not."""
+"""check_env reports what is installed, and the command that installs what is missing."""
 
 import importlib
 import inspect
@@ -19,7 +19,7 @@ from .subprocesses import REPO, run
 
 @pytest.fixture
 def distributions(monkeypatch):
-    """Pretend that certain distributions are installed."""
+    """A function that pretends that only certain distributions are installed."""
 
     def pretend(**versions):
         versions = {name.replace('_', '-'): version for name, version in versions.items()}
@@ -34,24 +34,24 @@ def distributions(monkeypatch):
     return pretend
 
 
-def test_the_installed_set_is_whole_and_everything_can_run():
+def test_environment_of_the_tests_is_complete():
     printed = run('-m', 'revcol_mm.check_env')
     assert re.search(r'OpenMMLab set: (upstream|onedl)\n', printed)
     for task in ('segmentation', 'detection', 'classification'):
         assert re.search(rf'{task} +can run', printed)
-    assert 'To mend' not in printed and 'Warning' not in printed
+    assert 'pip install' not in printed and 'Warning' not in printed
 
 
 @pytest.mark.parametrize(
     'file, packages', [('requirements.txt', check_env.UPSTREAM), ('requirements-onedl.txt', check_env.ONEDL)]
 )
-def test_the_pins_are_those_of_the_requirements(file, packages):
+def test_versions_are_pinned_in_the_requirements(file, packages):
     pins = re.findall(r'^([\w-]+)==([\w.]+)', (REPO / file).read_text(), re.M)
     assert set(packages.values()) <= set(pins)
     assert ('torch', check_env.TORCH[1]) in pins
 
 
-def test_the_oldest_versions_are_those_that_the_tests_run_on():
+def test_oldest_versions_are_those_of_the_oldest_test_environment():
     assert f'torch=={check_env.TORCH[0]}\n' in (REPO / 'requirements-oldest.txt').read_text()
     makefile = (REPO / 'Makefile').read_text()
     assert f'PYTHON=python{check_env.PYTHON[0]}\n' in makefile
@@ -60,9 +60,9 @@ def test_the_oldest_versions_are_those_that_the_tests_run_on():
 
 
 @pytest.mark.parametrize(
-    'version, said',
+    'version, state',
     [
-        ('2.5.1+cpu', '2.5.1, which runs the code of checkpoints'),
+        ('2.5.1+cpu', '2.5.1, in which checkpoints can run code'),
         ('2.9.1', r'2.9.1 \(tests run on .*\), .*; CVE-2026-24747: .*'),
         ('2.10.0', '2.10.0, .*, no GPU'),
         ('2.11.0a0+git1', '2.11.0a0, .*, no GPU'),
@@ -70,14 +70,14 @@ def test_the_oldest_versions_are_those_that_the_tests_run_on():
         ('2.15.0', '2.15.0 \\(tests run on 2.10.0 to 2.14.1\\), .*, no GPU'),
     ],
 )
-def test_a_torch_is_compared_with_those_that_the_tests_run_on(version, said, monkeypatch):
+def test_torch_version_is_compared_with_tested_ones(version, state, monkeypatch):
     monkeypatch.setattr('torch.__version__', version)
     monkeypatch.setattr('torch.cuda.device_count', lambda: 0)
     part = check_env.examine('torch')
-    assert re.fullmatch(said, part.state) and bool(part.fix) == (version == '2.5.1+cpu')
+    assert re.fullmatch(state, part.state) and bool(part.fix) == (version == '2.5.1+cpu')
 
 
-def test_a_gpu_is_named(monkeypatch):
+def test_gpu_is_named(monkeypatch):
     monkeypatch.setattr('torch.version.cuda', '13.0')
     monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
     monkeypatch.setattr('torch.cuda.get_device_name', lambda index: 'NVIDIA H100')
@@ -87,7 +87,7 @@ def test_a_gpu_is_named(monkeypatch):
 @pytest.mark.parametrize(
     'version, tested', [('3.9.1', False), ('3.10.0', True), ('3.13.1', True), ('3.14.0', False)]
 )
-def test_a_python_is_compared_with_those_that_the_tests_run_on(version, tested):
+def test_python_version_is_compared_with_tested_ones(version, tested):
     assert ('tests run on' in check_env._tested(version, *check_env.PYTHON)) == (not tested)
 
 
@@ -100,18 +100,18 @@ def test_a_python_is_compared_with_those_that_the_tests_run_on(version, tested):
         ({'onedl_mmengine': '0.10.12'}, 'onedl'),
     ],
 )
-def test_the_set_is_told_from_the_distributions(distributions, versions, expected):
+def test_set_is_recognised_by_its_distributions(distributions, versions, expected):
     distributions(**versions)
     assert check_env.installed_set() == expected
 
 
-def test_a_mixed_set_is_mended_by_replacing_the_stranger(distributions):
+def test_fix_for_a_mixed_set_replaces_the_other_package(distributions):
     distributions(onedl_mmengine='0.10.12', mmdet='3.3.0')
     part = check_env.examine('mmdet')
     assert part.fix == 'pip uninstall -y mmdet && pip install onedl-mmdetection==3.5.1'
 
 
-def test_two_distributions_of_one_name_are_mended_by_keeping_one(distributions):
+def test_fix_for_two_distributions_of_a_package_keeps_one(distributions):
     distributions(mmengine='0.10.7', mmseg='1', mmsegmentation='1.2.2', onedl_mmsegmentation='1.4.2')
     part = check_env.examine('mmseg')
     assert part.fix == (
@@ -120,7 +120,7 @@ def test_two_distributions_of_one_name_are_mended_by_keeping_one(distributions):
 
 
 @pytest.mark.parametrize('fault', ['two', 'broken', 'no CUDA'])
-def test_compiled_ops_that_do_not_run_are_mended_without_compiling(fault, distributions, monkeypatch):
+def test_fix_for_broken_compiled_ops_is_mmcv_lite(fault, distributions, monkeypatch):
     distributions(mmengine='0.10.7', mmcv='2.1.0', **({'mmcv_lite': '2.1.0'} if fault == 'two' else {}))
     if fault == 'broken':
         monkeypatch.setitem(sys.modules, 'mmcv.ops', None)
@@ -132,8 +132,8 @@ def test_compiled_ops_that_do_not_run_are_mended_without_compiling(fault, distri
 
 
 @pytest.mark.skipif(sort_ops() is None, reason='compiled ops')
-@pytest.mark.skipif(check_env.installed_set() == 'onedl', reason='has one op more')
-def test_ops_are_listed_as_the_documentation_lists_them():
+@pytest.mark.skipif(check_env.installed_set() == 'onedl', reason='onedl-mmcv has one more op')
+def test_ops_are_listed_as_in_the_documentation():
     printed = ' '.join(run('-m', 'revcol_mm.check_env').split())
     page = ' '.join((REPO / 'docs/environment.md').read_text().replace('`', '').split())
     supplied, missing = sort_ops()
@@ -144,7 +144,7 @@ def test_ops_are_listed_as_the_documentation_lists_them():
 
 @pytest.mark.skipif(sort_ops() is None, reason='compiled ops')
 @pytest.mark.parametrize('package', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_all_ops_that_openmmlab_imports_are_supplied(package):
+def test_every_op_that_openmmlab_imports_is_supplied(package):
     (folder,) = importlib.util.find_spec(package).submodule_search_locations
     sources = '\n'.join(path.read_text(encoding='utf-8') for path in Path(folder).rglob('*.py'))
     imports = re.findall(r'from (mmcv\.ops[\w.]*) import ([\w, ]+|\([\w,\s]+\))', sources)
@@ -153,7 +153,7 @@ def test_all_ops_that_openmmlab_imports_are_supplied(package):
         for module, names in imports
         for name in re.findall(r'\w+', re.sub(r' as \w+', '', names))
     ]
-    types = set(re.findall(r"type='(\w+)'", sources))  # in configs: layers of RoIs, convolutions, upsampling
+    types = set(re.findall(r"type='(\w+)'", sources))  # layers that are named in configs
     ops += [getattr(mmcv.ops, name) for name in types & {*mmcv.ops.__all__}]
     ops += [MODELS.get(name) for name in types & {'DCN', 'DCNv2', 'SAC', 'carafe'}]
     assert len(ops) > 5 or package == 'mmpretrain'
@@ -162,9 +162,8 @@ def test_all_ops_that_openmmlab_imports_are_supplied(package):
         module = sys.modules[owner.__module__]
         functions = set(re.findall(r'ext_module\.(\w+)', inspect.getsource(module)))
         missing = functions - set(mmcv._ext.SUPPLIED)
-        assert missing <= {'nms_rotated', 'nms_quadri', 'line_nms_forward'}, (
-            op
-        )  # the last is CLRNet's, in onedl
+        # line_nms_forward is for CLRNet, in onedl only.
+        assert missing <= {'nms_rotated', 'nms_quadri', 'line_nms_forward'}, op
 
 
 HIDE = """
@@ -185,21 +184,21 @@ from revcol_mm.check_env import {call}
         ('mmcv._ext', 'pip (un)?install .*mmcv.*'),
     ],
 )
-def test_what_is_missing_is_named_with_the_line_that_mends_it(module, fix):
+def test_missing_package_is_reported_with_a_fix(module, fix):
     code = HIDE.format(module=module, call='main', call_line='sys.exit(main())')
     printed = run('-c', code, expect=1)
     assert re.search(r'segmentation +cannot run', printed)
     assert re.search(rf'\n  .*{fix}\n', printed)
 
 
-def test_a_tool_fails_with_the_line_that_mends_it():
+def test_tool_ends_with_the_fix_for_a_missing_package():
     code = HIDE.format(module='mmseg', call='require', call_line="require('segmentation')")
     printed = run('-c', code, expect=1)
     assert 'Traceback' not in printed
     assert re.search(r'^Fix: pip install \S*mmsegmentation==', printed, re.M)
 
 
-def test_a_package_that_another_lacks_is_called_what_pip_calls_it(monkeypatch):
+def test_missing_dependency_of_a_package_has_its_name_on_pypi(monkeypatch):
     def lacking(name):
         raise ModuleNotFoundError("No module named 'modelindex'", name='modelindex.load_model_index')
 

@@ -1,4 +1,4 @@
-"""What a user can mend is told in one line; of a bug the traceback stands above it, and in the log."""
+"""Errors that users can fix are one line; bugs keep their traceback, on the terminal and in the log file."""
 
 import ast
 import logging
@@ -7,6 +7,8 @@ import sys
 
 import pytest
 from mmengine.logging import MMLogger
+
+from revcol_mm.errors import errors_in_one_line
 
 from .subprocesses import REPO
 
@@ -30,9 +32,8 @@ class Data(Dataset):
 PROGRAM = """
 from mmengine.registry import MODELS
 from torch.utils.data import DataLoader
+from revcol_mm.errors import CheckpointError, PreflightError, building, errors_in_one_line
 from revcol_mm.training.seeded_dataset import BrokenSampleError, SeededDataset
-from revcol_mm.models.checkpoint import CheckpointError
-from revcol_mm.preflight import PreflightError, building, errors_in_one_line
 import users_module
 
 
@@ -55,8 +56,8 @@ with errors_in_one_line(BrokenSampleError):
 
 
 @pytest.fixture
-def ends(tmp_path, monkeypatch, capsys):
-    """Runs a program as a tool is run; returns the line that it ends with, and what it has printed before."""
+def run_program(tmp_path, monkeypatch, capsys):
+    """A function that runs a program with a call; returns its error message and what it printed before."""
     (tmp_path / 'users_module.py').write_text(USERS_MODULE)
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -80,62 +81,66 @@ def log_file(tmp_path):
     logger.removeHandler(handler)
 
 
-WRONG = [
-    pytest.param("fail(PreflightError('take another'))", 'take another', id='preflight'),
-    pytest.param("fail(CheckpointError('take another'))", 'take another', id='checkpoint'),
-    pytest.param("fail(ValueError('take another'))", 'take another', id="the tool's own"),
-    pytest.param("open('no_such_file')", "'no_such_file'", id='missing file'),
-    pytest.param('build(type=users_module.Model, siez=3)', "argument 'siez'", id='argument of a class'),
-    pytest.param("build(type='Modell')", 'Modell is not in', id='class'),
-    pytest.param("build(type='RevCol', arch='giant')", "got 'giant'", id='value'),
-    pytest.param("build(type='RevCol', archh='nano')", "argument 'archh'", id='argument'),
-]
-BUGS = [
-    pytest.param('build(type=users_module.Model, size=3)', 'has no len() (users_module.py:7)', id='model'),
-    pytest.param('load(num_workers=0)', '(users_module.py:15)', id='data'),
-    pytest.param('load(num_workers=1)', '(users_module.py:15)', id="a worker's data"),
-]
+WRONG_ARGUMENT = 'build(type=users_module.Model, siez=3)'
+BUG_IN_MODEL = 'build(type=users_module.Model, size=3)'
 
 
-@pytest.mark.parametrize('call, reason', WRONG)
-def test_what_a_user_can_mend_is_one_line(call, reason, ends):
-    line, before = ends(call)
-    assert reason in line and before == ''
+@pytest.mark.parametrize(
+    'call, reason',
+    [
+        pytest.param("fail(PreflightError('take another'))", 'take another', id='PreflightError'),
+        pytest.param("fail(CheckpointError('take another'))", 'take another', id='CheckpointError'),
+        pytest.param("fail(ValueError('take another'))", 'take another', id='ValueError of the program'),
+        pytest.param("open('no_such_file')", "'no_such_file'", id='missing file'),
+        pytest.param(WRONG_ARGUMENT, "argument 'siez'", id='argument of a user class'),
+        pytest.param("build(type='Modell')", 'Modell is not in', id='class'),
+        pytest.param("build(type='RevCol', arch='giant')", "'giant'", id='value'),
+        pytest.param("build(type='RevCol', archh='nano')", "argument 'archh'", id='argument'),
+    ],
+)
+def test_error_that_users_can_fix_is_one_line(call, reason, run_program):
+    message, printed = run_program(call)
+    assert reason in message and printed == ''
 
 
-@pytest.mark.parametrize('call, reason', BUGS)
-def test_a_bug_in_a_user_s_code_keeps_its_traceback(call, reason, ends):
-    line, before = ends(call)
-    assert reason in line
-    assert 'users_module.py", line' in before and 'a bug' in before
+@pytest.mark.parametrize(
+    'call, reason',
+    [
+        pytest.param(BUG_IN_MODEL, 'has no len() (users_module.py:7)', id='model'),
+        pytest.param('load(num_workers=0)', '(users_module.py:15)', id='data'),
+        pytest.param('load(num_workers=1)', '(users_module.py:15)', id='data in a worker process'),
+    ],
+)
+def test_bug_in_user_code_keeps_its_traceback(call, reason, run_program):
+    message, printed = run_program(call)
+    assert reason in message
+    assert 'users_module.py", line' in printed and 'a bug' in printed
 
 
-def test_an_error_of_another_package_that_names_no_file_keeps_its_traceback(ends):
-    line, before = ends("__import__('json').loads('{')")
-    assert 'Expecting property name' in line and 'Traceback' in before
+def test_error_of_another_package_keeps_its_traceback(run_program):
+    message, printed = run_program("__import__('json').loads('{')")
+    assert 'Expecting property name' in message and 'Traceback' in printed
 
 
-@pytest.mark.parametrize('call', [WRONG[4].values[0], BUGS[0].values[0]])
-def test_every_traceback_is_in_the_log_file(call, ends, log_file):
-    ends(call)
+@pytest.mark.parametrize('call', [WRONG_ARGUMENT, BUG_IN_MODEL])
+def test_log_file_has_every_traceback(call, run_program, log_file):
+    run_program(call)
     text = log_file.read_text()
     assert 'Traceback' in text and 'build_functions.py' in text
 
 
-@pytest.mark.parametrize('error', ['KeyboardInterrupt', 'SystemExit(75)', 'RuntimeError', 'TypeError'])
-def test_other_errors_are_as_they_are(error, tmp_path, log_file):
-    (tmp_path / 'program.py').write_text(
-        f'from revcol_mm.preflight import errors_in_one_line\nwith errors_in_one_line():\n    raise {error}'
-    )
-    with pytest.raises((KeyboardInterrupt, SystemExit, RuntimeError, TypeError)) as raised:
-        runpy.run_path(str(tmp_path / 'program.py'), run_name='__main__')
-    assert type(raised.value).__name__ == error.partition('(')[0]
-    assert getattr(raised.value, 'code', 75) == 75
-    assert ('Traceback' in log_file.read_text()) == issubclass(raised.type, Exception)
+@pytest.mark.parametrize(
+    'error', [KeyboardInterrupt(), SystemExit(75), RuntimeError(), TypeError()], ids=repr
+)
+def test_other_errors_pass_unchanged(error, log_file):
+    with pytest.raises(type(error)) as raised, errors_in_one_line():
+        raise error
+    assert raised.value is error
+    assert ('Traceback' in log_file.read_text()) == isinstance(error, Exception)
 
 
 @pytest.mark.parametrize('tool', sorted((REPO / 'tools').rglob('*.py')), ids=lambda path: path.stem)
-def test_no_tool_makes_a_line_of_an_error_by_itself(tool):
+def test_tools_leave_error_messages_to_errors_in_one_line(tool):
     for node in ast.walk(ast.parse(tool.read_text())):
         if isinstance(node, ast.ExceptHandler):
             assert 'sys.exit' not in ast.unparse(node)

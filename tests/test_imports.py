@@ -1,4 +1,4 @@
-"""What importing needs and gives: few packages in, everything registered for every OpenMMLab scope."""
+"""Importing needs torch and MMEngine only, registers everything for every scope, and follows the layers."""
 
 import ast
 from importlib import metadata
@@ -33,7 +33,7 @@ import importlib
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
 from mmengine.utils import import_modules_from_strings
-import_modules_from_strings(['revcol_mm'])  # what custom_imports does
+import_modules_from_strings(['revcol_mm'])  # as custom_imports does
 init_default_scope({scope!r})
 registry = importlib.import_module('{scope}.registry')
 model = registry.MODELS.build(ConfigDict(type='RevCol', arch='nano', out_indices=(-1,)))
@@ -50,7 +50,7 @@ revcol_mm.RevCol
 """
 
 
-def test_the_bare_backbone_trains_with_torch_and_mmengine_alone():
+def test_backbone_trains_with_torch_and_mmengine_only():
     run('-c', BARE)
 
 
@@ -59,7 +59,7 @@ def test_revcol_is_found_from_every_scope(scope):
     run('-c', SCOPE.format(scope=scope))
 
 
-def test_without_torch_the_error_names_the_check():
+def test_error_without_torch_names_check_env():
     printed = run('-c', NO_TORCH, expect=1)
     assert 'torch' in printed and 'python -m revcol_mm.check_env' in printed.splitlines()[-1]
 
@@ -87,7 +87,7 @@ LAYERS = [
 
 @pytest.mark.parametrize('path', sorted((REPO / 'revcol_mm').rglob('*.py')), ids=lambda p: p.name)
 def test_imports_go_one_way(path):
-    """In the order of LAYERS; ops know torch only."""
+    """A file imports only from its own layer and those before it in LAYERS; ops from no OpenMMLab package."""
     folders = path.relative_to(REPO).parent.parts
     own = path.relative_to(REPO / 'revcol_mm').parts[0].removesuffix('.py')
     if own == '__init__':
@@ -109,6 +109,6 @@ def test_imports_go_one_way(path):
                 assert not parts[0].startswith('mm'), f'{path} imports {module}'
 
 
-def test_installing_pulls_in_nothing():
-    """Users bring torch and one of two OpenMMLab sets; pip must not add or replace any of it."""
+def test_package_has_no_dependencies_without_extras():
+    """pip must not replace the user's torch and OpenMMLab packages."""
     assert all('extra ==' in wanted for wanted in metadata.requires('revcol_mm'))

@@ -1,4 +1,4 @@
-"""The package imports, trains and is interrupted on Windows and macOS, as far as Linux can tell."""
+"""The package can be imported, train and be interrupted on simulated Windows and macOS."""
 
 import ast
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from .subprocesses import REPO, run
 
-# Names, as patterns, of which Python's documentation says 'Availability: Unix', 'not macOS' or the like.
+# Patterns of names that are missing on a system, according to 'Availability' in Python's documentation.
 NOT_ON_MACOS = dict(
     modules='spwd',
     os=r"""sched_\w+ [gs]etres[ug]id posix_fa\w+ pipe2 eventfd\w* memfd_create getrandom copy_file_range
@@ -38,7 +38,7 @@ SYSTEMS = {'Windows': NOT_ON_WINDOWS, 'macOS': NOT_ON_MACOS}
 
 
 def imported(path):
-    """Names of modules that a file imports, wherever in it; relative ones left out."""
+    """Yield the modules that a file imports anywhere, except by relative imports."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -47,15 +47,15 @@ def imported(path):
 
 
 def is_lacking(system, module, name):
-    """Whether a system lacks a name of os or signal."""
+    """Return whether a name of os or signal is missing on a system."""
     patterns = SYSTEMS[system].get(module, '').split()
     return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def lose(system):
-    """Make this process lack what a system lacks, also for others' modules, which may not have asked yet."""
-    platform.system = lambda: dict(macOS='Darwin').get(system, system)  # MMEngine asks
-    subprocess._USE_POSIX_SPAWN = False  # Python 3.13's way on Linux, by names that are lost
+    """Remove everything that a system lacks from this process."""
+    platform.system = lambda: dict(macOS='Darwin').get(system, system)  # used by MMEngine
+    subprocess._USE_POSIX_SPAWN = False  # else Python 3.13 on Linux uses names that are removed here
     for name in SYSTEMS[system]['modules'].split():
         sys.modules[name] = None  # importing it fails
     for module in (os, signal):
@@ -69,40 +69,40 @@ FILES = sorted(path for folder in ('revcol_mm', 'tools') for path in (REPO / fol
 
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.relative_to(REPO).as_posix())
 def test_no_name_is_used_that_windows_lacks(path):
-    """At import or later. macOS has all but a part of those."""
+    """Names that macOS lacks are among them."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             module, name = node.value.id, node.attr
             assert not is_lacking('Windows', module, name), f'{module}.{name}, line {node.lineno}'
 
 
-# Others' modules are imported first: that they can be is their promise.
+# Other packages are imported before names are removed, because they support these systems themselves.
 IMPORT = """
 import importlib, pkgutil, sys
 from tests.test_portability import FILES, NOT_ON_WINDOWS, imported, lose
-for name in sorted({name for path in FILES for name in imported(path)} | {'yapf'}):  # MMEngine's, when used
+for name in sorted({name for path in FILES for name in imported(path)} | {'yapf'}):  # MMEngine's lazy import
     if name.split('.')[0] not in {'revcol_mm', *NOT_ON_WINDOWS['modules'].split()}:
         try:
             importlib.import_module(name)
-        except (ImportError, AssertionError):  # not installed, or without mmcv's ops
+        except (ImportError, AssertionError):  # not installed, or needs mmcv's ops
             pass
 lose(sys.argv[1])
 import filelock
-if sys.argv[1] == 'Windows':  # which has another way to lock files, that this system lacks
+if sys.argv[1] == 'Windows':  # whose kind of file lock does not exist on Linux
     filelock.FileLock = filelock.SoftFileLock
 import revcol_mm
-assert revcol_mm.RevCol  # else something is missing, see revcol_mm/__init__.py
+assert revcol_mm.RevCol
 names = [part.name for part in pkgutil.walk_packages(revcol_mm.__path__, 'revcol_mm.')]
 assert len(names) > 40
 for name in names:
     try:
         importlib.import_module(name)
-    except ImportError as error:  # of what is not installed
+    except ImportError as error:  # a package is not installed
         if error.name in {'os', 'signal', *NOT_ON_WINDOWS['modules'].split()}:
             raise
 """
 
-# With two workers where there is os.fork, to which signals to the process group go, too.
+# On macOS with two workers, which also get the signal to the process group.
 TRAIN = """
 import os, signal
 import torch
@@ -114,15 +114,15 @@ from revcol_mm.training.runner import ResumableRunner
 system, work_dir = sys.argv[1:]
 open_files = lambda: [os.path.realpath(f'/proc/self/fd/{number}') for number in os.listdir('/proc/self/fd')]
 
-def refusing(function):  # as Windows does
+def refuse_open(function):  # as Windows does
     def checked(path, *args, **kwargs):
-        # filelock's own files, with which it deals in another way on Windows
+        # filelock handles its own files differently on Windows.
         own = os.path.basename(path).startswith(('.filelock-probe', '.lock'))
         assert own or os.path.realpath(path) not in open_files(), path
         return function(path, *args, **kwargs)
     return checked
 
-os.replace, os.rename, os.unlink, os.remove = map(refusing, (os.replace, os.rename, os.unlink, os.remove))
+os.replace, os.rename, os.unlink, os.remove = map(refuse_open, (os.replace, os.rename, os.unlink, os.remove))
 
 class Noise(Dataset):
     metainfo = {}
@@ -172,7 +172,7 @@ print(sorted(os.listdir(work_dir)))
 
 
 @pytest.mark.parametrize('system', SYSTEMS)
-def test_it_imports_trains_and_is_interrupted_on(system, tmp_path):
+def test_package_imports_trains_and_is_interrupted_on(system, tmp_path):
     printed = run('-c', IMPORT + TRAIN, system, tmp_path)
     assert 'SIGINT' in printed if system == 'Windows' else 'SIGTERM' in printed
     assert 'saved iter_3.pth after 3 iterations' in printed
@@ -217,7 +217,7 @@ if __name__ == '__main__':
 
 
 @pytest.mark.parametrize('start_method', ['fork', 'spawn'])
-def test_a_stuck_worker_outlives_signals_to_the_group_and_ends_with_its_parent(start_method, tmp_path):
+def test_worker_ignores_signals_to_the_group_and_ends_with_its_parent(start_method, tmp_path):
     (tmp_path / 'main.py').write_text(SHIELDED)
     worker = int(run(tmp_path / 'main.py', start_method).split()[-1])
     with pytest.raises(ProcessLookupError):

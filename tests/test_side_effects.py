@@ -1,4 +1,4 @@
-"""Importing the package adds to other packages what its docstring lists, and changes nothing else of them."""
+"""Importing the package changes other packages only as its docstring lists, and only by additions."""
 
 import json
 
@@ -6,18 +6,18 @@ import revcol_mm
 
 from .subprocesses import run
 
-# Of what may change: where it is, and by what word the docstring names it.
+# Places that may change, each with a word by which the docstring of the package names it.
 LISTED = {
     'mmengine.fileio.backends.backends': "'atomic'",
     'torch._weights_only_unpickler._marked_safe_globals_set': 'weights_only',
     'sys.meta_path': 'mmcv._ext',
 }
 
-# Where PyTorch notes operators, which is nowhere else than torch.library.custom_op puts them.
+# Where torch.library.custom_op registers operators.
 OPERATORS = ('torch.library.', 'torch._library.', 'torch.ops.', 'torch.jit._builtins.')
 
-# Every attribute of modules that are loaded before, and of their classes and registries; of dicts, lists and
-# sets what is in them, too.
+# Compares all attributes of the modules that are loaded, of their classes and registries, and the items of
+# dicts, lists and sets, before and after the import.
 CHANGES = """
 import ast, importlib, json, logging, os, random, signal, sys
 from pathlib import Path
@@ -26,7 +26,7 @@ import matplotlib, numpy, torch
 from mmengine.registry import Registry
 
 def load_others():
-    '''What they do as they are imported themselves is not looked at.'''
+    '''Import all other packages first, because what they change themselves does not count.'''
     names = {'mmcv.ops', 'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'pycocotools.coco'}
     for path in Path('revcol_mm').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -37,7 +37,7 @@ def load_others():
     for name in sorted(names):
         try:
             name.startswith('revcol_mm') or importlib.import_module(name)
-        except (ImportError, AssertionError):  # not installed, or without mmcv's ops
+        except (ImportError, AssertionError):  # not installed, or needs mmcv's ops
             pass
 
 PACKAGES = {
@@ -45,7 +45,7 @@ PACKAGES = {
     *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'),
     *('builtins', 'copyreg', 'json', 'logging', 'os', 'pickle', 'random', 'signal', 'sys', 'warnings'),
 }
-CACHES = {'sys.path_importer_cache', 'torch._dynamo.eval_frame.cached_backends'}  # the latter in torch 2.10
+CACHES = {'sys.path_importer_cache', 'torch._dynamo.eval_frame.cached_backends'}  # second one: torch 2.10
 
 def content(value):
     if type(value) in (dict, OrderedDict):
@@ -59,7 +59,7 @@ def snapshot():
             is_container = type(value) in (dict, OrderedDict, list, set)
             if value is sys.modules or name == '__warningregistry__' or is_container and id(value) in seen:
                 continue
-            if is_container:  # under one name alone
+            if is_container:  # record it under its first name only
                 seen.add(id(value))
             taken[f'{place}.{name}'] = value, content(value)
     for module_name, module in modules:
@@ -81,7 +81,7 @@ def settings():
 
 load_others()
 modules = sorted(each for each in sys.modules.items() if each[1] and each[0].split('.')[0] in PACKAGES)
-settings_before, before = settings(), snapshot()  # in this order: matplotlib picks its backend when asked
+settings_before, before = settings(), snapshot()  # in this order: settings() makes matplotlib pick a backend
 import revcol_mm, revcol_mm.apis, revcol_mm.training.launch, revcol_mm.testing
 assert revcol_mm.RevCol
 after = snapshot()
@@ -93,16 +93,16 @@ for place, (value, items) in before.items():
     value_after, items_after = after.get(place, (None, {}))
     added = sorted(items_after.keys() - items.keys())
     if any(items_after.get(key) != item for key, item in items.items()):
-        changes[place] = 'something is replaced in it, or gone'
+        changes[place] = 'an item was replaced or removed'
     elif added:
         changes[place] = added
     elif value_after is not value and not items:
-        changes[place] = 'is replaced'
+        changes[place] = 'replaced'
 print('CHANGES', json.dumps([len(before), changes]))
 """
 
 
-def test_importing_adds_what_the_docstring_lists_and_changes_nothing():
+def test_import_adds_only_what_the_docstring_lists():
     num_places, changes = json.loads(run('-c', CHANGES).rsplit('CHANGES ', 1)[1])
     assert num_places > 50_000
     registered = {place for place in changes if place.startswith('registry mmengine ')}

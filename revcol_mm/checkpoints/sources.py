@@ -17,7 +17,7 @@ from .shards import is_sharded
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
 _OTHER_STORE = re.compile(r'(?!https?:)(\S+:)?\w[\w-]*://')
-_ZOOS = {
+ZOOS = {
     'torchvision': zoos.get_torchvision_models,
     'modelzoo': zoos.get_torchvision_models,
     'open-mmlab': zoos.get_external_models,
@@ -43,7 +43,7 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
         FileNotFoundError: If the file does not exist or cannot be downloaded.
         CheckpointError: If the file does not have the hash in its name.
     """
-    source = _zoo_url(str(source))
+    source = zoo_url(str(source))
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if not source.startswith((HUB, 'http://', 'https://')):
         path = Path(source)
@@ -65,16 +65,16 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
     return path
 
 
-def _zoo_url(source: str) -> str:
+def zoo_url(source: str) -> str:
     """Return the URL of a name in a model zoo of MMEngine; return any other source unchanged.
 
     Raises:
         FileNotFoundError: If the zoo has no such model.
     """
     zoo, _, name = source.partition('://')
-    if zoo not in _ZOOS:
+    if zoo not in ZOOS:
         return source
-    urls = _ZOOS[zoo]()
+    urls = ZOOS[zoo]()
     name = zoos.get_deprecated_model_names().get(name, name) if 'mmlab' in zoo else name
     if name not in urls:
         close = difflib.get_close_matches(name, urls, n=3) or sorted(urls)[:3]
@@ -115,4 +115,4 @@ def sha256(path: Path) -> str:
 def is_remote(source: str | Path) -> bool:
     """Return whether only a file backend of MMEngine can read a source, such as s3://BUCKET/FILE."""
     source = str(source)
-    return bool(_OTHER_STORE.match(source)) and source.partition('://')[0] not in (*_ZOOS, 'hf')
+    return bool(_OTHER_STORE.match(source)) and source.partition('://')[0] not in (*ZOOS, 'hf')
