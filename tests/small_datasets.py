@@ -11,7 +11,7 @@ from revcol_mm.data.findings import report
 from revcol_mm.data.run_checks import check_run
 from revcol_mm.data.splits import splits_of
 from revcol_mm.preflight import check_files
-from revcol_mm.preflight.doctor import check_data
+from revcol_mm.preflight.check_data import check_data
 from revcol_mm.training.runner import ResumableRunner
 
 SPLITS = ('train', 'val')

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from mmengine.config import Config
 
-from revcol_mm.preflight.doctor import check_data
+from revcol_mm.preflight.check_data import check_data
 
 from .small_datasets import (
     as_corners,

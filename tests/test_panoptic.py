@@ -1,4 +1,4 @@
-"""Panoptic segmentation: what MMDetection takes of panopticapi, its data, and the recipes."""
+"""Panoptic segmentation: the supplied panopticapi, checks of its data, and the recipes."""
 
 import json
 import sys
@@ -16,13 +16,13 @@ from revcol_mm.config.command_line import read_config
 from revcol_mm.models.without_weights import without_weights
 from revcol_mm.panopticapi.evaluation import PQStat
 from revcol_mm.panopticapi.utils import id2rgb, rgb2id
-from revcol_mm.preflight.doctor import check_data
+from revcol_mm.preflight.check_data import check_data
 
 REPO = Path(__file__).parents[1]
 SAMPLE = 'configs/mask2former_revcol_nano_panoptic_sample.py'
 
 
-def test_ids_are_colours_and_back():
+def test_ids_to_colours_and_back():
     ids = np.array([[0, 1, 255], [256, 11_000, 256**3 - 1]])
     colours = id2rgb(ids)
     assert colours.dtype == np.uint8 and colours.shape == (2, 3, 3)
@@ -31,7 +31,7 @@ def test_ids_are_colours_and_back():
     assert id2rgb(11_000) == colours[1, 1].tolist() and rgb2id(colours[1, 1]) == 11_000
 
 
-def test_panoptic_quality_is_the_mean_of_categories_with_segments():
+def test_panoptic_quality_is_averaged_over_categories_with_segments():
     found, more = PQStat(), PQStat()
     found[1].iou, found[1].tp, found[1].fp = 1.6, 2, 1  # PQ 1.6 / 2.5
     more[1].fn = 1  # PQ 1.6 / 3
@@ -47,7 +47,7 @@ def test_panoptic_quality_is_the_mean_of_categories_with_segments():
     assert found.pq_average(categories, isthing=False)[0] == pytest.approx(dict(pq=0.9, sq=0.9, rq=1, n=1))
 
 
-def test_a_module_that_is_installed_is_found_first(tmp_path, monkeypatch):
+def test_installed_panopticapi_is_preferred(tmp_path, monkeypatch):
     (tmp_path / 'panopticapi.py').touch()
     monkeypatch.syspath_prepend(tmp_path)
     for name in [name for name in sys.modules if name.split('.')[0] == 'panopticapi']:
@@ -55,16 +55,13 @@ def test_a_module_that_is_installed_is_found_first(tmp_path, monkeypatch):
     assert find_spec('panopticapi').origin == str(tmp_path / 'panopticapi.py')
 
 
-def test_no_module_of_another_name_is_supplied():
+def test_only_panopticapi_is_supplied():
     assert revcol_mm.supplied_modules.SuppliedModuleFinder.find_spec('panoptic') is None
-
-
-# Data.
 
 
 @pytest.fixture
 def cfg(sample_data, tmp_path):
-    """The sample config, of data whose panoptic annotations a test may change."""
+    """The sample config on a copy of the data whose panoptic annotations a test may change."""
     cfg = read_config(SAMPLE)
     root = tmp_path / 'coco'
     root.mkdir()
@@ -82,18 +79,19 @@ def cfg(sample_data, tmp_path):
     return Config.fromstring(text, '.py')
 
 
-def kinds(cfg):
+def errors_of(cfg):
+    """Return the first line of every kind of error by its kind."""
     return {each.kind: each.line for each in check_data(cfg)[1] if each.severity == 'error'}
 
 
 def annotation(cfg, split='val2017'):
-    """The panoptic annotation file of a split, and the mask of its first image."""
+    """Return the panoptic annotation file of a split, and the mask of its first image."""
     folder = Path(cfg.val_dataloader.dataset.data_root) / 'annotations'
     return folder / f'panoptic_{split}.json', folder / f'panoptic_{split}/scene_00000.png'
 
 
-def test_sample_data_are_whole(cfg):
-    assert not kinds(cfg)
+def test_sample_data_have_no_errors(cfg):
+    assert not errors_of(cfg)
     file, mask = annotation(cfg)
     content = json.loads(file.read_text())
     segments = content['annotations'][0]['segments_info']
@@ -104,38 +102,35 @@ def test_sample_data_are_whole(cfg):
     assert [each['isthing'] for each in content['categories']] == [1] * 10 + [0]
 
 
-def test_a_segment_that_is_in_the_mask_alone_is_told_of(cfg):
+def test_segment_only_in_the_mask_is_an_error(cfg):
     file, mask = annotation(cfg)
     content = json.loads(file.read_text())
     gone = content['annotations'][0]['segments_info'].pop()
     file.write_text(json.dumps(content))
-    (found,) = (line for kind, line in kinds(cfg).items() if kind == 'segment not in file')
-    assert f'{mask} has, and its annotation lacks, 1 segments, such as {gone["id"]}' in found
+    (found,) = (line for kind, line in errors_of(cfg).items() if kind == 'segment not in file')
+    assert f'{mask} has 1 segments that its annotation lacks, such as {gone["id"]}' in found
 
 
-def test_a_segment_that_is_in_the_file_alone_is_told_of(cfg):
+def test_segment_only_in_the_file_is_an_error(cfg):
     _, mask = annotation(cfg, 'train2017')
     pixels = np.asarray(Image.open(mask))
     Image.fromarray(np.where(rgb2id(pixels)[..., None] >= 11_000, pixels, 0).astype(np.uint8)).save(mask)
-    assert str(mask) in kinds(cfg)['segment not in mask']
+    assert str(mask) in errors_of(cfg)['segment not in mask']
 
 
-def test_a_mask_of_labels_is_told_of(cfg):
+def test_grey_mask_is_an_error(cfg):
     _, mask = annotation(cfg)
     Image.open(mask).convert('L').save(mask)
-    assert kinds(cfg)['panoptic channels'].startswith(
+    assert errors_of(cfg)['panoptic channels'].startswith(
         f'CocoPanopticDataset at {cfg.data_root} (val): {mask} has no'
     )
 
 
-def test_a_mask_of_another_size_and_a_missing_one_are_told_of(cfg):
+def test_mask_of_another_size_and_missing_mask_are_errors(cfg):
     _, mask = annotation(cfg)
     Image.open(mask).resize((8, 8)).save(mask)
     mask.with_name('scene_00001.png').unlink()
-    assert {'mask size', 'missing mask'} <= kinds(cfg).keys()
-
-
-# Recipes.
+    assert {'mask size', 'missing mask'} <= errors_of(cfg).keys()
 
 
 def mmdetection(name):
@@ -149,7 +144,7 @@ DEFAULTS = dict(
 
 
 def plain(node):
-    """A config without scopes and defaults."""
+    """Remove scopes and default values from a config."""
     if isinstance(node, dict):
         defaults = dict(DEFAULTS)
         if node.get('type') == 'LoadPanopticAnnotations':
@@ -163,11 +158,11 @@ def plain(node):
 
 @pytest.mark.parametrize('arch', 'tsbl')
 @pytest.mark.parametrize('task', ['', '_panoptic'])
-def test_recipes_are_those_of_mmdetection(arch, task):
-    """But for the backbone, and that biases and norms have no weight decay, as published for RevCol."""
+def test_recipe_equals_mmdetection(arch, task):
+    """Except for the backbone, and for the weight decay of biases and norms, which RevCol does without."""
     own = read_config(f'configs/mask2former_revcol_{arch}_coco{task}.py')
     theirs = mmdetection(f'mask2former_swin-t-p4-w7-224_8xb2-lsj-50e_coco{task.replace("_", "-")}')
-    if arch == 'l':  # whose instances MMDetection has no recipe for
+    if arch == 'l':  # MMDetection has a large recipe only for panoptic segmentation
         large = mmdetection('mask2former_swin-l-p4-w12-384-in21k_16xb1-lsj-100e_coco-panoptic')
         assert own.train_dataloader.batch_size == large.train_dataloader.batch_size
         theirs.train_dataloader.batch_size = large.train_dataloader.batch_size

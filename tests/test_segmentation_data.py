@@ -12,7 +12,7 @@ from revcol_mm.data.findings import report
 from revcol_mm.data.run_checks import check_run
 from revcol_mm.data.splits import splits_of
 from revcol_mm.errors import PreflightError
-from revcol_mm.preflight.doctor import check_data
+from revcol_mm.preflight.check_data import check_data
 from revcol_mm.training.runner import ResumableRunner
 
 from .small_datasets import SPLITS, kinds, relabel, save_noise, segmentation_config, start_run

@@ -1,11 +1,11 @@
-"""What is wrong with your data? Reads all data sets of a config, before a training finds out.
+"""Check all data sets of a config before training.
 
     revcol check-data configs/my_detector.py --out work_dirs/check_data.json
 
-decodes every image and mask of training, validation and testing, compares them with annotations, classes and
-model, and prints a table of what is wrong, with up to five examples of each kind and what mends it. It works,
-too, where the data sets cannot even be built. --out has the same as JSON. The exit status is 1 if there are
-errors, and 0 if there are none or only warnings.
+Decodes every image and mask for training, validation and testing, compares them with the annotations, the
+classes and the model, and prints a table of what is wrong, with up to five examples of each kind and how to
+correct it. This works even if the data sets cannot be built. --out writes the same as JSON. The exit status
+is 1 if there are errors, and 0 if there are none or only warnings.
 """
 
 import argparse
@@ -25,11 +25,14 @@ require_parts('checking data', CORE)
 from rich.console import Console
 from rich.progress import track
 
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
 from revcol_mm.config.options import merge_options
 from revcol_mm.data.findings import Finding
 from revcol_mm.errors import errors_in_one_line
-from revcol_mm.preflight.doctor import check_data
+from revcol_mm.preflight.check_data import check_data
+
+SEVERITIES = ('error', 'warning')
 
 
 def parse_args() -> argparse.Namespace:
@@ -37,7 +40,7 @@ def parse_args() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser)
-    parser.add_argument('--out', type=Path, metavar='FILE', help='write the findings there as JSON')
+    parser.add_argument('--out', type=Path, metavar='FILE', help='JSON file for the findings')
     workers = min(8, os.cpu_count() or 1)
     parser.add_argument(
         '--workers', type=int, default=workers, metavar='N', help=f'threads that read files [{workers}]'
@@ -46,32 +49,29 @@ def parse_args() -> argparse.Namespace:
 
 
 def progress(label: str) -> Callable[..., Iterable]:
-    """A progress bar with a label, on stderr."""
+    """Return a function that shows a progress bar on stderr while iterating."""
     return partial(track, description=label, console=Console(stderr=True))
 
 
-def table(findings: list[Finding]) -> str:
-    """Findings as a Markdown table, and below it each with its remedy and examples."""
-    lines = ['| severity | count | kind | where |', '|---|---|---|---|']
-    lines += [f'| {each.severity} | {each.count} | {each.kind} | {each.where} |' for each in findings]
+def format_findings(findings: list[Finding]) -> str:
+    """Format findings as a Markdown table, followed by the examples and remedy of each."""
+    keys = ('severity', 'count', 'kind', 'where')
+    lines = [markdown_table(keys, [[getattr(each, key) for key in keys] for each in findings])]
     for each in findings:
-        what = f'{each.count} {each.message}' if not each.in_clauses or each.count > 1 else ''
         lines += ['', f'{each.severity}: {each.kind} in {each.where}']
-        lines += [f'  {what}'] if what else []
+        if not each.standalone or each.count > 1:
+            lines.append(f'  {each.count} {each.message}')
         lines += [f'    {example}' for example in each.examples]
         lines.append(f'  {each.remedy}')
     return '\n'.join(lines)
 
 
 def report(config: str, sets: list[dict[str, Any]], findings: list[Finding]) -> dict[str, Any]:
-    """What --out holds."""
+    """Return the content of --out."""
     counts = {f'{severity}s': sum(each.severity == severity for each in findings) for severity in SEVERITIES}
     keys = ('severity', 'kind', 'where', 'count', 'message', 'remedy', 'examples')
     found = [{key: getattr(each, key) for key in keys} for each in findings]
     return dict(config=config, data_sets=sets, **counts, findings=found)
-
-
-SEVERITIES = ('error', 'warning')
 
 
 def main() -> None:
@@ -81,14 +81,14 @@ def main() -> None:
         merge_options(cfg, args.cfg_options)
         if args.out:
             check_writable(args.out.parent)
-        with redirect_stdout(sys.stderr):  # pycocotools prints what it does
+        with redirect_stdout(sys.stderr):  # pycocotools prints to stdout
             splits, findings = check_data(cfg, args.workers, progress)
     findings = sorted(findings, key=lambda each: SEVERITIES.index(each.severity))
     sets = [dict(split=each.name, name=each.where, images=len(each.dataset)) for each in splits]
     result = report(args.config, sets, findings)
     print(*(f'{each["split"]}: {each["name"]}, {each["images"]} images' for each in sets), '', sep='\n')
     if findings:
-        print(table(findings), end='\n\n')
+        print(format_findings(findings), end='\n\n')
     print(f'{result["errors"]} kinds of errors, {result["warnings"]} of warnings')
     if args.out:
         args.out.write_text(json.dumps(result, indent=1) + '\n')

@@ -12,9 +12,9 @@ from .findings import report
 def annotation_files(strict: bool = True) -> Iterator[dict[str, CocoFile]]:
     """Check every annotation file that pycocotools reads inside of this context.
 
-    MMDetection's data sets read their annotation file once, and delete its content. To read a file of
-    hundreds of megabytes a second time would take too long. Its data sets have a class attribute ``COCOAPI``
-    for other readers, but its metrics do not, so ``COCO.__init__`` is patched.
+    MMDetection's data sets read their annotation file once, and delete its content. Reading hundreds of
+    megabytes a second time would take too long. Data sets have a class attribute ``COCOAPI`` for another
+    reader, but metrics do not, so ``COCO.__init__`` is patched for both.
 
     Args:
         strict: Whether to call :func:`report` on the findings at the end of the context, also if an exception

@@ -92,7 +92,12 @@ KINDS = {
         'add it to segments_info, or make its pixels black, which means unlabelled',
     ),
 }
-READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow, by format
+READ_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # Pillow's, depending on the format
 
 
 def image_size(path: str, decode: bool = False, apply_exif: bool = True) -> tuple[int, int]:
