@@ -1,10 +1,8 @@
-"""Bad config files, options and command lines are errors in one line, which name the cause."""
+"""Bad config files and command lines are errors in one line, which name the cause."""
 
 import pytest
-from mmengine.config import Config
 
 from revcol_mm.config.command_line import read_config
-from revcol_mm.config.options import merge_options
 
 SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 
@@ -36,32 +34,6 @@ def test_config_file_with_another_suffix_is_an_error(tmp_path):
     (tmp_path / 'bad.txt').write_text('model')
     with pytest.raises(ValueError, match='py/yml/yaml/json'):
         read_config(tmp_path / 'bad.txt')
-
-
-@pytest.mark.parametrize(
-    'key, message',
-    [
-        pytest.param('trian_dataloader.batch_size', 'train_dataloader', id='loader typo'),
-        pytest.param('train_dataloader.batchsize', 'batch_size', id='batch size typo'),
-        pytest.param('val_dataloader.max_broken', "no 'max_broken'", id='max_broken in validation'),
-        pytest.param('optim_wrapper.optimiser.lr', 'optimizer', id='optimizer typo'),
-        pytest.param('model.backbone.arc', 'arch', id='arch typo'),
-        pytest.param('model.backbone.arch.channels', "'nano', not a dict", id='key in a string'),
-        pytest.param('param_scheduler.7.power', "no '7'|is .*not a dict", id='list index out of range'),
-        pytest.param('param_scheduler.0', 'give the whole list', id='list element'),
-        pytest.param('model..arch', "no ''", id='empty part'),
-        pytest.param('', "no ''", id='empty key'),
-    ],
-)
-def test_bad_option_is_an_error(key, message, in_repo):
-    with pytest.raises(ValueError, match=message):
-        merge_options(Config.fromfile(SEGMENTOR), {key: 1})
-
-
-def test_arguments_of_dataloaders_are_valid_options(in_repo):
-    cfg = Config.fromfile(SEGMENTOR)
-    merge_options(cfg, {'train_dataloader.max_broken': 3, 'val_dataloader.prefetch_factor': 4})
-    assert cfg.train_dataloader.max_broken == 3
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def cfg():
         'model_wrapper_cfg.find_unused_parameters',
         'val_cfg.fp16',
         'train_cfg.by_epoch',
+        'train_dataloader.max_broken',
+        'val_dataloader.prefetch_factor',
     ],
 )
 def test_known_keys_are_set(cfg, key):
@@ -55,8 +57,14 @@ def test_known_keys_are_set(cfg, key):
         ('train_cfg.max_iter', "train_cfg has no 'max_iter'.*max_iters"),
         ('model.backbone.drop_path', "no 'drop_path'.*drop_path_rate"),
         ('train_dataloader.dataset.data_rot', "no 'data_rot'.*data_root"),
-        ('train_pipeline.9.prob', '9'),
+        ('train_pipeline.9.prob', "train_pipeline has 7 elements, but no '9'"),
         ('num_classes.x', 'num_classes is 150, not a dict'),
+        ('trian_dataloader.batch_size', 'train_dataloader'),
+        ('val_dataloader.max_broken', "no 'max_broken'"),
+        ('optim_wrapper.optimiser.lr', 'optimizer'),
+        ('param_scheduler.0', 'give the whole list'),
+        ('model..arch', "no ''"),
+        ('', "no ''"),
         # Dicts without a type
         ('model.test_cfg.crop_sise', "test_cfg has no 'crop_sise'; it has crop_size"),
         ('test_cfg.crop_size', "^--cfg-options test_cfg.crop_size: test_cfg has no 'crop_size'"),

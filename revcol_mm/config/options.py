@@ -74,35 +74,51 @@ def warn_about_misspelt_keys(cfg: Config) -> None:
 def _check_option(cfg: Config, key: str, value: Any) -> None:
     node: Any = cfg
     parts = key.split('.')
-    is_argument = False  # whether the node is an argument of a class, or inside one
+    is_argument = False  # whether the node is inside an argument of a class
     is_new = False  # whether the option adds the node to the config
     for depth, part in enumerate(parts):
-        if isinstance(node, (list, tuple)) and part.isdigit() and int(part) < len(node):
+        place = parts[:depth]
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                where = '.'.join(place)
+                raise ValueError(f'--cfg-options {key}: {where} has {len(node)} elements, but no {part!r}')
             node = node[int(part)]
             if depth == len(parts) - 1 and not (isinstance(node, dict) and isinstance(value, dict)):
                 raise ValueError(f'--cfg-options {key}: an element cannot be replaced; give the whole list')
             continue
         if not isinstance(node, dict | Config):
-            raise ValueError(f'--cfg-options {key}: {".".join(parts[:depth])} is {node!r}, not a dict')
-        if part in node:
-            is_argument |= 'type' in node
-            node = node[part]
-            continue
-        where, name = '.'.join(parts[:depth]) or 'the config', parts[depth - 1] if depth else ''
-        known, are_all = _known_keys(cfg, parts[:depth], node)
-        if parts[:depth] == ['default_hooks'] and parts[depth + 1 :] == ['type']:
-            return  # adds a hook
-        if part not in known:
-            may_be = not are_all and (is_argument or is_new or name in FREE)
-            close = difflib.get_close_matches(part, known, n=3, cutoff=0.8 if may_be else 0.6)
-            if close or not may_be:
-                has = ', '.join(close or sorted(known - {'type'}))
-                raise ValueError(f'--cfg-options {key}: {where} has no {part!r}; it has {has}')
-            if name != 'custom_keys' and not is_new:
-                message = f'--cfg-options {key}: {where} had no {part!r}; it may have no effect'
-                print_log(message, 'current', level=logging.WARNING)
+            raise ValueError(f'--cfg-options {key}: {".".join(place)} is {node!r}, not a dict')
+        if part not in node:
+            if place == ['default_hooks'] and parts[depth + 1 :] == ['type']:
+                return  # adds a hook
+            _check_new_key(cfg, key, place, node, part, is_argument, is_new)
+            is_new = True
         is_argument |= 'type' in node
-        node, is_new = {}, True  # go on, because keys inside it may be known too
+        node = node.get(part, {})  # go on, because keys inside a new dict may be known too
+
+
+def _check_new_key(
+    cfg: Config,
+    option: str,
+    place: list[str],
+    node: dict[str, Any],
+    key: str,
+    is_argument: bool,
+    is_new: bool,
+) -> None:
+    """Check a key that an option adds to a dict of the config; see :func:`_check_option`."""
+    known, are_all = _known_keys(cfg, place, node)
+    if key in known:
+        return
+    where, name = '.'.join(place) or 'the config', place[-1] if place else ''
+    may_be_valid = not are_all and (is_argument or is_new or name in FREE)
+    close = difflib.get_close_matches(key, known, n=3, cutoff=0.8 if may_be_valid else 0.6)
+    if close or not may_be_valid:
+        has = ', '.join(close or sorted(known - {'type'}))
+        raise ValueError(f'--cfg-options {option}: {where} has no {key!r}; it has {has}')
+    if name != 'custom_keys' and not is_new:
+        message = f'--cfg-options {option}: {where} had no {key!r}; it may have no effect'
+        print_log(message, 'current', level=logging.WARNING)
 
 
 def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[set[str], bool]:
