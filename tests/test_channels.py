@@ -213,7 +213,7 @@ def test_bgr_to_rgb_of_more_than_3_channels_is_an_error():
 def test_reconstruction_of_images_with_values_above_255_is_an_error():
     cfg = read_config(SUPERVISED, 6)
     cfg.model.data_preprocessor.mean = [1000.0]
-    with pytest.raises(PreflightError, match='mean is up to 1000, but supervision rebuilds'):
+    with pytest.raises(PreflightError, match='mean is up to 1000, but supervision reconstructs'):
         init_model(cfg, device='cpu')
 
 
@@ -252,7 +252,7 @@ def test_channels_of_the_first_image_are_checked(tmp_path):
 def test_band_first_image_is_an_error(resize, tmp_path):
     tiff(tmp_path / 'a.tif', np.zeros((6, 64, 48), np.uint16), planarconfig='separate')
     data = dataset(tmp_path, *resize, imdecode_backend='tifffile')
-    with pytest.raises(PreflightError, match='6 x 64 x 48.*store bands last, not first'):
+    with pytest.raises(PreflightError, match='6 x 64 x 48.*bands in the last dimension, not the first'):
         check_images(data, Model(6))
 
 
@@ -274,7 +274,7 @@ def test_colour_augmentation_of_grey_images_is_an_error(nested, tmp_path):
     if nested:
         distort = dict(type='RandomApply', transforms=[distort], prob=0.1)
     data = dataset(tmp_path, distort, suffix='.png', color_type='grayscale')
-    with pytest.raises(PreflightError, match='PhotoMetricDistortion is for images of 3 channels'):
+    with pytest.raises(PreflightError, match='PhotoMetricDistortion needs images of 3 channels'):
         check_images(data, Model(1))
     check_images(dataset(tmp_path, distort, suffix='.png'), Model(3))
 

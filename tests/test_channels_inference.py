@@ -152,7 +152,7 @@ def test_image_probe_of_values_above_255_is_an_error(sample_data, tmp_path, call
     torch.save(dict(state_dict=init_model(cfg, device='cpu').state_dict()), tmp_path / 'a.pth')
     arguments = (tmp_path / 'config.py', tmp_path / 'a.pth', '--size', 64, 64)
     _, error = call_tool('tools/analysis/information.py', *arguments)
-    assert re.match(r'error: PSNR is of images with values from 0 to 255, these have up to \d{4}', error)
+    assert re.match(r'error: PSNR needs pixels from 0 to 255, but the images have values up to \d{4}', error)
 
 
 @pytest.mark.slow
