@@ -8,7 +8,7 @@ import pytest
 from mmengine.registry import DATASETS, DefaultScope
 from PIL import Image
 
-from revcol_mm.data.coco_file import check_coco_content
+from revcol_mm.data.coco_content import check_coco_content
 
 from .subprocesses import REPO, run
 from .test_documentation import blocks

@@ -4,7 +4,8 @@ from contextlib import contextmanager
 from typing import Iterator
 from unittest.mock import patch
 
-from .coco_file import CocoFile, check_coco_content
+from .coco_content import check_coco_content
+from .coco_file import CocoFile
 from .findings import report
 
 

@@ -1,10 +1,11 @@
 """Check the boxes of an annotation file in COCO's format."""
 
-from typing import Any, Iterable, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING, Findings
+from .coco_file import CocoFile
+from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING
 
 TOLERANCE = 1  # pixels by which a rounded box may reach beyond the image
 CONVERT = 'MMDetection needs [x, y, width, height] in pixels: convert them'
@@ -14,24 +15,20 @@ class Boxes(NamedTuple):
     """Boxes of N objects as arrays.
 
     Args:
-        path: Path of the annotation file, for messages.
-        objects: The objects.
-        images: File name, width and height by image id.
+        file: The annotation file, to which findings are added.
+        objects: Entries of its ``annotations``.
         boxes: x, y, width and height of each box in pixels, (N, 4).
         areas: The ``area`` of each object, (N,).
         image_index: Index of each object's image, (N,).
         sizes: Width and height of each object's image in pixels, (N, 2).
-        findings: Collects the problems.
     """
 
-    path: str
+    file: CocoFile
     objects: list[dict]
-    images: dict[Any, tuple[str, float, float]]
     boxes: np.ndarray
     areas: np.ndarray
     image_index: np.ndarray
     sizes: np.ndarray
-    findings: Findings
 
     @property
     def first(self) -> np.ndarray:
@@ -54,25 +51,22 @@ class Boxes(NamedTuple):
         indices = np.flatnonzero(mask).tolist()
         if indices:
             examples = [self._describe(self.objects[index]) for index in indices[:MAX_EXAMPLES]]
-            self.findings.add(kind, self.path, message, remedy, examples, len(indices), severity)
+            self.file.box_findings.add(
+                kind, self.file.path, message, remedy, examples, len(indices), severity
+            )
 
     def _describe(self, each: dict[str, Any]) -> str:
-        name, width, height = self.images[each['image_id']]
+        name, width, height = self.file.images[each['image_id']]
         return f'{each["bbox"]} of annotation {each["id"]} in {name} of {width:g} x {height:g} pixels'
 
 
-def check_boxes(
-    path: str, objects: list[dict], images: dict[Any, tuple[str, float, float]], category_ids: Iterable[Any]
-) -> Findings:
-    """Check the boxes of objects.
+def check_boxes(file: CocoFile, objects: list[dict]) -> None:
+    """Check the boxes of objects, and add the problems to ``file.box_findings``.
 
     Args:
-        path: Path of the annotation file, for messages.
-        objects: Entries of the file's ``annotations``. Their images exist.
-        images: File name, width and height by image id.
-        category_ids: Ids of the categories.
+        file: The annotation file.
+        objects: Entries of its ``annotations`` whose images exist.
     """
-    findings = Findings()
     boxes, areas = (_numbers([each[key] for each in objects]) for key in ('bbox', 'area'))
     if boxes is None or boxes.shape != (len(objects), 4):
         wrong = [
@@ -80,22 +74,21 @@ def check_boxes(
             for each in objects
             if (box := _numbers(each['bbox'])) is None or box.shape != (4,)
         ]
-        findings.add('malformed box', path, 'boxes that are not 4 numbers', CONVERT, wrong)
-        return findings
+        file.box_findings.add('malformed box', file.path, 'boxes that are not 4 numbers', CONVERT, wrong)
+        return
     if areas is None or areas.shape != (len(objects),):
         statement, remedy = "the 'area' of an object is not a number", 'write numbers'
-        findings.add_statement('malformed area', path, statement, remedy)
-        return findings
-    order = {image: index for index, image in enumerate(images)}
+        file.box_findings.add_statement('malformed area', file.path, statement, remedy)
+        return
+    order = {image: index for index, image in enumerate(file.images)}
     index = np.fromiter((order[each['image_id']] for each in objects), int, len(objects))
-    sizes = np.array([(width, height) for _, width, height in images.values()], float)[index]
-    checked = Boxes(path, objects, images, boxes, areas, index, sizes, findings)
+    sizes = np.array([(width, height) for _, width, height in file.images.values()], float)[index]
+    checked = Boxes(file, objects, boxes, areas, index, sizes)
     if _has_pixel_lengths(checked):
-        _check_duplicates(checked, category_ids)
+        _check_duplicates(checked)
         dropped = _check_dropped(checked)
         _check_beyond(checked, checked.beyond & ~dropped)
         _check_crowds(checked)
-    return findings
 
 
 def _numbers(values: Any) -> np.ndarray | None:
@@ -125,8 +118,8 @@ def _has_pixel_lengths(checked: Boxes) -> bool:
     return True
 
 
-def _check_duplicates(checked: Boxes, category_ids: Iterable[Any]) -> None:
-    order = {category: index for index, category in enumerate(category_ids)}
+def _check_duplicates(checked: Boxes) -> None:
+    order = {category: index for index, category in enumerate(checked.file.names)}
     labels = (order.get(each['category_id'], -1) for each in checked.objects)
     labels = np.fromiter(labels, int, len(checked.objects))
     repeated = _repeated(np.column_stack((checked.image_index, labels, checked.boxes)))

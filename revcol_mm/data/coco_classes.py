@@ -51,9 +51,8 @@ def check_order(name: str, classes: Sequence[str], file: CocoFile, names: list[s
 
     Args:
         name: Name of the data set or metric in messages.
-        classes: Names by label in ``metainfo``.
+        classes, names: The name of each label in ``metainfo``, and in the file.
         file: The annotation file.
-        names: Names by label in the file.
     """
     findings = Findings()
     for label, (by_class, by_file) in enumerate(zip(classes, names)):

@@ -6,7 +6,8 @@ from mmengine.evaluator import BaseMetric
 from torch.utils.data import Dataset
 
 from .coco_classes import check_order
-from .coco_file import CocoFile, check_coco_content
+from .coco_content import check_coco_content
+from .coco_file import CocoFile
 from .findings import WARNING, Findings, listed
 
 
@@ -17,10 +18,8 @@ def check_evaluator(
 
     Args:
         key: Key of the metric in the config.
-        metric: The metric.
-        config: Its config.
-        dataset: The data set.
-        name: Name of the data set in messages.
+        metric, config: The metric and its config.
+        dataset, name: The data set and its name in messages.
         file: The annotation file of the data set, if pycocotools read it.
 
     Note:

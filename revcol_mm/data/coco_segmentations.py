@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING, Findings
+from .coco_file import CocoFile
+from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING
 
 # Message and remedy of each kind of problem
 PROBLEMS = {
@@ -25,41 +26,35 @@ PROBLEMS = {
 }
 
 
-def check_segmentations(
-    path: str, objects: list[dict], images: dict[Any, tuple[str, float, float]]
-) -> tuple[Findings, Findings]:
+def check_segmentations(file: CocoFile, objects: list[dict]) -> None:
     """Check the segmentations of objects.
 
-    Args:
-        path: Path of the annotation file, for messages.
-        objects: Entries of the file's ``annotations``. Their images exist.
-        images: File name, width and height by image id.
+    The problems are added to ``file.mask_findings`` and ``file.evaluated_mask_findings``.
 
-    Returns:
-        The problems, with their severity in training and in evaluation.
+    Args:
+        file: The annotation file.
+        objects: Entries of its ``annotations`` whose images exist.
     """
-    trained, evaluated = Findings(), Findings()
     found = {kind: [] for kind in PROBLEMS}
     for each in objects:
-        kind = _problem(each.get('segmentation'), images[each['image_id']])
+        kind = _problem(each.get('segmentation'), file.images[each['image_id']])
         if kind:
             found[kind].append(each)
     for kind, wrong in found.items():
         if not wrong:
             continue
-        severities = [ERROR, ERROR]
+        in_training = in_evaluation = ERROR
         if kind == 'polygon of less than 3 points':
-            # MMDetection drops short polygons in training. In evaluation, pycocotools takes a first
-            # polygon of 4 numbers for a box, and fails on a shorter one.
-            is_majority = len(wrong) > MAJORITY * len(objects)
-            cannot_evaluate = any(len(each['segmentation'][0]) < 6 for each in wrong)
-            severities = [ERROR if fails else WARNING for fails in (is_majority, cannot_evaluate)]
+            # MMDetection drops short polygons in training. In evaluation, pycocotools takes a first polygon
+            # of 4 numbers for a box, and fails on a shorter one.
+            in_training = ERROR if len(wrong) > MAJORITY * len(objects) else WARNING
+            in_evaluation = ERROR if any(len(each['segmentation'][0]) < 6 for each in wrong) else WARNING
         examples = [
-            f'annotation {each["id"]} of {images[each["image_id"]][0]}' for each in wrong[:MAX_EXAMPLES]
+            f'annotation {each["id"]} of {file.images[each["image_id"]][0]}' for each in wrong[:MAX_EXAMPLES]
         ]
-        for findings, severity in zip((trained, evaluated), severities):
-            findings.add(kind, path, *PROBLEMS[kind], examples, len(wrong), severity)
-    return trained, evaluated
+        finding = kind, file.path, *PROBLEMS[kind], examples, len(wrong)
+        file.mask_findings.add(*finding, in_training)
+        file.evaluated_mask_findings.add(*finding, in_evaluation)
 
 
 def _problem(segmentation: Any, image: tuple[str, float, float]) -> str | None:

@@ -12,13 +12,9 @@ MIN_MASKS = 10  # that are needed to conclude that a label is missing in all mas
 def check_reports(
     split: Split, found: list[Sample], reports: list[SampleReport], options: ReadOptions
 ) -> Findings:
-    """Turn the reports of samples into findings. Sets ``split.digests``.
+    """Turn the reports of samples into findings, and set ``split.digests``.
 
-    Args:
-        split: The data set.
-        found: The samples that were read; all of them if ``options.decode``.
-        reports: Their reports.
-        options: How they were read.
+    With ``options.decode``, ``found`` has all samples of the data set; otherwise it has some.
     """
     findings = Findings()
     numbers = options._asdict() | dict(last_class=options.num_classes - 1)

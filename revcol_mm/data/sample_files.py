@@ -62,9 +62,7 @@ class Folders:
 def check_files(split: Split, found: list[Sample]) -> Findings:
     """Check that the files of samples exist and are listed once, and that no other files are in the folders.
 
-    Args:
-        split: The data set.
-        found: Its samples, or all of its annotation file.
+    ``found`` may have more samples than the data set: all images of its annotation file.
     """
     findings, folders = Findings(), Folders()
     dataset, where = split.dataset, split.where

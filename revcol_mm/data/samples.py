@@ -105,8 +105,7 @@ def image_size(path: str, decode: bool = False, apply_exif: bool = True) -> tupl
 
     Args:
         path: Path of the image.
-        decode: Whether to decode its pixels, too.
-        apply_exif: Whether the image is rotated by its EXIF orientation.
+        decode, apply_exif: See :class:`ReadOptions`.
 
     Raises:
         OSError: If the image cannot be read.

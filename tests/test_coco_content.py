@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from revcol_mm.data.coco_file import check_coco_content
+from revcol_mm.data.coco_content import check_coco_content
 from revcol_mm.errors import PreflightError
 
 from .small_datasets import (
