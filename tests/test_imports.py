@@ -1,7 +1,9 @@
 """Importing needs torch and MMEngine only, registers everything for every scope, and follows the layers."""
 
 import ast
+import subprocess
 from importlib import metadata
+from shutil import which
 
 import pytest
 
@@ -112,3 +114,10 @@ def test_imports_go_one_way(path):
 def test_package_has_no_dependencies_without_extras():
     """pip must not replace the user's torch and OpenMMLab packages."""
     assert all('extra ==' in wanted for wanted in metadata.requires('revcol_mm'))
+
+
+@pytest.mark.skipif(which('git') is None, reason='needs git')
+def test_git_ignores_no_source_file():
+    files = map(str, (REPO / 'revcol_mm').rglob('*.py'))
+    ignored = subprocess.run(['git', 'check-ignore', *files], cwd=REPO, capture_output=True, text=True)
+    assert not ignored.stdout
