@@ -63,6 +63,8 @@ class Boxes(NamedTuple):
 def check_boxes(file: CocoFile, objects: list[dict]) -> None:
     """Check the boxes of objects, and add the problems to ``file.box_findings``.
 
+    Malformed boxes and areas are added to ``file.findings``, because MMDetection cannot read such a file at all.
+
     Args:
         file: The annotation file.
         objects: Entries of its ``annotations`` whose images exist.
@@ -74,11 +76,11 @@ def check_boxes(file: CocoFile, objects: list[dict]) -> None:
             for each in objects
             if (box := _numbers(each['bbox'])) is None or box.shape != (4,)
         ]
-        file.box_findings.add('malformed box', file.path, 'boxes that are not 4 numbers', CONVERT, wrong)
+        file.findings.add('malformed box', file.path, 'boxes that are not 4 numbers', CONVERT, wrong)
         return
     if areas is None or areas.shape != (len(objects),):
         statement, remedy = "the 'area' of an object is not a number", 'write numbers'
-        file.box_findings.add_statement('malformed area', file.path, statement, remedy)
+        file.findings.add_statement('malformed area', file.path, statement, remedy)
         return
     order = {image: index for index, image in enumerate(file.images)}
     index = np.fromiter((order[each['image_id']] for each in objects), int, len(objects))
