@@ -1,4 +1,4 @@
-"""How exported models compare with what they were made of, by a tool."""
+"""The benchmark that compares exported files with their models."""
 
 import json
 import runpy
@@ -13,7 +13,7 @@ from .subprocesses import REPO, run
 TOOL = 'tools/analysis/benchmark_export.py'
 
 
-def test_what_is_the_same_is_counted():
+def test_share_of_same_answers():
     share = runpy.run_path(str(REPO / TOOL))['share_of_same']
     labels = torch.tensor([[[0, 1], [1, 1]]])
     assert share(('labels', 'scores'), [labels, labels], [1 - labels, labels]) == 0
@@ -31,12 +31,11 @@ def test_what_is_the_same_is_counted():
 
 
 @pytest.mark.slow
-def test_models_are_compared_on_pictures(sample_data, tmp_path):
+def test_classifier_and_segmentor_are_compared(sample_data, tmp_path):
     models = []
     for name in ('revcol_nano_sample', 'upernet_revcol_nano_sample'):
         model = init_model(REPO / f'configs/{name}.py', device='cpu')
-        meta = dict(dataset_meta=dict(classes=tuple('0123456789') if name.startswith('revcol') else None))
-        meta = meta if name.startswith('revcol') else {}
+        meta = dict(dataset_meta=dict(classes=tuple('0123456789'))) if name.startswith('revcol') else {}
         torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / f'{name}.pth')
         models += ['--models', f'configs/{name}.py', tmp_path / f'{name}.pth']
     said = run(TOOL, sample_data / 'ade20k/images/validation', *models, '--out', tmp_path)

@@ -1,4 +1,4 @@
-"""The command `revcol`, and the package as it is installed: from a wheel, outside of the repository."""
+"""The command `revcol`, and the package installed from a wheel."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ from .subprocesses import REPO
 
 @pytest.fixture
 def revcol(monkeypatch, capsys):
-    """Run the command in this process; returns its exit status and what it printed."""
+    """Run the command in this process: (*arguments) -> (exit status, output)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, 'argv', ['revcol', *map(str, arguments)])
@@ -31,7 +31,7 @@ def revcol(monkeypatch, capsys):
     return run
 
 
-def test_every_command_is_described_and_has_a_help(revcol):
+def test_every_command_has_a_description_and_help(revcol):
     status, said = revcol('--help')
     assert status == 0 and all(f'\n{name:12} {what}\n' in said for name, (_, what) in COMMANDS.items())
     for command in COMMANDS:
@@ -40,12 +40,12 @@ def test_every_command_is_described_and_has_a_help(revcol):
 
 
 @pytest.mark.parametrize('arguments', [[], ['fly'], ['doctor', 'nobody'], ['train']])
-def test_a_wrong_command_is_an_error(arguments, revcol):
+def test_wrong_command_is_an_error(arguments, revcol):
     status, said = revcol(*arguments)
     assert status == 2 and 'usage: revcol' in said
 
 
-def test_tools_are_doors_to_the_same_code():
+def test_tools_only_call_the_commands():
     doors = [path for path in (REPO / 'tools').glob('*.py') if 'revcol_mm.cli' in path.read_text()]
     assert len(doors) == len([module for module, _ in COMMANDS.values() if '.cli.' in module]) - 1  # configs
     for path in doors:
@@ -56,7 +56,7 @@ def test_tools_are_doors_to_the_same_code():
         assert rest == ['', "if __name__ == '__main__':", '    main()']
 
 
-def test_configs_are_found_by_their_names(revcol, tmp_path, monkeypatch):
+def test_configs_are_found_by_name(revcol, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, said = revcol('configs')
     assert status == 0 and 'dino_revcol_t_coco' in said.split()
@@ -67,18 +67,17 @@ def test_configs_are_found_by_their_names(revcol, tmp_path, monkeypatch):
     assert revcol_mm.get_config is get_config
     assert get_config('dino_revcol_t_coco').model.type == 'DINO'
     (tmp_path / 'dino_revcol_t_coco.py').write_text('model = 1')
-    assert get_config('dino_revcol_t_coco.py').model == 1  # a file comes first
+    assert get_config('dino_revcol_t_coco.py').model == 1  # files are preferred
 
 
-def test_a_config_that_is_not_there_has_similar_names(revcol):
+def test_unknown_config_suggests_similar_names(revcol):
     status, said = revcol('test', 'dino_revcol_t_cocoo', REPO / 'README.md')
     assert 'no config dino_revcol_t_cocoo; there is dino_revcol_t_coco' in f'{status}{said}'
 
 
 @pytest.mark.slow
-def test_a_wheel_works_outside_of_the_repository(tmp_path):
-    """All that is installed is in a folder of its own, beside the packages that are here."""
-    source = tmp_path / 'source'  # pip would leave its build beside the code
+def test_wheel_works_outside_of_the_repository(tmp_path):
+    source = tmp_path / 'source'  # since pip leaves build files in the source folder
     for name in ('revcol_mm', 'configs', 'tools'):
         shutil.copytree(REPO / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
     for name in ('pyproject.toml', 'setup.py', 'README.md', 'LICENSE', 'model-index.yml'):

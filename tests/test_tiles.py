@@ -1,4 +1,4 @@
-"""Images in tiles: which there are, that predictions come together as if the image were whole, and memory."""
+"""Tiles of large images, and merging their predictions."""
 
 import itertools
 import json
@@ -6,20 +6,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmengine.structures import InstanceData
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData, PixelData
+from mmseg.structures import SegDataSample
 from PIL import Image
 from pycocotools import mask as coco_mask
 from skimage import data
 
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.tiles import (
-    Tiling,
-    _neighbours,
-    encode,
-    merge_detections,
-    merge_labels,
-    place_detections,
-)
+from revcol_mm.apis.tile_mergers import DetectionMerger, LabelMerger, encode, neighbours
+from revcol_mm.apis.tiles import Tiling
 
 from .subprocesses import REPO
 
@@ -45,25 +41,26 @@ def test_tiles_cover_an_image_and_overlap(size, overlap, height, width):
 
 
 @pytest.mark.parametrize('size, overlap', [(0, 0), (10, 6), (10, -1)])
-def test_impossible_tiles_are_an_error(size, overlap):
+def test_impossible_tiling_is_an_error(size, overlap):
     with pytest.raises(ValueError, match=f'got {size} and {overlap}'):
         Tiling(size, overlap)
 
 
-def test_labels_of_tiles_become_the_image_s():
-    labels = np.random.default_rng(0).integers(0, 9, (70, 91)).astype(np.uint8)
+def test_labels_are_merged_from_the_tile_whose_border_is_furthest():
+    labels = np.random.default_rng(0).integers(0, 9, (70, 91)).astype(np.int16)
     parts = []
     for tile in Tiling(32, 12).tiles(*labels.shape):
         left, top, right, bottom = tile.box
         part = labels[top:bottom, left:right].copy()
         if left:
-            part[:, :6] = 99  # which a neighbour sees better
+            part[:, :6] = 99  # nearer to this tile's border than to the neighbour's
         parts.append((tile, part))
-    assert np.array_equal(merge_labels(parts, *labels.shape), labels)
+    merged = LabelMerger().merge(parts, *labels.shape).pred_sem_seg.data[0]
+    assert np.array_equal(merged.numpy(), labels)
 
 
 @pytest.mark.parametrize('shape', [(5, 7), (1, 1), (6, 3)])
-def test_masks_of_tiles_are_encoded_in_the_image(shape):
+def test_tile_mask_is_encoded_in_the_image(shape):
     random = np.random.default_rng(1)
     for share in (0.0, 0.5, 1.0):
         mask = random.random(shape) < share
@@ -75,7 +72,7 @@ def test_masks_of_tiles_are_encoded_in_the_image(shape):
 
 
 def seen_by(tile, objects, height, width):
-    """What a perfect detector says of a tile: boxes, (x1, y1, x2, y2, label), cut at its borders."""
+    """Return what a perfect detector finds in a tile of objects (x1, y1, x2, y2, label)."""
     left, top, right, bottom = tile.box
     found = []
     for number, (x1, y1, x2, y2, label) in enumerate(objects):
@@ -93,22 +90,26 @@ def seen_by(tile, objects, height, width):
         labels=torch.tensor([label for *_, label in found], dtype=torch.long),
         masks=masks,
     )
-    return place_detections(instances, tile, height, width)
+    return DetectionMerger().part(DetDataSample(pred_instances=instances), tile, height, width)
 
 
-def test_objects_that_tiles_cut_become_whole_and_others_stay_apart():
+def merge(parts, height, width):
+    return DetectionMerger().merge(parts, height, width).pred_instances
+
+
+def test_cut_objects_are_joined_and_others_are_not():
     objects = [
-        (50, 40, 80, 60, 0),  # across the tiles' borders
-        (52, 42, 70, 58, 1),  # in it, of another class
-        (5, 5, 25, 20, 0),  # in one tile
-        (8, 8, 12, 12, 0),  # in that one
+        (50, 40, 80, 60, 0),  # crosses borders of tiles
+        (52, 42, 70, 58, 1),  # inside the first, of another class
+        (5, 5, 25, 20, 0),  # within one tile
+        (8, 8, 12, 12, 0),  # inside the third
         (10, 100, 140, 110, 2),  # longer than a tile
-        (120, 100, 128, 124, 2),  # beside it
+        (120, 100, 128, 124, 2),  # overlaps the fifth
     ]
     height, width = 130, 150
     tiles = [*Tiling(64, 24).tiles(height, width)]
     assert len(tiles) > 9
-    merged = merge_detections([(tile, seen_by(tile, objects, height, width)) for tile in tiles])
+    merged = merge([(tile, seen_by(tile, objects, height, width)) for tile in tiles], height, width)
     assert len(merged) == len(objects)
     for (*box, label), found, number, rle in zip(
         objects, merged.bboxes.tolist(), merged.labels.tolist(), merged.rles
@@ -120,25 +121,25 @@ def test_objects_that_tiles_cut_become_whole_and_others_stay_apart():
     assert merged.scores.tolist() == pytest.approx([0.9 - number / 100 for number in range(len(objects))])
 
 
-def test_a_piece_that_the_tile_beside_it_does_not_find_is_left_out():
-    """But not if no tile sees more of it, or the image's own border is what cuts it."""
+def test_cut_box_that_a_better_tile_does_not_find_is_dropped():
+    """It is kept if no tile sees more of it, or the border of the image cuts it."""
     left, right = Tiling(64, 24).tiles(64, 104)
     objects = [(50, 10, 64, 20, 0), (0, 30, 20, 40, 0), (30, 40, 64, 50, 0)]
     parts = [(left, seen_by(left, objects, 64, 104)), (right, seen_by(right, [], 64, 104))]
-    merged = merge_detections(parts)
+    merged = merge(parts, 64, 104)
     assert merged.bboxes.tolist() == [[0, 30, 20, 40], [30, 40, 64, 50]]
 
 
-def test_nothing_in_any_tile_is_no_detection():
+def test_no_detections_in_any_tile():
     tiles = [*Tiling(64, 24).tiles(100, 100)]
-    merged = merge_detections([(tile, seen_by(tile, [], 100, 100)) for tile in tiles])
+    merged = merge([(tile, seen_by(tile, [], 100, 100)) for tile in tiles], 100, 100)
     assert len(merged) == 0 and merged.bboxes.shape == (0, 4)
 
 
-def test_neighbours_are_all_tiles_that_overlap_and_few_others():
-    """Merging looks at no other pairs, of which 10,000 tiles have 50 million."""
+def test_neighbours_are_all_overlapping_tiles_and_few_others():
+    """10,000 tiles would have 50 million pairs."""
     tiles = [*Tiling(32, 12).tiles(150, 170)]
-    pairs = {frozenset(pair) for pair in _neighbours(tiles)}
+    pairs = {frozenset(pair) for pair in neighbours(tiles)}
     assert len(pairs) <= 12 * len(tiles)
     for first, second in itertools.combinations(range(len(tiles)), 2):
         (x1, y1, x2, y2), (left, top, right, bottom) = tiles[first].box, tiles[second].box
@@ -146,21 +147,15 @@ def test_neighbours_are_all_tiles_that_overlap_and_few_others():
             assert {first, second} in pairs
 
 
-# Models.
-
-
 class Pixelwise:
-    """Stands in for a segmentor: a pixel's class is its brightness, so that tiles cannot matter."""
+    """Fake segmentor whose prediction for a pixel is its brightness, and so independent of the tile."""
 
     def forward(self, data):
-        from mmengine.structures import PixelData
-        from mmseg.structures import SegDataSample
-
         labels = [torch.from_numpy(image[None, ..., 0] // 32) for image in data]
         return [SegDataSample(pred_sem_seg=PixelData(data=each)) for each in labels]
 
 
-def test_a_segmentor_s_tiles_are_the_whole_image(monkeypatch):
+def test_segmentation_in_tiles_equals_the_whole_image(monkeypatch):
     inferencer = init_inferencer(SEGMENTOR, device='cpu', tile=64, overlap=16)
     monkeypatch.setattr(inferencer, '_inferencer', Pixelwise())
     monkeypatch.setattr(inferencer, '_preprocess', lambda images: images)
@@ -172,9 +167,9 @@ def test_a_segmentor_s_tiles_are_the_whole_image(monkeypatch):
 
 
 @pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR], ids=['segmentor', 'detector'])
-def test_an_image_of_one_tile_is_predicted_as_a_whole(config):
+def test_prediction_in_one_tile_equals_the_whole_image(config):
     image = data.astronaut()[:120, :100]
-    whole, tiled = init_inferencer(config, device='cpu'), None
+    whole = init_inferencer(config, device='cpu')
     tiled = init_inferencer(config, device='cpu', tile=128)
     tiled.model.load_state_dict(whole.model.state_dict())
     for each in (whole, tiled):
@@ -190,24 +185,15 @@ def test_an_image_of_one_tile_is_predicted_as_a_whole(config):
     assert picture.shape == other.shape
 
 
-def test_the_command_predicts_on_a_large_image(tmp_path, call_tool, monkeypatch):
+def test_predict_command_in_tiles(tmp_path, call_tool, monkeypatch):
     monkeypatch.setattr('revcol_mm.apis.inferencer.MAX_PICTURE', 300)
     Image.fromarray(data.astronaut()[:400, :500]).save(tmp_path / 'large.png')
     for config, name in ((SEGMENTOR, 'labels/large.png'), (DETECTOR, 'predictions.json')):
         model = init_inferencer(config, device='cpu').model
         torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'a.pth')
         options = '--config', config, '--checkpoint', tmp_path / 'a.pth', '--out', tmp_path / 'out'
-        printed, error = call_tool(
-            'tools/demo.py',
-            tmp_path / 'large.png',
-            *options,
-            '--tile',
-            192,
-            '--overlap',
-            32,
-            '--device',
-            'cpu',
-        )
+        options += '--tile', 192, '--overlap', 32, '--device', 'cpu'
+        printed, error = call_tool('tools/demo.py', tmp_path / 'large.png', *options)
         assert not error and '1 of 1' in printed
         assert (tmp_path / 'out' / name).exists()
         assert Image.open(tmp_path / 'out/overlays/large.png').size == (300, 240)
@@ -219,14 +205,18 @@ def test_the_command_predicts_on_a_large_image(tmp_path, call_tool, monkeypatch)
 @pytest.mark.parametrize(
     'config, options, message',
     [
-        ('revcol_nano_sample', dict(tile=64), 'tiles are for detection and semantic segmentation'),
-        ('mask2former_revcol_nano_panoptic_sample', dict(tile=64), 'tiles are for detection and semantic'),
-        ('upernet_revcol_nano_sample', dict(overlap=8), 'an overlap is of tiles'),
+        (
+            'revcol_nano_sample',
+            dict(tile=64),
+            'tiles are only for detection and semantic segmentation, not for class',
+        ),
+        ('mask2former_revcol_nano_panoptic_sample', dict(tile=64), 'tiles are only for .*, not for panoptic'),
+        ('upernet_revcol_nano_sample', dict(overlap=8), 'an overlap needs a tile size'),
         ('upernet_revcol_nano_sample', dict(tile=64, overlap=40), 'got 64 and 40'),
         ('upernet_revcol_nano_sample', dict(tile=-1), 'got -1 and'),
         ('upernet_revcol_nano_sample', dict(tile=0), 'got 0 and'),
     ],
 )
-def test_what_cannot_be_done_in_tiles_is_an_error(config, options, message):
+def test_tiles_that_a_task_does_not_have_are_an_error(config, options, message):
     with pytest.raises(ValueError, match=message):
         init_inferencer(REPO / f'configs/{config}.py', device='cpu', **options)

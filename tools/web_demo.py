@@ -1,13 +1,13 @@
-"""A page in the browser: drop an image, choose a model, see a prediction and the feature maps of each column.
+"""Serve a web page that shows a model's prediction on an image, and the feature maps of each column.
 
     python tools/web_demo.py --models CONFIG CHECKPOINT --models CONFIG2 CHECKPOINT2
 
-A CONFIG is Python code and is run: name one that you trust. Without --models it offers what has been trained
-below work_dirs/, whose configs are read as data; a model that needs code of others is left out, with a line
-that says why.
+A CONFIG is Python code and is run, so give only configs that you trust. Without --models, the page offers the
+models that were trained below work_dirs/. Their configs are read as data; models that would need code to be
+run are skipped, with the reason on the terminal.
 
-It answers this machine alone, unless --host says otherwise, and neither the page nor the program asks
-anything of another machine. There is no password: see docs/security.md before you give --host.
+Only this machine can connect, unless --host says otherwise, and neither the page nor the program connects
+to other machines. There is no password: read docs/security.md before you use --host.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from io import BufferedReader, BytesIO, RawIOBase
 from ipaddress import ip_address
 from pathlib import Path
 from threading import BoundedSemaphore, Lock
-from typing import Any, Iterable, NamedTuple
+from typing import Any, Iterable
 from urllib.parse import urlsplit
 
 from revcol_mm.check_env import CORE, require_parts
@@ -32,7 +32,6 @@ from revcol_mm.check_env import CORE, require_parts
 require_parts('the web demo', (*CORE, 'mmcv', 'matplotlib', 'sklearn', 'werkzeug'))
 
 import numpy as np
-from mmengine.config import Config
 from PIL import Image
 from werkzeug.exceptions import (
     BadRequest,
@@ -50,20 +49,20 @@ from werkzeug.wrappers import Request, Response
 from revcol_mm.analysis.feature_maps import column_backbone, draw_feature_maps, feature_maps
 from revcol_mm.apis import Inferencer, init_inferencer, pick_device
 from revcol_mm.apis.image_header import check_image_size
+from revcol_mm.apis.trained_models import Model, find_trained_models
 from revcol_mm.config.command_line import read_config
 from revcol_mm.errors import CheckpointError, errors_in_one_line
-from revcol_mm.training.load_from import restrict_loading
 
 LOCAL = '127.0.0.1'
 MAX_UPLOAD = 100 * 2**20  # bytes
-# Of an image. A phone's photo has some 12 million; semantic segmentation holds a score of every class for
-# every pixel, which makes 10 GB for 2**24 pixels and the 150 classes of ADE20K.
+# A phone's photo has about 12 million pixels. Semantic segmentation stores a score of every class for every
+# pixel, which takes 10 GB for 2**24 pixels and the 150 classes of ADE20K.
 MAX_PIXELS = 2**24
-MAX_WAITING = 8  # predictions, beside the one that is made; the uploads of all are on disk
-MAX_SECONDS = 60.0  # until a request has arrived, or a part of the answer has been taken
-NUM_LOADED = 2  # models in memory at once
-NUM_RECORDS = 50  # of a prediction that the page lists
-HEADERS = {  # the browser, too, is told to load nothing from elsewhere
+MAX_WAITING = 8  # requests that wait for the running prediction; their uploads are on disk
+MAX_SECONDS = 60.0  # for receiving a request, and for sending each part of the answer
+NUM_LOADED = 2  # models kept in memory
+NUM_RECORDS = 50  # entries of a prediction that the page lists
+HEADERS = {  # the policy forbids the browser to load anything from other machines
     'Content-Security-Policy': "default-src 'none'; connect-src 'self'; img-src data: blob:; "
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -72,69 +71,14 @@ HEADERS = {  # the browser, too, is told to load nothing from elsewhere
 }
 
 
-class Model(NamedTuple):
-    """What can be chosen."""
-
-    config: str
-    checkpoint: str
-
-    def __str__(self) -> str:
-        path = Path(self.checkpoint)
-        return f'{Path(self.config).stem}, {path.parent.name}/{path.name}'
-
-    def read_config(self) -> Config:
-        return read_config(self.config)
-
-
-class FoundModel(Model):
-    """What was found below a folder, and may be anybody's: nothing in its config is run."""
-
-    def read_config(self) -> Config:
-        restrict_loading()  # some models name checkpoints of others
-        try:
-            return read_config(self.config, recorded=True)
-        except ValueError as error:
-            raise ValueError(f'{error}; if you trust it, name it by --models, which runs it') from error
-
-
-def trained_models(folder: Path) -> list[FoundModel]:
-    """The newest checkpoint, and the config, of every training below a folder.
-
-    What is left out is told in the terminal, in a line that says why.
-    """
-    models = []
-    for record in sorted(folder.rglob('last_checkpoint')):  # MMEngine's
-        try:
-            model = _trained_model(record, folder)
-            model.read_config()
-        except (OSError, ValueError, SystemExit) as error:  # the last: of what is not installed
-            print(f'left out {record.parent}:', *str(error).split(), file=sys.stderr)
-        else:
-            models.append(model)
-    return models
-
-
-def _trained_model(record: Path, folder: Path) -> FoundModel:
-    with record.open() as file:
-        checkpoint = Path(file.read(4096).strip())
-    if not checkpoint.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f'the checkpoint {checkpoint} is not in {folder}; name it by --models')
-    if not checkpoint.is_file():
-        raise ValueError(f'no checkpoint {checkpoint}')
-    configs = list(record.parent.glob('*.py'))
-    if len(configs) != 1:
-        raise ValueError(f'{len(configs)} configs beside the checkpoint; name the right one by --models')
-    return FoundModel(str(configs[0]), str(checkpoint))
-
-
 class WebDemo:
-    """The page and what it asks for, as a WSGI application.
+    """WSGI application that serves the page and predicts.
 
     Args:
-        models: What can be chosen.
+        models: The models to choose from.
         device: See :func:`pick_device`.
-        host_names: Names by which a browser may call it, beside 'localhost' and all IP addresses. Another
-            site's name, pointed at this machine (DNS rebinding), is not among them.
+        host_names: Host names under which it answers, besides 'localhost' and IP addresses. Answering under
+            any name would let other sites use it by DNS rebinding.
     """
 
     def __init__(
@@ -143,7 +87,7 @@ class WebDemo:
         self.models = models
         self._host_names = {'localhost', *(name.lower() for name in host_names)}
         self._places = BoundedSemaphore(1 + MAX_WAITING)
-        self._lock = Lock()  # one prediction at a time
+        self._lock = Lock()  # held while predicting
         self._load = lru_cache(NUM_LOADED)(
             lambda model: init_inferencer(model.read_config(), model.checkpoint, device)
         )
@@ -154,7 +98,7 @@ class WebDemo:
         self._page = page.replace('<!-- models -->', ''.join(options))
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Any:
-        """WSGI's entry point."""
+        """Answer a request, as WSGI specifies."""
         request = Request(environ)
         request.max_content_length = MAX_UPLOAD
         try:
@@ -163,15 +107,15 @@ class WebDemo:
             response = _json({'error': error.description}, error.code)
         except Exception:
             traceback.print_exc()
-            response = _json({'error': 'the program failed; its terminal tells why'}, 500)
+            response = _json({'error': 'the program failed; the reason is on its terminal'}, 500)
         response.headers.update(HEADERS)
         return response(environ, start_response)
 
     def _respond(self, request: Request) -> Response:
         if not self._is_own_name(request.host):
             raise BadRequest(
-                f'this program is not {request.host}: call it localhost, or by its address, '
-                'or give its name as --host'
+                f'{request.host} is not a name of this program: use localhost or the IP address, '
+                'or give the name to --host'
             )
         methods = {'/': 'GET', '/predict': 'POST'}
         if request.path not in methods:
@@ -181,14 +125,14 @@ class WebDemo:
         if request.path == '/':
             return Response(self._page, mimetype='text/html')
         if not _is_of_own_page(request):
-            raise Forbidden('only the page of this program may ask it to predict')
+            raise Forbidden('only the page of this program may request predictions')
         if not self._places.acquire(blocking=False):  # before the upload is read
-            raise ServiceUnavailable(f'busy: {MAX_WAITING} predictions wait already; try again in a while')
+            raise ServiceUnavailable(f'busy: {MAX_WAITING} predictions are waiting; try again later')
         try:
             return _json(self.predict(request))
         except ClientDisconnected as error:
             raise RequestTimeout(f'the image did not arrive within {MAX_SECONDS:g} seconds') from error
-        except (OSError, ValueError, CheckpointError, SystemExit) as error:  # that of what is not installed
+        except (OSError, ValueError, CheckpointError, SystemExit) as error:  # the last: a package is missing
             return _json({'error': str(error)}, 400)
         finally:
             self._places.release()
@@ -196,23 +140,23 @@ class WebDemo:
     def _is_own_name(self, host: str) -> bool:
         try:
             name = (urlsplit(f'//{host}').hostname or '').removesuffix('.')
-        except ValueError:  # brackets without an address
+        except ValueError:  # invalid IPv6 address
             return False
-        return name in self._host_names or _is_address(name)  # an address is nobody else's name
+        return name in self._host_names or _is_address(name)  # an address cannot be rebound
 
     def predict(self, request: Request) -> dict[str, Any]:
         """Predict on an uploaded image.
 
         Returns:
-            The task, seconds that it took, records and, as data URLs, the overlay and the feature maps.
+            Task, size of the image, seconds, records and, as data URLs, overlay and feature maps.
 
         Raises:
-            ValueError: If there is no image or none that can be read, or no such model.
+            ValueError: If there is no image, it cannot be read, or there is no such model.
             CheckpointError, OSError: If the model cannot be loaded.
         """
         choice, file = request.form.get('model', ''), request.files.get('image')
         if not (choice.isdecimal() and int(choice) < len(self.models)):
-            raise ValueError(f'no model {choice!r}; choose one of the list')
+            raise ValueError(f'no model {choice!r}; choose one from the list')
         if file is None or not file.filename:
             raise ValueError('no image: drop one on the page, or choose a file')
         with self._lock, tempfile.TemporaryDirectory() as folder:
@@ -253,7 +197,7 @@ class WebDemo:
 
 
 class _Handler(WSGIRequestHandler):
-    """Ends a connection whose request has not arrived in time."""
+    """Request handler that closes a connection whose request does not arrive in time."""
 
     timeout = MAX_SECONDS
 
@@ -264,7 +208,7 @@ class _Handler(WSGIRequestHandler):
 
 
 class _TimedSocket(RawIOBase):
-    """Reads from a socket until some time after it was opened, however little arrives each moment."""
+    """Reader of a socket with a deadline for everything that is read, so that slow senders are cut off."""
 
     def __init__(self, connection: socket.socket, seconds: float) -> None:
         self._connection = connection
@@ -282,7 +226,7 @@ class _TimedSocket(RawIOBase):
         try:
             return self._connection.recv_into(buffer)
         finally:
-            self._connection.settimeout(self._seconds)  # of what is written
+            self._connection.settimeout(self._seconds)  # for writing
 
 
 def _is_address(name: str) -> bool:
@@ -294,7 +238,7 @@ def _is_address(name: str) -> bool:
 
 
 def _is_of_own_page(request: Request) -> bool:
-    """Whether a request is no other site's; programs that are no browsers send neither header."""
+    """Return whether a request is not from another site. Programs other than browsers send neither header."""
     site, origin = request.headers.get('Sec-Fetch-Site'), request.headers.get('Origin')
     if origin is not None and origin.partition('://')[2].lower() != request.host.lower():
         return False
@@ -325,27 +269,27 @@ def parse_args() -> argparse.Namespace:
         action='append',
         default=[],
         metavar=('CONFIG', 'CHECKPOINT'),
-        help='a model to offer, may be given several times; CONFIG is run, so name one that you trust',
+        help='model to offer; may be given several times; CONFIG is run, so give one that you trust',
     )
     parser.add_argument(
         '--work-dirs',
         type=Path,
         metavar='DIR',
-        help='offer what was trained below DIR, too, as far as that runs no code of others [work_dirs, if '
+        help='also offer the models that were trained below DIR and need no code to be run [work_dirs, if '
         'there are no --models]',
     )
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
-    parser.add_argument('--host', default=LOCAL, help=f'address to answer at [{LOCAL}: this machine alone]')
-    parser.add_argument('--port', type=int, default=7860, help='0: any that is free [7860]')
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU if there is one]")
+    parser.add_argument('--host', default=LOCAL, help=f'address to listen on [{LOCAL}: only this machine]')
+    parser.add_argument('--port', type=int, default=7860, help='port to listen on; 0: any free one [7860]')
     return parser.parse_args()
 
 
 def find_models(args: argparse.Namespace) -> list[Model]:
-    """The models that a command line offers.
+    """Return the models to offer.
 
     Raises:
-        FileNotFoundError: If one is not there, or there is none.
-        ValueError: If a config is wrong.
+        FileNotFoundError: If a file does not exist, or there is no model.
+        ValueError: If a config cannot be read.
     """
     models = [Model(*model) for model in args.models]
     for model in models:
@@ -354,16 +298,20 @@ def find_models(args: argparse.Namespace) -> list[Model]:
             raise FileNotFoundError(f'no checkpoint {model.checkpoint}')
     folder = args.work_dirs or (None if models else Path('work_dirs'))
     if folder:
-        models += trained_models(folder)
+        models += find_trained_models(folder, report_skipped)
     if not models:
         raise FileNotFoundError(
-            f'nothing has been trained below {folder} that can be offered; name --models CONFIG CHECKPOINT'
+            f'no trained model below {folder} can be offered; give --models CONFIG CHECKPOINT'
         )
     return models
 
 
+def report_skipped(folder: Path, reason: str) -> None:
+    print(f'skipped {folder}: {reason}', file=sys.stderr)
+
+
 def own_names(host: str) -> list[str]:
-    """Names of this machine, by which others may call it."""
+    """Return the names of this machine under which others may call it."""
     names = [host, socket.gethostname()]
     if host not in (LOCAL, '::1', 'localhost'):
         names.append(socket.getfqdn())  # may ask a name server
@@ -374,7 +322,7 @@ def main() -> None:
     args = parse_args()
     with errors_in_one_line():
         if not 0 <= args.port < 2**16:
-            raise ValueError(f'--port takes 0 to {2**16 - 1}, got {args.port}')
+            raise ValueError(f'--port must be from 0 to {2**16 - 1}, got {args.port}')
         pick_device(args.device)
         app = WebDemo(find_models(args), args.device, own_names(args.host))
     server = make_server(args.host, args.port, app, threaded=True, request_handler=_Handler)

@@ -1,3 +1,5 @@
+"""Inference, export and publishing of models."""
+
 from .inferencer import Inferencer
 from .init_inferencer import init_inferencer
 from .init_model import init_model, pick_device

@@ -1,6 +1,8 @@
-"""Stand-ins for modules that cannot be exported with free sizes: they compute the same with the same weights.
+"""Replacements for modules that cannot be exported with dynamic image sizes.
 
-Letters: B batch, C channels, L levels, Q queries, P sampling points, S places of all levels together.
+Each one computes the same values as the module it replaces, with the same weights.
+
+Shapes: B batch, C channels, L levels, Q queries, S pixels of all levels together.
 """
 
 import copy
@@ -14,10 +16,10 @@ from revcol_mm.mmcv_ops.deformable import attend_to_level
 
 
 class MatrixPool2d(nn.Module):
-    """nn.AdaptiveAvgPool2d as two matrix products: ONNX has no such pooling of images of any size.
+    """Adaptive average pooling as two matrix products, because ONNX has no adaptive pooling of dynamic sizes.
 
     Args:
-        pool: What it stands in for.
+        pool: The module to replace.
     """
 
     def __init__(self, pool: nn.AdaptiveAvgPool2d) -> None:
@@ -26,30 +28,38 @@ class MatrixPool2d(nn.Module):
         self.output_size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
 
     @staticmethod
-    def _averages(length: int, bins: int, x: Tensor) -> Tensor:
+    def _averaging_matrix(length: int, bins: int, like: Tensor) -> Tensor:
         """(bins, length): row i averages from floor(i * length / bins) to ceil((i + 1) * length / bins)."""
-        bin_, place = torch.arange(bins, device=x.device)[:, None], torch.arange(length, device=x.device)
+        bin_, place = (
+            torch.arange(bins, device=like.device)[:, None],
+            torch.arange(length, device=like.device),
+        )
         inside = (place >= bin_ * length // bins) & (place < ((bin_ + 1) * length + bins - 1) // bins)
-        inside = inside.to(x.dtype)
+        inside = inside.to(like.dtype)
         return inside / inside.sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H', W')."""
-        height, width = self.output_size
-        return self._averages(x.shape[2], height, x) @ x @ self._averages(x.shape[3], width, x).T
+        """Pool (B, C, H, W) to (B, C, *output_size)."""
+        rows, columns = (
+            self._averaging_matrix(length, bins, x) for length, bins in zip(x.shape[2:], self.output_size)
+        )
+        return rows @ x @ columns.T
 
 
 class DeformableAttention(nn.Module):
-    """MMCV's MultiScaleDeformableAttention, with the sizes of levels as numbers instead of a tensor.
+    """MMCV's MultiScaleDeformableAttention with the sizes of the levels as integers instead of a tensor.
 
     Args:
-        attention: What it stands in for.
+        attention: The module to replace.
+
+    Raises:
+        ValueError: If it is not ``batch_first``.
     """
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
         if not attention.batch_first:
-            raise ValueError('MultiScaleDeformableAttention is exported with batch_first=True alone')
+            raise ValueError('MultiScaleDeformableAttention can be exported only with batch_first=True')
         self.attention = attention
 
     def forward(
@@ -68,12 +78,15 @@ class DeformableAttention(nn.Module):
         Args:
             query: (B, Q, C).
             key: Not used.
-            value: (B, S, C); None: the query.
-            identity: What is added to the result; None: the query.
-            query_pos: Positions that are added to the query.
-            reference_points: (B, Q, L, 2), or 4 with width and height, from 0 to 1.
+            value: (B, S, C). None: the query.
+            identity: Added to the result, (B, Q, C). None: the query.
+            query_pos: Positional encoding that is added to the query.
+            reference_points: (B, Q, L, 2), or (B, Q, L, 4) with width and height, from 0 to 1.
             spatial_shapes: Height and width of every level.
-            unused: Masks and start indices, of which there is no need where images are not padded.
+            unused: Padding masks and level start indices, not needed because images are not padded.
+
+        Returns:
+            (B, Q, C).
         """
         attention = self.attention
         value = query if value is None else value
@@ -100,10 +113,10 @@ class DeformableAttention(nn.Module):
 
 
 class PixelDecoder(nn.Module):
-    """MMDetection's MSDeformAttnPixelDecoder, with the sizes of levels as numbers instead of a tensor.
+    """MMDetection's MSDeformAttnPixelDecoder with the sizes of the levels as integers instead of a tensor.
 
     Args:
-        decoder: What it stands in for.
+        decoder: The module to replace.
     """
 
     def __init__(self, decoder: nn.Module) -> None:
@@ -111,13 +124,13 @@ class PixelDecoder(nn.Module):
         self.decoder = decoder
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """Features of every level, (B, C_l, H_l, W_l) -> the mask feature, and levels for the queries."""
+        """Turn features of all levels, (B, C_l, H_l, W_l), into the mask feature and the decoder's levels."""
         decoder = self.decoder
         number = decoder.num_encoder_levels
         coarsest_first = feats[: -number - 1 : -1]
         maps = [project(feat) for project, feat in zip(decoder.input_convs, coarsest_first)]
         positions = [
-            decoder.postional_encoding(None, input=feat) + embedding[:, None, None]
+            decoder.postional_encoding(None, input=feat) + embedding[:, None, None]  # sic, in MMDetection
             for feat, embedding in zip(coarsest_first, decoder.level_encoding.weight)
         ]
         memory, sizes = encode(decoder.encoder.layers, maps, positions)
@@ -125,11 +138,9 @@ class PixelDecoder(nn.Module):
             part.transpose(1, 2).unflatten(2, size)
             for part, size in zip(memory.split([height * width for height, width in sizes], 1), sizes)
         ]
-        finer = decoder.num_input_levels - number
-        for level in reversed(range(finer)):
+        for level in reversed(range(decoder.num_input_levels - number)):
             lateral = decoder.lateral_convs[level](feats[level])
-            size = lateral.shape[-2:]
-            above = F.interpolate(outputs[-1], size=size, mode='bilinear', align_corners=False)
+            above = F.interpolate(outputs[-1], lateral.shape[-2:], mode='bilinear', align_corners=False)
             outputs.append(decoder.output_convs[level](lateral + above))
         return decoder.mask_feature(outputs[-1]), outputs[: decoder.num_outs]
 
@@ -137,21 +148,21 @@ class PixelDecoder(nn.Module):
 def encode(
     layers: Sequence[nn.Module], maps: Sequence[Tensor], positions: Sequence[Tensor]
 ) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Run layers of deformable self-attention over levels that are not padded.
+    """Run a deformable encoder on the levels of images that are not padded.
 
     Args:
-        layers: They hold a :class:`DeformableAttention` each.
-        maps: Of every level, (B, C, H_l, W_l).
-        positions: What is added to them as queries.
+        layers: Encoder layers, whose self-attention is a :class:`DeformableAttention`.
+        maps: Features of every level, (B, C, H_l, W_l).
+        positions: Positional encoding of every level, of the same shape.
 
     Returns:
-        (B, S, C), and height and width of every level.
+        Encoded features, (B, S, C), and height and width of every level.
     """
     sizes = [(feature.shape[-2], feature.shape[-1]) for feature in maps]
     memory, position = (
         torch.cat([each.flatten(2).transpose(1, 2) for each in tensors], 1) for tensors in (maps, positions)
     )
-    references = torch.cat([centres(*size, memory) for size in sizes])[None, :, None]
+    references = torch.cat([pixel_centres(*size, memory) for size in sizes])[None, :, None]
     references = references.expand(memory.shape[0], -1, len(sizes), -1)
     for layer in layers:
         memory = layer(
@@ -164,15 +175,15 @@ def encode(
     return memory, sizes
 
 
-def centres(height: int, width: int, like: Tensor) -> Tensor:
-    """Centres of a map's pixels, (H * W, 2), x and y from 0 to 1."""
+def pixel_centres(height: int, width: int, like: Tensor) -> Tensor:
+    """Return x and y of the centres of a map's pixels, (height * width, 2), from 0 to 1, row by row."""
     y, x = (
         (torch.arange(side, dtype=like.dtype, device=like.device) + 0.5) / side for side in (height, width)
     )
     return torch.stack([x[None].expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
 
 
-STAND_INS = {
+REPLACEMENTS = {
     'AdaptiveAvgPool2d': MatrixPool2d,
     'MultiScaleDeformableAttention': DeformableAttention,
     'MSDeformAttnPixelDecoder': PixelDecoder,
@@ -180,11 +191,11 @@ STAND_INS = {
 
 
 def exportable(module: nn.Module) -> nn.Module:
-    """A copy of a module with the same tensors, and stand-ins for what cannot be exported."""
+    """Return a copy of a module that shares its tensors and has its submodules of REPLACEMENTS replaced."""
     tensors = (*module.parameters(), *module.buffers())
     module = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
     for parent in list(module.modules()):
         for name, child in parent.named_children():
-            if type(child).__name__ in STAND_INS:
-                setattr(parent, name, STAND_INS[type(child).__name__](child))
+            if replacement := REPLACEMENTS.get(type(child).__name__):
+                setattr(parent, name, replacement(child))
     return module

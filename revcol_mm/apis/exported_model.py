@@ -1,11 +1,11 @@
-"""An exported file in the place of a model: it predicts what testing returns, without building the model.
+"""An exported file that can be tested and predicted with like the model it was made of.
 
-Letters: B batch, C and H and W channels and size of the images, N boxes.
+Shapes: B batch, C, H and W channels, height and width of the images, N boxes.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -14,77 +14,28 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from revcol_mm.check_env import require_parts
-
-from .init_model import pick_device
-
-Run = Callable[[Tensor], Sequence[Tensor]]
-SUFFIXES = ('.onnx', '.pt2')
-
-
-def is_exported(path: str | Path | None) -> bool:
-    """Whether a checkpoint's name is that of an exported file."""
-    return Path(str(path)).suffix in SUFFIXES
-
-
-def open_onnx(path: Path, device: str | None) -> tuple[Run, list[Any], dict[str, str]]:
-    """Open a file of ONNX.
-
-    Args:
-        path: Of the file.
-        device: 'cpu', 'cuda' or 'cuda:1'. None: a GPU if onnxruntime can use one.
-
-    Returns:
-        What runs it, its input's shape, in which free sizes are names, and its metadata.
-
-    Raises:
-        ValueError: If onnxruntime cannot use the device.
-    """
-    require_parts('running ONNX', ('onnxruntime',))
-    import onnxruntime
-
-    has_cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
-    wanted = torch.device(device or ('cuda' if has_cuda else 'cpu'))
-    if wanted.type == 'cuda' and not has_cuda:
-        raise ValueError(f'onnxruntime runs on no GPU here, so not on {device!r}: install onnxruntime-gpu')
-    on_gpu = [('CUDAExecutionProvider', dict(device_id=wanted.index or 0))] if wanted.type == 'cuda' else []
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # it warns of 16-bit constants that it does not fold
-    session = onnxruntime.InferenceSession(path, options, providers=[*on_gpu, 'CPUExecutionProvider'])
-
-    def run(image: Tensor) -> list[Tensor]:
-        return [torch.from_numpy(each) for each in session.run(None, {'image': image.cpu().numpy()})]
-
-    return run, session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map
-
-
-def open_torch_export(path: Path, device: str | None) -> tuple[Run, list[Any], dict[str, str]]:
-    """Open a file of torch.export, which may run code as torch reads it; see :func:`open_onnx`."""
-    device, extra = pick_device(device), {'metadata.json': ''}
-    program = torch.export.load(path, extra_files=extra)
-    (image,) = (node for node in program.graph.nodes if node.op == 'placeholder' and node.name == 'image')
-    module, shape = program.module().to(device), list(image.meta['val'].shape)
-    return lambda image: module(image.to(device)), shape, json.loads(extra['metadata.json'])
+from .exported_file import open_onnx, open_torch_export
 
 
 class ExportedModel(BaseModel):
-    """A file of tools/export.py as a model that can be tested.
+    """A file of ``revcol export`` with the interface of a model. The model itself is not built.
 
-    Images are padded to the file's size, if that is fixed, at their right and bottom with the mean colour. A
-    segmentor's labels are scaled to the image's size by nearest neighbours, where testing scales scores.
+    If the file has a fixed size, smaller images are padded at the right and bottom with the mean colour.
+    Labels of a segmentor are scaled to the size of the image by nearest neighbours, whereas testing scales
+    scores.
 
     Args:
-        cfg: The config of the model that was exported.
-        path: The file, ONNX or torch.export. One of torch.export may run code as torch reads it.
-        device: See :func:`open_onnx`.
+        cfg: Config of the exported model.
+        path: ONNX or torch.export file. Reading a torch.export file may run code that it contains.
+        device: See :func:`revcol_mm.apis.exported_file.open_onnx`.
 
     Attributes:
-        output_names: What the file returns.
+        output_names: Names of the file's outputs.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds no model of tools/export.py, or one that returns no predictions, or cannot run
-            on the device.
+        ValueError: If it is not a file of ``revcol export``, returns features instead of predictions, or
+            cannot run on the device.
     """
 
     def __init__(self, cfg: Config, path: str | Path, device: str | None = None) -> None:
@@ -92,14 +43,16 @@ class ExportedModel(BaseModel):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'no file {path}')
-        opened = open_onnx if path.suffix == '.onnx' else open_torch_export
+        open_file = open_onnx if path.suffix == '.onnx' else open_torch_export
         try:
-            self.run, self.shape, metadata = opened(path, device)
+            self.run, self.shape, metadata = open_file(path, device)
             self.output_names = tuple(json.loads(metadata['outputs']))
-        except Exception as error:  # each runtime has its own
-            raise ValueError(f'cannot run {path}, which has to be of tools/export.py: {error}') from error
+        except Exception as error:  # every runtime has its own exceptions
+            raise ValueError(f'cannot run {path}, which must be a file of revcol export: {error}') from error
         if 'feature_0' in self.output_names:
-            raise ValueError(f'{path} has a backbone alone, which predicts nothing')
+            raise ValueError(
+                f'{path} has only a backbone and cannot predict: export it without --backbone-only'
+            )
         self.cfg, self.path = cfg, path
         self.mean = json.loads(metadata['mean']) or [0.0]
         self.swaps_channels = metadata['channel_order'] == 'RGB'
@@ -113,48 +66,47 @@ class ExportedModel(BaseModel):
     def forward(
         self, inputs: Sequence[Tensor], data_samples: Sequence[Any], mode: str = 'predict'
     ) -> list[Any]:
-        """Predict.
+        """Predict on images.
 
         Args:
-            inputs: Images as the test pipeline gives them, (C, H, W), from 0 to 255, of one size.
-            data_samples: One of each image; predictions are written into them.
-            mode: 'predict', or a ValueError is raised.
+            inputs: Images as the test pipeline returns them, (C, H, W), from 0 to 255, all of one size.
+            data_samples: Data sample of each image, into which predictions are written.
+            mode: Must be 'predict'.
 
         Returns:
             The data samples.
+
+        Raises:
+            ValueError: For another mode, or images that the file does not accept.
         """
         if mode != 'predict':
-            raise ValueError(f'an exported file predicts, it has no mode {mode!r}')
+            raise ValueError(f"an exported file has only the mode 'predict', got {mode!r}")
         images = torch.stack(list(inputs)).float()
         if self.swaps_channels:
             images = images.flip(1)
         images = self._padded(images)
         parts = images.split(1) if isinstance(self.shape[0], int) else [images]
         outputs = [torch.cat(tensors).cpu() for tensors in zip(*map(self.run, parts))]
-        named = dict(zip(self.output_names, outputs))
         write = dict(mmdet=self._write_detections, mmseg=self._write_labels, mmpretrain=self._write_scores)
-        for index, sample in enumerate(data_samples):
+        for sample, *own in zip(data_samples, *outputs):
             sample.set_metainfo(dict(batch_input_shape=tuple(images.shape[2:])))
-            write[self.cfg.default_scope](sample, {name: output[index] for name, output in named.items()})
+            write[self.cfg.default_scope](sample, dict(zip(self.output_names, own)))
         return list(data_samples)
 
     def test_step(self, data: dict[str, Any]) -> list[Any]:
-        """Predict on what a data loader gives."""
+        """Predict on a batch of a data loader."""
         return self(**data)
 
     val_step = test_step
 
     def _padded(self, images: Tensor) -> Tensor:
-        """The images in the file's size, if that is fixed."""
         missing = [
             side - own if isinstance(side, int) else 0 for side, own in zip(self.shape[2:], images.shape[2:])
         ]
         if min(missing) < 0 or (isinstance(self.shape[1], int) and self.shape[1] != images.shape[1]):
-            raise ValueError(f'{self.path} takes images {self.shape}, got {tuple(images.shape)}')
-        if not any(missing):
-            return images
+            raise ValueError(f'{self.path} takes images of shape {self.shape}, got {tuple(images.shape)}')
         mean = images.new_tensor(self.mean)[:, None, None]
-        return F.pad(images - mean, (0, missing[1], 0, missing[0])) + mean
+        return F.pad(images - mean, (0, missing[1], 0, missing[0])) + mean if any(missing) else images
 
     def _write_detections(self, sample: Any, outputs: dict[str, Tensor]) -> None:
         if 'segments' in outputs:
@@ -180,19 +132,19 @@ class ExportedModel(BaseModel):
     def _write_labels(self, sample: Any, outputs: dict[str, Tensor]) -> None:
         sample.pred_sem_seg = PixelData(data=self._scaled_labels(sample, outputs['labels']))
 
+    def _write_scores(self, sample: Any, outputs: dict[str, Tensor]) -> None:
+        sample.set_pred_score(outputs['scores']).set_pred_label(outputs['scores'].argmax())
+
     @staticmethod
     def _scaled_labels(sample: Any, labels: Tensor) -> Tensor:
-        """Labels of pixels, (H, W), without padding in the size of the image as it was read, (1, H', W')."""
+        """Remove the padding of labels, (H, W), and scale them to the original image, (1, H', W')."""
         height, width = sample.img_shape[:2]
         labels = labels[None, None, :height, :width].float()
         return F.interpolate(labels, sample.ori_shape[:2], mode='nearest-exact').long()[0]
 
     @staticmethod
     def _scaled_masks(sample: Any, logits: Tensor) -> Tensor:
-        """Mask logits, (N, h, w), in the size of the image as it was read, scaled as testing does."""
+        """Scale mask logits, (N, h, w), to the original image, in two steps as testing does."""
         height, width = sample.img_shape[:2]
         logits = F.interpolate(logits[:, None], sample.batch_input_shape, mode='bilinear')  # N may be 0
         return F.interpolate(logits[..., :height, :width], sample.ori_shape[:2], mode='bilinear')[:, 0]
-
-    def _write_scores(self, sample: Any, outputs: dict[str, Tensor]) -> None:
-        sample.set_pred_score(outputs['scores']).set_pred_label(outputs['scores'].argmax())

@@ -1,4 +1,4 @@
-"""Models as folders that say all it takes to use them, on this machine or on the Hugging Face Hub."""
+"""Folders with a model's config, weights and model card, as on the Hugging Face Hub."""
 
 import json
 import numbers
@@ -17,8 +17,8 @@ from .inferencer import Inferencer
 from .init_inferencer import init_inferencer
 
 CONFIG, WEIGHTS, CARD = 'config.py', 'model.safetensors', 'README.md'
-OF_A_RUN = ('work_dir', 'launcher', 'resume', 'load_from')  # not of the model
-PIPELINE_TAGS = {'detection': 'object-detection', 'classification': 'image-classification'}  # by the task
+RUN_KEYS = ('work_dir', 'launcher', 'resume', 'load_from')  # config keys that do not describe the model
+PIPELINE_TAGS = {'detection': 'object-detection', 'classification': 'image-classification'}
 CARD_TEXT = """\
 # {title}
 
@@ -35,8 +35,8 @@ image = model.read('photo.jpg')
 print(model.records(prediction))
 ```
 
-Nothing in this repository is run: weights are safetensors, and `config.py` is read as data. To test it with
-revcol_mm's tools, or to train on from it by `load_from`:
+Loading runs no code of this repository: weights are safetensors, and `config.py` is read as data. To test the
+model with revcol_mm, for which `config.py` is run:
 
 ```sh
 revcol test config.py hf://{name}/{weights}
@@ -45,18 +45,18 @@ revcol test config.py hf://{name}/{weights}
 
 
 def load(name: str | Path, device: str | None = None, **options: Any) -> Inferencer:
-    """Load a model that predicts. Nothing that comes with it is run.
+    """Load a published model for inference, without running code that comes with it.
 
     Args:
-        name: A folder that ``tools/publish_model.py --hub`` wrote, or such a repository of the Hugging Face
-            Hub, 'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.checkpoints.hub_file.hub_file`.
-        device: Such as 'cpu' or 'cuda:1'. None: a GPU where there is one.
+        name: A folder that ``revcol publish --hub`` wrote, or such a repository of the Hugging Face Hub,
+            'ORG/REPO' or 'ORG/REPO@REVISION'; see :func:`revcol_mm.checkpoints.hub_file.hub_file`.
+        device: Such as 'cpu' or 'cuda:1'. None: a GPU if there is one.
         **options: ``score_threshold``, ``top_k``, ``tile`` and ``overlap`` of :func:`init_inferencer`.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository.
-        ValueError: If its config cannot be read, or names what neither OpenMMLab nor revcol_mm has.
-        CheckpointError: If its weights do not fit the config.
+        ValueError: If the config cannot be read, or names classes that are not of OpenMMLab or revcol_mm.
+        CheckpointError: If the weights do not fit the config.
 
     Examples:
         >>> model = revcol_mm.load('org/upernet_revcol_t_ade20k')
@@ -68,7 +68,9 @@ def load(name: str | Path, device: str | None = None, **options: Any) -> Inferen
     elif re.fullmatch(r'[\w.-]+/[\w.-]+(@[^/@]+)?', str(name)):
         files = [hub_file(f'{HUB}{name}/{file}') for file in (CONFIG, WEIGHTS)]
     else:
-        raise FileNotFoundError(f'no folder {name}, and no ORG/REPO of the Hugging Face Hub either')
+        raise FileNotFoundError(
+            f'no folder {name}, which is not the ORG/REPO of a Hugging Face repository either'
+        )
     config, weights = files
     return init_inferencer(read_config(config, recorded=True), weights, device, **options)
 
@@ -82,16 +84,16 @@ def write_folder(
     data: str | None = None,
     metrics: dict[str, float] | None = None,
 ) -> None:
-    """Write a model as :func:`load` takes it, which is tried, with a card that says what it is.
+    """Write a folder that :func:`load` can load, and check that it can.
 
     Args:
-        checkpoint: Its weights and ``meta``, see :func:`revcol_mm.checkpoints.writing.save_checkpoint`.
-        cfg: Its config.
-        out: The folder; of files of these names it replaces those that are there.
-        title: Of the card, and the repository's name.
-        licence: Identifier by which the hub knows the licence, such as 'apache-2.0'.
-        data: What it was trained and tested on.
-        metrics: What testing said, by name.
+        checkpoint: Weights and ``meta``, see :func:`revcol_mm.checkpoints.writing.save_checkpoint`.
+        cfg: Config of the model.
+        out: The folder. Existing files of the same names are replaced.
+        title: Title of the model card and name of the repository.
+        licence: The Hub's identifier of the licence, such as 'apache-2.0'.
+        data: Name of the data set that the model was trained and tested on.
+        metrics: Test results by name.
 
     Raises:
         RuntimeError: If huggingface_hub is not installed.
@@ -100,12 +102,14 @@ def write_folder(
     try:
         from huggingface_hub import ModelCard
     except ModuleNotFoundError as error:
-        raise RuntimeError('cards are written by huggingface_hub: pip install huggingface_hub') from error
+        raise RuntimeError(
+            'writing a model card needs huggingface_hub: pip install huggingface_hub'
+        ) from error
 
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f'.{out.name}-') as unfinished:
         folder = Path(unfinished)
-        of_model = {key: value for key, value in cfg.to_dict().items() if key not in OF_A_RUN}
+        of_model = {key: value for key, value in cfg.to_dict().items() if key not in RUN_KEYS}
         Config(of_model).dump(folder / CONFIG)
         save_checkpoint(checkpoint, folder / WEIGHTS)
         inferencer = load(folder, 'cpu')
@@ -118,7 +122,7 @@ def write_folder(
 def _card(
     inferencer: Inferencer, title: str, licence: str, data: str | None, metrics: dict[str, float]
 ) -> str:
-    """A card in Markdown, with the hub's metadata in front."""
+    """Return the model card: YAML metadata and Markdown."""
     from huggingface_hub import EvalResult, ModelCardData
 
     tag = PIPELINE_TAGS.get(inferencer.task, 'image-segmentation')
@@ -150,11 +154,11 @@ def _card(
 
 
 def read_metrics(path: Path) -> dict[str, float]:
-    """Read the metrics that ``tools/test.py`` wrote, without the times that it took.
+    """Read the metrics that ``revcol test`` wrote to a JSON file, without its timings.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no such JSON.
+        ValueError: If it is not JSON of this kind.
     """
     if not path.is_file():
         raise FileNotFoundError(f'no metrics {path}')
@@ -166,4 +170,4 @@ def read_metrics(path: Path) -> dict[str, float]:
             if isinstance(value, numbers.Real) and name not in ('time', 'data_time')
         }
     except (AttributeError, ValueError) as error:
-        raise ValueError(f'{path} is no JSON of metrics, as tools/test.py writes it: {error}') from error
+        raise ValueError(f'{path} is not a JSON file of metrics, as revcol test writes: {error}') from error

@@ -1,4 +1,4 @@
-"""Images and videos as a user names them: their files, the names of results, their pictures."""
+"""Images and videos on a command line: finding, reading and batching them."""
 
 import os
 from glob import glob
@@ -11,18 +11,18 @@ import numpy as np
 
 from .image_header import ImageError
 
-UNREADABLE = 65  # exit status of a program that could not read all images; EX_DATAERR, where os has it
+UNREADABLE = 65  # exit status of a program that could not read all images: EX_DATAERR of sysexits.h
 IMAGE_SUFFIXES = {'.bmp', '.jpeg', '.jpg', '.pgm', '.png', '.ppm', '.tif', '.tiff', '.webp'}
 VIDEO_SUFFIXES = {'.avi', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.webm', '.wmv'}
 
 
 class Source(NamedTuple):
-    """An image or a video.
+    """An image or video file.
 
     Args:
-        path: Absolute.
-        root: The folder that all sources of a run are in.
-        name: For what is made of it, without a suffix: a path below any folder, that no other source has.
+        path: Absolute path.
+        root: Common folder of all sources of a run.
+        name: Name for output files, without suffix: a relative path, unique among the sources.
     """
 
     path: Path
@@ -35,7 +35,7 @@ class Source(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """Path below the root."""
+        """Path relative to the root."""
         return self.path.relative_to(self.root).as_posix()
 
 
@@ -43,10 +43,10 @@ class Picture(NamedTuple):
     """An image, or a frame of a video.
 
     Args:
-        source: Where it is from.
-        image: (H, W, 3), BGR, or as the test pipeline reads it.
-        frame: Number of the frame, from 0 on; None: it is an image.
-        fps: Frames a second; 0: it is an image.
+        source: The file it is from.
+        image: (H, W, 3), BGR, or whatever the test pipeline reads.
+        frame: Number of the frame, from 0 on. None for an image.
+        fps: Frames per second. 0 for an image.
     """
 
     source: Source
@@ -56,17 +56,17 @@ class Picture(NamedTuple):
 
 
 def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
-    """Files, those of folders and of the folders in them, and what matches patterns.
+    """Find the images and videos that files, folders and patterns stand for.
 
-    Of a folder all with a known suffix are taken, by name. A file that is named or matches is taken whatever
-    it is called, and one that is named twice is taken once.
+    In folders and their subfolders, files with a known suffix are found, sorted by name. A file that is named
+    or matches a pattern is taken whatever its suffix. Each file is taken once.
 
     Args:
-        inputs: Paths and patterns of :mod:`glob`, '**' included.
-        leave_out: The folder for results. Of folders, files in it are not taken.
+        inputs: Paths, and patterns of :mod:`glob`, which may contain '**'.
+        leave_out: Folder for the results. Files in it are not found as part of another folder.
 
     Raises:
-        FileNotFoundError: If an input is nothing, or a folder without images and videos.
+        FileNotFoundError: If an input does not exist, or is a folder without images and videos.
     """
     files = {}
     for name in inputs:
@@ -81,7 +81,7 @@ def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
     folders = {parent.as_posix() for name in names for parent in Path(name).parents}
     outputs = {name + suffix for name in names for suffix in ('', '.png', '.mp4')}
     if len(set(names)) < len(names) or outputs & folders:
-        # two differ in their suffix alone, or one is called as a folder in which others' results go
+        # Two files differ only in their suffix, or an output would be named like a folder for other outputs.
         names = [file.relative_to(root).as_posix() for file in files]
     return [Source(file, root, name) for file, name in zip(files, names)]
 
@@ -99,7 +99,7 @@ def _files(path: Path, leave_out: Path) -> list[Path]:
 
 
 def num_pictures(sources: Iterable[Source]) -> int:
-    """How many pictures there are, as far as videos tell."""
+    """Return the number of images and, as their headers say, of frames of videos."""
     return sum(max(_open(source).frame_cnt, 0) if source.is_video else 1 for source in sources)
 
 
@@ -108,12 +108,12 @@ def read_pictures(
     read: Callable[[Path], np.ndarray],
     report: Callable[[Source, str], None],
 ) -> Iterator[Picture]:
-    """Yield every picture; one by one, so that memory does not grow with their number.
+    """Read images and frames one at a time, so that memory does not grow with their number.
 
     Args:
         sources: Images and videos.
-        read: Reads an image, or raises ImageError.
-        report: Called with what cannot be read, or not to its end, and why.
+        read: Reads an image, or raises an ImageError.
+        report: Called with a source that cannot be read completely, and the reason.
     """
     for source in sources:
         if source.is_video:
@@ -136,12 +136,13 @@ def _open(source: Source) -> mmcv.VideoReader:
 
 
 def batches(pictures: Iterable[Picture], batch_size: int, one_size: bool) -> Iterator[list[Picture]]:
-    """Put pictures that follow each other into batches.
+    """Group consecutive pictures into batches of at most ``batch_size``.
 
     Args:
         pictures: The pictures.
-        batch_size: How many a batch has at most.
-        one_size: Only of the same height and width, so that no prediction depends on what else is in a batch.
+        batch_size: Largest number of pictures in a batch.
+        one_size: Whether a batch has only images of one size. Otherwise they would be padded, and a
+            prediction would depend on the other images of its batch.
     """
     for _, group in groupby(pictures, key=lambda picture: picture.image.shape if one_size else None):
         while batch := list(islice(group, batch_size)):

@@ -1,44 +1,44 @@
-"""Models as deployers run them: raw images in, features, class scores or label maps out.
+"""Base of the modules that are exported: raw images in, predictions out.
 
-Letters: B batch, C, H and W channels and size of the images, K classes.
+Shapes: B batch, C, H and W channels, height and width of the images, K classes.
 """
 
-from importlib import import_module
 from typing import Sequence
 
 import torch.nn.functional as F
-from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from revcol_mm.models import RevColClassifier
 
-from .exportable import exportable
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Select along dimension 1, in each image on its own.
 
-CLASS_SCORES = {'scores': 'float32, (B, K): softmax over the classes'}
-GRAPHS = {  # of models by their class; imported when there is one
-    'SemanticMask2Former': ('revcol_mm.apis.mask2former_graph', 'SemanticMask2FormerGraph'),
-    'Mask2Former': ('revcol_mm.apis.mask2former_graph', 'Mask2FormerGraph'),
-    'DINO': ('revcol_mm.apis.detection_graph', 'DinoGraph'),
-    'RetinaNet': ('revcol_mm.apis.detection_graph', 'RetinaNetGraph'),
-    'CascadeRCNN': ('revcol_mm.apis.detection_graph', 'CascadeGraph'),
-}
-HEADS = ('rpn_head', 'roi_head', 'bbox_head', 'mask_head', 'decode_head', 'panoptic_head', 'head')
+    Tensor.take_along_dim does the same, but with it torch.export specialises on the batch size.
+
+    Args:
+        values: (B, M, ...).
+        index: (B, N), from 0 to M - 1.
+
+    Returns:
+        (B, N, ...).
+    """
+    index = index.reshape(*index.shape, *[1] * (values.dim() - 2))
+    return values.gather(1, index.expand(-1, -1, *values.shape[2:]))
 
 
 class ImageGraph(nn.Module):
-    """Normalise images as in testing, and run a network.
+    """A network with the model's normalisation in front.
 
     Args:
-        preprocessor: The model's data preprocessor. Its ``mean`` and ``std``, if it has any, are used.
-        network: From normalised images, (B, C, H, W), to a tensor or a tuple of them.
-        outputs: Name and meaning of each tensor, in their order.
+        preprocessor: The model's data preprocessor, whose ``mean`` and ``std`` are used if it has them.
+        network: Takes normalised images, (B, C, H, W); returns a tensor or a tuple of tensors.
+        outputs: Name and description of each output tensor, in order.
 
     Attributes:
-        min_side: Least height and width that an exported file takes, in pixels.
+        min_side: Smallest height and width that an exported file accepts, in pixels.
     """
 
-    min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export treats as another case
+    min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export would specialise on
 
     def __init__(self, preprocessor: nn.Module, network: nn.Module, outputs: dict[str, str]) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class ImageGraph(nn.Module):
         return tuple(self.outputs)
 
     def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """Values from 0 to 255, (B, C, H, W) -> what the network returns."""
+        """Run the network on images, (B, C, H, W), with values from 0 to 255."""
         return self.network(self.normalised(image))
 
     def normalised(self, image: Tensor) -> Tensor:
-        """Values from 0 to 255 -> what the network takes."""
+        """Normalise images with values from 0 to 255."""
         return image if self.pixel_mean is None else (image - self.pixel_mean) / self.pixel_std
 
     def difference(self, outputs: Sequence[Tensor], image: Tensor) -> float:
-        """How far outputs of an exported file are from this graph's, relative to the largest value."""
+        """Return the largest error of an exported file's outputs, relative to the largest value."""
         expected = tree_leaves(self(image))
         return max(
             ((actual - right).abs().max() / right.abs().max()).item()
@@ -69,12 +69,12 @@ class ImageGraph(nn.Module):
 
 
 class SegmentationGraph(ImageGraph):
-    """A segmentor on whole images, without sliding windows; logits are scaled up to the image's size.
+    """A segmentor that predicts on the whole image, without sliding windows, in the size of the image.
 
     Args:
         preprocessor: See :class:`ImageGraph`.
-        network: To logits, (B, K, h, w).
-        align_corners: As in the segmentor's head.
+        network: Returns logits, (B, K, h, w).
+        align_corners: Of the segmentation head, for the interpolation of the logits.
     """
 
     def __init__(self, preprocessor: nn.Module, network: nn.Module, align_corners: bool) -> None:
@@ -86,103 +86,23 @@ class SegmentationGraph(ImageGraph):
         self.align_corners = align_corners
 
     def class_scores(self, image: Tensor) -> Tensor:
-        """(B, C, H, W) -> softmax, (B, K, H, W)."""
+        """Return the softmax scores of every pixel, (B, K, H, W)."""
         logits, size = super().forward(image), image.shape[-2:]
         return F.interpolate(logits, size, mode='bilinear', align_corners=self.align_corners).softmax(1)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> the likeliest class of every pixel, int64, and its score, both (B, H, W)."""
+        """Return the likeliest class of every pixel, int64, and its score, both (B, H, W)."""
         scores, labels = self.class_scores(image).max(1)
         return labels, scores
 
     def difference(self, outputs: Sequence[Tensor], image: Tensor) -> float:
-        """How much lower the graph scores a label than its own choice; how far scores are, relatively."""
+        """Return the larger of two errors of an exported file.
+
+        The first is how much lower this graph scores the file's label than its own; the second is the
+        relative error of the scores. So two classes with equal scores may be swapped.
+        """
         labels, scores = outputs
         own = self.class_scores(image)
         expected = own.amax(1)
         lower = (expected - own.gather(1, labels[:, None])[:, 0]).max()
         return max(lower.item(), ((scores - expected).abs().max() / expected.abs().max()).item())
-
-
-class LastFeature(nn.Module):
-    """Passes on the last of several features."""
-
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        return features[-1]
-
-
-def image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGraph:
-    """What is exported of a model: the parts that testing runs, without auxiliary heads and supervision.
-
-    The outputs are a classifier's 'scores', softmax, (B, K); a segmentor's 'labels' and 'scores', see
-    :class:`SegmentationGraph`; a detector's boxes, see :mod:`revcol_mm.apis.detection_graph`; or objects and
-    segments of Mask2Former, see :class:`revcol_mm.apis.mask2former_graph.Mask2FormerGraph`.
-
-    Args:
-        model: A classifier, segmentor or detector of any OpenMMLab package, in evaluation mode. The graph has
-            its tensors.
-        backbone_only: Stop after the backbone, which may be of any model: the outputs are its features,
-            'feature_0' and so on.
-
-    Raises:
-        ValueError: If the model is none of those that are exported.
-    """
-    model = exportable(model)
-    preprocessor, backbone = model.data_preprocessor, model.backbone
-    neck = [model.neck] if getattr(model, 'with_neck', False) else []
-    if backbone_only:
-        shape = '(B, C, h, w): features, the finest level first'
-        outputs = {f'feature_{index}': f'float32, {shape}' for index in range(len(backbone.out_indices))}
-        graph = ImageGraph(preprocessor, backbone, outputs)
-    elif isinstance(model, RevColClassifier):
-        network = nn.Sequential(backbone, LastFeature(), model.heads[-1], nn.Softmax(1))
-        graph = ImageGraph(preprocessor, network, CLASS_SCORES)
-    elif _is_classifier(model):
-        network = nn.Sequential(backbone, *neck, model.head, nn.Softmax(1))
-        graph = ImageGraph(preprocessor, network, CLASS_SCORES)
-    elif _is_segmentor(model):
-        network = nn.Sequential(backbone, *neck, model.decode_head)
-        graph = SegmentationGraph(preprocessor, network, model.align_corners)
-    elif (name := 'SemanticMask2Former' if _is_mask2former(model) else type(model).__name__) in GRAPHS:
-        graph = getattr(import_module(GRAPHS[name][0]), GRAPHS[name][1])(model)
-    else:
-        heads = [type(head).__name__ for name in HEADS if (head := getattr(model, name, None)) is not None]
-        raise ValueError(
-            f'{type(model).__name__} with {" and ".join(heads)} is not exported: classifiers are, segmentors '
-            'that classify pixels by softmax, Mask2Former, DINO, RetinaNet and Cascade R-CNN; '
-            '--backbone-only exports the backbone of any'
-        )
-    return graph.eval().requires_grad_(False)
-
-
-def _is_classifier(model: nn.Module) -> bool:
-    try:
-        from mmpretrain.models import ClsHead, ImageClassifier
-    except ImportError:
-        return False
-    return type(model) is ImageClassifier and isinstance(model.head, ClsHead)
-
-
-def _is_segmentor(model: nn.Module) -> bool:
-    """Whether it classifies pixels one by one, by the base classes' way to do so."""
-    try:
-        from mmseg.models import EncoderDecoder
-        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-    except ImportError:
-        return False
-    head = getattr(model, 'decode_head', None)
-    return (
-        type(model) is EncoderDecoder
-        and isinstance(head, BaseDecodeHead)
-        and type(head).predict is BaseDecodeHead.predict
-        and type(head).predict_by_feat is BaseDecodeHead.predict_by_feat
-        and head.out_channels > 1  # one channel has a threshold instead
-    )
-
-
-def _is_mask2former(model: nn.Module) -> bool:
-    try:
-        from mmseg.models import EncoderDecoder, Mask2FormerHead
-    except ImportError:
-        return False
-    return type(model) is EncoderDecoder and isinstance(model.decode_head, Mask2FormerHead)

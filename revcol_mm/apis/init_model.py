@@ -1,4 +1,4 @@
-"""From a config and a checkpoint to a model that predicts."""
+"""Building a model for inference from a config and a checkpoint."""
 
 import copy
 from pathlib import Path
@@ -13,26 +13,26 @@ from mmengine.registry import MODELS, DefaultScope
 from revcol_mm.checkpoints.fitting import fit_weights
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
-from revcol_mm.config.code import files_with_code
 from revcol_mm.config.command_line import read_config
+from revcol_mm.config.unsafe_files import find_unsafe_files
 from revcol_mm.errors import PreflightError, building
 from revcol_mm.preflight import check_normalisation, check_sliding_windows
 from revcol_mm.training.load_from import restrict_loading
 
 
 def pick_device(device: str | None = None) -> torch.device:
-    """The device of a name such as 'cpu', 'cuda' or 'cuda:1'; None: a GPU where there is one, else the CPU.
+    """Return a device by its name, such as 'cpu', 'cuda' or 'cuda:1'. None: a GPU if there is one.
 
     Raises:
-        ValueError: If there is no such device here.
+        ValueError: If there is no such device.
     """
     if device is None:
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     try:
-        torch.empty(1, device=device).item()  # asks the driver, too; meta tensors have no values
+        torch.empty(1, device=device).item()  # fails if the driver has no such device, and on 'meta'
     except (AssertionError, RuntimeError) as error:  # torch without CUDA asserts
         here = ['cpu', *(f'cuda:{index}' for index in range(torch.cuda.device_count()))]
-        raise ValueError(f'device {device!r} is none of {", ".join(here)}') from error
+        raise ValueError(f'there is no device {device!r}; available are {", ".join(here)}') from error
     return torch.device(device)
 
 
@@ -42,29 +42,28 @@ def init_model(
     """Build a config's model in evaluation mode.
 
     Args:
-        config: Path of a config, or one that was read.
-        checkpoint: File or URL, published or ours, read without running anything in it. None: random weights
-            as a training without ``init_cfg`` begins with, and nothing is fetched.
+        config: A config, or its path.
+        checkpoint: File or URL, in the published layout or ours, read without running code in it. None:
+            random weights; an ``init_cfg`` of the model or backbone is ignored and nothing is downloaded.
         device: See :func:`pick_device`.
 
     Returns:
-        The model. Its attribute ``cfg`` is the config, ``dataset_meta`` the names ('classes') and perhaps the
-        colours ('palette') of classes as the checkpoint tells them, {} if it does not.
+        The model, with attributes ``cfg``, the config, and ``dataset_meta``, which has the names
+        ('classes') and perhaps colours ('palette') of the classes if the checkpoint has them.
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If the config's ``default_scope`` is wrong, there is no such device, or the model cannot
-            be built, its parts do not fit each other, or it is built only from a file that may run code as it
-            is read.
-        CheckpointError: If the checkpoint cannot be read, or one of the model's weights is not in it.
-        SystemExit: If the environment lacks what the config's task needs.
+        ValueError: If the config's ``default_scope`` is wrong, there is no such device, the model cannot be
+            built, its parts do not fit together, or it needs a file that may run code when it is read.
+        CheckpointError: If the checkpoint cannot be read, or lacks one of the model's weights.
+        SystemExit: If a package that the config's task needs is not installed.
     """
     device = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
-    for place, problem in files_with_code(cfg.model, 'model'):
+    for place, problem in find_unsafe_files(cfg.model, 'model'):
         raise PreflightError(f'{problem} ({place})')
     model_cfg = copy.deepcopy(cfg.model)
-    # MMPretrain's configs have it beside the model, as MMEngine's runner takes it.
+    # MMPretrain's configs have it at the top level, from where MMEngine's runner takes it.
     if cfg.get('data_preprocessor'):
         model_cfg.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint is None:
@@ -78,21 +77,20 @@ def init_model(
     check_normalisation(model)
     check_sliding_windows(model)
     if checkpoint is None:
-        _init_weights(model)
+        _init_weights(model)  # until then some of DINO's parameters are uninitialised memory
     else:
         weights = model_weights(content)
         fit_weights(weights, model, str(checkpoint), adapt=False)
-        model.load_state_dict(weights, strict=False)  # what may be missing or left over, fit_weights has said
+        model.load_state_dict(weights, strict=False)  # fit_weights has checked the keys
     model.cfg = cfg
     model.dataset_meta = _dataset_meta(content.get('meta') or {})
     return model.to(device).eval()
 
 
 def _init_weights(model: BaseModel) -> None:
-    """Until then some of DINO's weights are what was in memory. MMEngine logs several lines of each."""
-    restrict_loading()  # parts other than the backbone may name a checkpoint
+    restrict_loading()  # an init_cfg of a part other than the backbone may name a checkpoint
     logger = MMLogger.get_current_instance()
-    disabled, logger.disabled = logger.disabled, True
+    disabled, logger.disabled = logger.disabled, True  # MMEngine logs several lines for every parameter
     try:
         model.init_weights()
     finally:
@@ -100,6 +98,6 @@ def _init_weights(model: BaseModel) -> None:
 
 
 def _dataset_meta(meta: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's meta tells of the classes, under the names of MMEngine's data sets."""
-    told = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key)}
-    return {key.lower(): value for key, value in told.items()}
+    """Return the classes and palette of a checkpoint's meta, which older checkpoints have in upper case."""
+    found = meta.get('dataset_meta') or {key: meta[key] for key in ('CLASSES', 'PALETTE') if meta.get(key)}
+    return {key.lower(): value for key, value in found.items()}

@@ -1,4 +1,4 @@
-"""Predictions in files, in the formats of COCO and ADE20K."""
+"""Writing predictions to files in the formats of COCO and ADE20K."""
 
 import json
 from pathlib import Path
@@ -17,34 +17,35 @@ from .task_inferencers import DetectionInferencer, PanopticInferencer, Segmentat
 
 
 class PredictionWriter:
-    """Writes predictions and pictures of them below a folder.
+    """Context manager that writes predictions and pictures of them below a folder.
 
-    - ``overlays/NAME.png``: the image with the prediction drawn on it; ``overlays/NAME.mp4`` of a video.
-    - ``images.json``: a COCO annotation file without annotations. Its 'images' have an 'id', 'file_name'
-      (below the folder 'info.root'), 'width', 'height' and, in a video, 'frame', from 0 on. Its 'categories'
-      have an 'id', in the order of the model's classes, and a 'name'. Ids in a data set's own annotation file
-      may be others.
-    - ``predictions.json``, detection: COCO results, 'image_id', 'category_id', 'bbox' (x, y, width, height),
-      'score' and perhaps 'segmentation' (RLE); ``COCO('images.json').loadRes('predictions.json')`` reads it.
-      Classification: for every image 'image_id', 'file_name' and 'predictions', the best first, which have
-      'label', 'name' and 'score'.
-    - ``segments/NAME.png`` and ``predictions.json``, panoptic segmentation: COCO's panoptic results. Colours
-      of the PNG are ids, red + 256 green + 65536 blue, black is none; 'segments_info' of each of the
-      'annotations' have an 'id', 'category_id' and 'area'.
-    - ``labels/NAME.png``, segmentation: the category's id of every pixel, in 8 bits, or 16 where there are
-      more than 256. Where the data set has ``reduce_zero_label``, as ADE20K, they begin at 1, as in its own
-      files, whose 0 stands for other things and is never predicted; else at 0. A frame of a video is
-      ``labels/NAME/000000.png``.
+    - ``overlays/NAME.png``: the image with the prediction drawn on it. For a video ``overlays/NAME.mp4``.
+    - ``images.json``: a COCO annotation file without annotations. Its 'images' have 'id', 'file_name'
+      (relative to the folder 'info.root'), 'width', 'height' and, for a video, 'frame', from 0 on. Its
+      'categories' have 'id', in the order of the model's classes, and 'name'. A data set's own annotation
+      file may have other ids.
+    - Detection: ``predictions.json``, COCO results with 'image_id', 'category_id', 'bbox' (x, y, width,
+      height), 'score' and perhaps 'segmentation' (RLE). ``COCO('images.json').loadRes('predictions.json')``
+      reads it.
+    - Classification: ``predictions.json``, for every image 'image_id', 'file_name' and 'predictions', the
+      best first, with 'label', 'name' and 'score'.
+    - Panoptic segmentation: ``segments/NAME.png`` and ``predictions.json``, COCO's panoptic results.
+      Colours of the PNG are ids, red + 256 green + 65536 blue, and black is no segment. Each of the
+      'annotations' has 'segments_info' with 'id', 'category_id' and 'area'.
+    - Semantic segmentation: ``labels/NAME.png``, the category id of every pixel, in 8 bits, or in 16 if
+      there are more than 256. If the data set has ``reduce_zero_label``, as ADE20K, ids begin at 1, because
+      0 in its files means other things and is never predicted. Otherwise they begin at 0. For a frame of a
+      video ``labels/NAME/000000.png``.
 
-    It is a context manager. The JSON files are written at its end, also if there is an exception.
+    The JSON files are written when the context ends, also after an exception.
 
     Args:
         out: The folder.
-        inferencer: What predicts.
-        info: About the run, for images.json.
+        inferencer: The inferencer that predicts.
+        info: Information about the run, for images.json.
 
     Raises:
-        ImageError: If a video's size or rate cannot be written.
+        ImageError: If a video of this size or frame rate cannot be written.
         OSError: If a file cannot be written.
     """
 
@@ -74,12 +75,12 @@ class PredictionWriter:
             self._write_json('predictions.json', self._predictions)
 
     def write(self, picture: Picture, sample: Any, overlay: np.ndarray) -> None:
-        """Write the prediction on a picture; frames of a video in their order.
+        """Write the prediction for an image, or for the next frame of a video.
 
         Args:
-            picture: What was predicted on.
+            picture: The image or frame.
             sample: The prediction, as the inferencer returned it.
-            overlay: The prediction drawn, (H', W', 3), RGB.
+            overlay: The drawn prediction, (H', W', 3), RGB.
         """
         source = picture.source
         height, width = picture.image.shape[:2]
@@ -103,16 +104,12 @@ class PredictionWriter:
                 del record['name']
                 self._predictions.append(dict(image_id=image['id'], category_id=category, **record))
         else:
-            self._predictions.append(
-                dict(
-                    image_id=image['id'],
-                    file_name=source.file_name,
-                    predictions=self.inferencer.records(sample),
-                )
-            )
+            records = self.inferencer.records(sample)
+            entry = dict(image_id=image['id'], file_name=source.file_name, predictions=records)
+            self._predictions.append(entry)
 
     def _write_segments(self, picture: Picture, sample: Any, image_id: int) -> None:
-        """Number an image's segments from 1 on."""
+        """Write an image's segments, numbered from 1 on."""
         found = self.inferencer.segments(sample)
         ids, infos = np.zeros_like(found), []
         for number, record in enumerate(self.inferencer.records(sample), 1):
@@ -126,7 +123,7 @@ class PredictionWriter:
         self._predictions.append(dict(image_id=image_id, file_name=name, segments_info=infos))
 
     def _file(self, kind: str, picture: Picture) -> Path:
-        """The PNG of a picture in a folder of predictions."""
+        """Return the path of a picture's PNG in a subfolder."""
         frame = '' if picture.frame is None else f'/{picture.frame:06d}'
         return self.out / kind / f'{picture.source.name}{frame}.png'
 
@@ -143,7 +140,9 @@ class PredictionWriter:
             self._video = cv2.VideoWriter(f'{path}.mp4', codec, picture.fps, (width, height))
             self._video_source = picture.source
             if not self._video.isOpened():
-                raise ImageError(f'no video can be written of {width} x {height} pixels at {picture.fps} Hz')
+                raise ImageError(
+                    f'cannot write a video of {width} x {height} pixels at {picture.fps} frames per second'
+                )
         self._video.write(overlay)
 
     def _end_video(self) -> None:

@@ -1,4 +1,4 @@
-"""An :class:`revcol_mm.apis.inferencer.Inferencer` for each task."""
+"""The :class:`revcol_mm.apis.inferencer.Inferencer` of each task."""
 
 from typing import Any, Sequence
 
@@ -7,18 +7,19 @@ from mmengine.model import BaseModel
 
 from revcol_mm.visualization.prediction_pictures import without_empty_segments
 
-from .inferencer import Inferencer, of_ready_model, taking_arrays
+from .inferencer import Inferencer
+from .openmmlab_inferencers import mmengine_inferencer, mmpretrain_inferencer
 from .tile_mergers import DetectionMerger, LabelMerger
 
-MIN_LEGIBLE = 224  # pixels of a picture's longer side, to write a class on it
+MIN_LEGIBLE = 224  # pixels: smaller pictures are enlarged so that class names can be read
 
 
 class DetectionInferencer(Inferencer):
-    """Boxes and, if the model predicts them, masks; by :class:`mmdet.apis.DetInferencer`.
+    """Predicts boxes and, if the model has them, masks, by :class:`mmdet.apis.DetInferencer`.
 
     Args:
         model: See :class:`Inferencer`.
-        score_threshold: Lowest score of a detection that counts, 0 to 1. Default: MMDetection's for pictures.
+        score_threshold: Smallest score of a detection, 0 to 1. The default is MMDetection's for drawing.
     """
 
     task = 'detection'
@@ -36,7 +37,7 @@ class DetectionInferencer(Inferencer):
         from mmdet.apis import DetInferencer
 
         self.model.dataset_meta.setdefault('palette', 'random')
-        return of_ready_model(DetInferencer, self.model, 'DetLocalVisualizer')
+        return mmengine_inferencer(DetInferencer, self.model, 'DetLocalVisualizer')
 
     def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
         _, data = super()._preprocess(images)
@@ -52,11 +53,11 @@ class DetectionInferencer(Inferencer):
         return self._inferencer.visualize(pictures, samples, return_vis=True, pred_score_thr=-1)
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Detections by falling score.
+        """List detections by falling score.
 
         Returns:
             For each 'label', 'name', 'score', 'bbox' (x, y, width and height in pixels) and, of models that
-            predict masks, 'segmentation', COCO's compressed RLE.
+            predict masks, 'segmentation' (COCO's compressed RLE).
         """
         prediction = self._inferencer.pred2dict(sample)
         records = []
@@ -74,7 +75,7 @@ class DetectionInferencer(Inferencer):
 
 
 class PanopticInferencer(DetectionInferencer):
-    """Segments of things and stuff, by :class:`mmdet.apis.DetInferencer`; objects are left to metrics."""
+    """Predicts segments of things and stuff by :class:`mmdet.apis.DetInferencer`."""
 
     options = ()
     tile_merger = None
@@ -85,7 +86,7 @@ class PanopticInferencer(DetectionInferencer):
 
     def _checked(self, sample: Any) -> Any:
         self._require(sample, 'pred_panoptic_seg')
-        sample.pop('pred_instances', None)
+        sample.pop('pred_instances', None)  # only used by metrics
         return sample
 
     def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
@@ -94,24 +95,22 @@ class PanopticInferencer(DetectionInferencer):
 
     @staticmethod
     def segments(sample: Any) -> np.ndarray:
-        """MMDetection's id of every pixel's segment, (H, W): its class + 1000 x its number among things."""
+        """Return MMDetection's segment id of every pixel, (H, W): class + 1000 x number of a thing."""
         return sample.pred_panoptic_seg.sem_seg[0].cpu().numpy()
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Segments by falling area: 'id', 'label', 'name' and 'score', which is their share of the pixels."""
+        """List segments by falling area: 'id', 'label', 'name' and 'score', their share of pixels."""
         from mmdet.evaluation import INSTANCE_OFFSET
 
-        ids, counts = np.unique(self.segments(sample), return_counts=True)
-        labels, shares = ids % INSTANCE_OFFSET, counts / counts.sum()
         return [
-            dict(id=int(ids[index]), **self._record(labels[index], shares[index]))
-            for index in np.argsort(-shares, kind='stable')
-            if labels[index] < len(self.classes)
+            dict(id=int(id_), **self._record(id_ % INSTANCE_OFFSET, share))
+            for id_, share in _by_area(self.segments(sample))
+            if id_ % INSTANCE_OFFSET < len(self.classes)
         ]
 
 
 class SegmentationInferencer(Inferencer):
-    """A class for every pixel; by :class:`mmseg.apis.MMSegInferencer`."""
+    """Predicts a class for every pixel by :class:`mmseg.apis.MMSegInferencer`."""
 
     task = 'semantic segmentation'
     tile_merger = LabelMerger()
@@ -122,10 +121,10 @@ class SegmentationInferencer(Inferencer):
 
         self.first_category_id = int(bool(self._dataset.metainfo.get('reduce_zero_label')))
         palette = self.model.dataset_meta.get('palette') or ()
-        if len(palette) != len(self.classes):  # random ones; the inferencer would take those of Cityscapes
+        if len(palette) != len(self.classes):  # random colours; the inferencer would use those of Cityscapes
             palette = BaseSegDataset(metainfo=dict(classes=self.classes), lazy_init=True).metainfo['palette']
         self.model.dataset_meta = dict(classes=self.classes, palette=palette)
-        return of_ready_model(MMSegInferencer, self.model, 'SegLocalVisualizer')
+        return mmengine_inferencer(MMSegInferencer, self.model, 'SegLocalVisualizer')
 
     def _checked(self, sample: Any) -> Any:
         self._require(sample, 'pred_sem_seg')
@@ -134,34 +133,39 @@ class SegmentationInferencer(Inferencer):
     def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
         from mmseg.structures import SegDataSample
 
-        # of one pixel, the visualizer takes a tensor for an index
+        # As arrays, because the visualizer takes a tensor of one pixel for an index.
         samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
         return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
 
     @staticmethod
     def labels(sample: Any) -> np.ndarray:
-        """The label of every pixel, (H, W)."""
+        """Return the label of every pixel, (H, W)."""
         return sample.pred_sem_seg.data[0].cpu().numpy()
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
-        """Classes by falling area: 'label', 'name' and 'score', which is their share of the pixels."""
-        labels, counts = np.unique(self.labels(sample), return_counts=True)
-        shares = counts / counts.sum()
-        return [self._record(labels[index], shares[index]) for index in np.argsort(-shares, kind='stable')]
+        """List classes by falling area: 'label', 'name' and 'score', their share of pixels."""
+        return [self._record(label, share) for label, share in _by_area(self.labels(sample))]
+
+
+def _by_area(labels: np.ndarray) -> list[tuple[int, float]]:
+    """Return the labels of a map and their shares of the pixels, by falling share."""
+    labels, counts = np.unique(labels, return_counts=True)
+    shares = counts / counts.sum()
+    return [(labels[index], shares[index]) for index in np.argsort(-shares, kind='stable')]
 
 
 class ClassificationInferencer(Inferencer):
-    """Classes of whole images; by :class:`mmpretrain.ImageClassificationInferencer`.
+    """Predicts classes of whole images by :class:`mmpretrain.ImageClassificationInferencer`.
 
     Args:
         model: See :class:`Inferencer`.
-        score_threshold: Lowest score of a class that counts, 0 to 1.
-        top_k: How many classes count at most.
+        score_threshold: Smallest score of a class to list, 0 to 1.
+        top_k: Largest number of classes to list.
     """
 
     task = 'classification'
     options = ('score_threshold', 'top_k')
-    needs_one_size = False  # test pipelines make them so
+    needs_one_size = False  # the test pipeline resizes them to one
 
     def __init__(self, model: BaseModel, score_threshold: float = 0.0, top_k: int = 5) -> None:
         self.score_threshold = score_threshold
@@ -173,9 +177,7 @@ class ClassificationInferencer(Inferencer):
         from mmpretrain.visualization import UniversalVisualizer
 
         self._visualizer = UniversalVisualizer()
-        # where MMPretrain's inferencers look for it in a ready model
-        self.model._config = taking_arrays(self.model.cfg)
-        return ImageClassificationInferencer(self.model, classes=self.classes)
+        return mmpretrain_inferencer(ImageClassificationInferencer, self.model, self.classes)
 
     def _checked(self, sample: Any) -> Any:
         self._require(sample, 'pred_score')
@@ -194,7 +196,7 @@ class ClassificationInferencer(Inferencer):
         ]
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
-        """The most likely classes, by falling score: 'label', 'name' and 'score'."""
+        """List the most likely classes by falling score: 'label', 'name' and 'score'."""
         scores, labels = sample.pred_score.topk(min(self.top_k, len(self.classes)))
         return [
             self._record(label, score)

@@ -1,19 +1,19 @@
-"""The command ``revcol``: a subcommand for each tool that users run."""
+"""The command ``revcol``, with a subcommand for each tool."""
 
 import argparse
 import sys
 from importlib import import_module
 
-COMMANDS = {  # with their modules
+COMMANDS = {  # module and description
     'train': ('revcol_mm.cli.train', 'train the model of a config'),
     'test': ('revcol_mm.cli.test', 'test a checkpoint: mIoU, AP, PQ, accuracy'),
     'predict': ('revcol_mm.cli.predict', 'predict on images and videos, and draw the predictions'),
-    'export': ('revcol_mm.cli.export', 'write a model as ONNX or torch.export'),
-    'publish': ('revcol_mm.cli.publish', 'make a checkpoint ready to publish, also on the Hugging Face Hub'),
+    'export': ('revcol_mm.cli.export', 'export a model to ONNX, TorchScript or torch.export'),
+    'publish': ('revcol_mm.cli.publish', 'prepare a checkpoint for publishing, also on the Hugging Face Hub'),
     'convert': ('revcol_mm.cli.convert', "convert checkpoints from and to the layout of RevCol's authors"),
-    'check-data': ('revcol_mm.cli.check_data', 'tell what is wrong with data'),
-    'configs': ('revcol_mm.cli.configs', 'list the configs that come with revcol_mm, or tell where one is'),
-    'doctor': ('revcol_mm.check_env', 'tell what is installed, and how to mend what is missing'),
+    'check-data': ('revcol_mm.cli.check_data', 'check the data sets of a config'),
+    'configs': ('revcol_mm.cli.configs', 'list the configs of revcol_mm, or print the path of one'),
+    'doctor': ('revcol_mm.check_env', 'check what is installed, and how to install what is missing'),
 }
 
 
@@ -22,7 +22,7 @@ def main() -> None:
     lines = [f'{name:12} {what}' for name, (_, what) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog='revcol',
-        description='\n'.join([*lines, '', 'revcol COMMAND --help says more of each.']),
+        description='\n'.join([*lines, '', 'revcol COMMAND --help describes a command.']),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('command', choices=COMMANDS, metavar='COMMAND')

@@ -1,4 +1,4 @@
-"""``python -m revcol_mm.cli``, which is ``revcol``."""
+"""``python -m revcol_mm.cli``, the same as ``revcol``."""
 
 from revcol_mm.cli import main
 

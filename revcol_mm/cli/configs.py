@@ -1,9 +1,9 @@
-"""List the configs that come with revcol_mm, or tell where some of them are.
+"""List the configs of revcol_mm, or print the paths of some of them.
 
-    revcol configs                          # their names
-    revcol configs dino_revcol_t_coco       # where it is, for _base_ of a config of your own
+    revcol configs                          # list their names
+    revcol configs dino_revcol_t_coco       # print a path, for _base_ in your own config
 
-Wherever a config is asked for, such a name does as well: revcol train dino_revcol_t_coco.
+All commands accept such a name in place of a path: revcol train dino_revcol_t_coco.
 """
 
 import argparse
@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('names', nargs='*', metavar='NAME')
+    parser.add_argument('names', nargs='*', metavar='NAME', help='configs whose paths to print')
     args = parser.parse_args()
     with errors_in_one_line():
         if args.names:

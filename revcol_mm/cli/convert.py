@@ -1,7 +1,8 @@
-"""Convert a checkpoint for good, from and to the layout in which RevCol's authors publish theirs.
+"""Convert a checkpoint from and to the layout in which RevCol's authors publish theirs.
 
-Both OpenMMLab's programs and those of RevCol's authors load what they are given here, and nothing that is
-pickled in IN runs. Training and testing with revcol_mm take published checkpoints as they are.
+Plain OpenMMLab programs can load the layout 'revcol_mm', and the authors' programs can load 'published'.
+Training and testing with revcol_mm read both without conversion. Reading IN runs no code that is pickled in
+it.
 
 Example: revcol convert revcol_base_22k.pth revcol_base.pth --drop-heads
 """
@@ -26,8 +27,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--to', choices=['revcol_mm', 'published'], default='revcol_mm', help='layout of OUT [revcol_mm]'
     )
-    parser.add_argument('--drop-heads', action='store_true', help="keep the backbone's weights alone")
-    parser.add_argument('--ema', action='store_true', help='take the weights averaged in training')
+    parser.add_argument('--drop-heads', action='store_true', help="keep only the backbone's weights")
+    parser.add_argument('--ema', action='store_true', help='take the averaged weights (EMA)')
     parser.add_argument(
         '--pad-kernel',
         type=int,
@@ -44,16 +45,23 @@ def convert(
     ema: bool = False,
     pad_size: int | None = None,
 ) -> dict[str, Any]:
-    """Convert a checkpoint of any layout; the arguments are those of the command line.
+    """Convert a checkpoint of either layout.
+
+    Args:
+        checkpoint: As :func:`read_checkpoint` returns it.
+        to: Layout of the result, 'revcol_mm' or 'published'.
+        drop_heads: Whether to keep only the backbone's weights.
+        ema: Whether to take the averaged weights.
+        pad_size: Size to which depthwise kernels of the backbone are zero-padded. None: not padded.
 
     Raises:
-        CheckpointError: If there are no weights, or no averaged ones where asked for.
-        ValueError: If none are of a backbone, or the kernels cannot be padded to that size.
+        CheckpointError: If there are no weights, or no averaged ones although ``ema`` is set.
+        ValueError: If no weights are of a backbone, or kernels cannot be padded to this size.
     """
     weights = model_weights(checkpoint, ema)
     backbone = [name for name in weights if name.startswith(BACKBONE)]
     if not backbone:
-        raise ValueError(f'no weights of a backbone in the checkpoint; it has {list(weights)[:5]}')
+        raise ValueError(f'the checkpoint has no weights of a backbone; its first are {list(weights)[:5]}')
     if drop_heads:
         for name in weights.keys() - set(backbone):
             del weights[name]
@@ -69,12 +77,12 @@ def main() -> None:
     args = parse_args()
     with errors_in_one_line(RuntimeError):
         if args.out.exists() and Path(args.source).exists() and args.out.samefile(args.source):
-            raise ValueError(f'OUT is IN, {args.out}; choose another name')
+            raise ValueError(f'OUT and IN are the same file, {args.out}: choose another name')
         checkpoint = read_checkpoint(args.source, setting=None)
         converted = convert(checkpoint, args.to, args.drop_heads, args.ema, args.pad_kernel)
         out = save_checkpoint(converted, args.out)
     weights = model_weights(converted)
-    print(f'{out}: {len(weights)} weights, {sum(w.numel() for w in weights.values()) / 1e6:.3f} M numbers')
+    print(f'{out}: {len(weights)} weights, {sum(w.numel() for w in weights.values()) / 1e6:.3f} M values')
 
 
 if __name__ == '__main__':

@@ -1,10 +1,13 @@
-"""Predict on images and videos: write overlays and the predictions, by what the config's model is for.
+"""Predict on images and videos, and write the predictions and pictures of them.
 
-IMAGES are files, folders, patterns and videos. Below --out go overlays/ (pictures), images.json (which images
-and classes there are) and, of detection, predictions.json (COCO results, with masks as RLE), of
-classification, predictions.json (classes with scores), of semantic segmentation, labels/ (PNGs as ADE20K's),
-of panoptic segmentation, segments/ and predictions.json (PNGs and results as COCO's).
-An image that cannot be read is named and left out, the rest is done, and the exit status is 65.
+Written below --out are overlays/ (pictures), images.json (images and classes) and, depending on the task:
+
+- detection: predictions.json (COCO results, with masks as RLE)
+- classification: predictions.json (classes with scores)
+- semantic segmentation: labels/ (PNGs as in ADE20K)
+- panoptic segmentation: segments/ and predictions.json (PNGs and results as in COCO)
+
+Images that cannot be read are reported and skipped, and the exit status is then 65.
 
 Example: revcol predict photos 'more/*.jpg' clip.mp4 --config configs/dino_revcol_t_coco.py \
     --checkpoint work_dirs/run1/epoch_12.pth
@@ -16,7 +19,7 @@ from pathlib import Path
 
 from revcol_mm.check_env import CORE, require_parts
 
-require_parts('the demo', (*CORE, 'mmcv'))
+require_parts('predicting', (*CORE, 'mmcv'))
 
 from rich.console import Console
 from rich.progress import (
@@ -50,30 +53,36 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--model',
         metavar='NAME',
-        help='in place of both: a folder of `revcol publish`, or ORG/REPO of the Hub',
+        help='instead of both: a folder of `revcol publish`, or ORG/REPO of the Hub',
     )
     parser.add_argument('--out', type=Path, help='folder for the results [work_dirs/CONFIG/predictions]')
-    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU where there is one]")
+    parser.add_argument('--device', help="such as 'cpu' or 'cuda:1' [a GPU if there is one]")
     parser.add_argument(
-        '--batch-size', type=int, default=1, help='images at once, of those of one size in a row [1]'
+        '--batch-size',
+        type=int,
+        default=1,
+        help='largest number of consecutive images of one size in a batch [1]',
     )
     parser.add_argument(
         '--score-threshold',
         type=float,
-        help='lowest score of what is drawn and written [detection 0.3, classification 0]',
+        help='smallest score to draw and write [detection 0.3, classification 0]',
     )
     parser.add_argument(
-        '--tile', type=int, metavar='PIXELS', help='predict on tiles of this size, and put them together'
+        '--tile', type=int, metavar='PIXELS', help='predict on tiles of this size, and merge the predictions'
     )
     parser.add_argument(
-        '--overlap', type=int, metavar='PIXELS', help='that neighbouring tiles share [an eighth of a tile]'
+        '--overlap',
+        type=int,
+        metavar='PIXELS',
+        help='pixels that neighbouring tiles share [an eighth of a tile]',
     )
-    parser.add_argument('--top-k', type=int, help='classes to write of each image, classification [5]')
+    parser.add_argument('--top-k', type=int, help='classes to write for each image, for classification [5]')
     return parser.parse_args()
 
 
 class SpeedColumn(ProgressColumn):
-    """Pictures, of videos frames, a second."""
+    """Images and frames per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f'{task.finished_speed or task.speed or 0:.2f}/s')
@@ -82,7 +91,7 @@ class SpeedColumn(ProgressColumn):
 def predict(
     inferencer: Inferencer, sources: list[Source], out: Path, batch_size: int, info: dict[str, str]
 ) -> dict[Source, str]:
-    """Predict and write; returns what could not be read, and why."""
+    """Predict and write; return the sources that could not be read, with reasons."""
     problems = {}
     columns = (
         TextColumn('{task.description}'),
@@ -115,7 +124,7 @@ def predict(
                 for picture in batch:
                     report(picture.source, str(error))
             progress.advance(task, len(batch))
-        progress.update(task, completed=progress.tasks[task].total)  # with what was left out
+        progress.update(task, completed=progress.tasks[task].total)  # also if some were skipped
     return problems
 
 
@@ -123,10 +132,10 @@ def main() -> None:
     args = parse_args()
     with errors_in_one_line():
         if bool(args.model) == bool(args.config) or bool(args.config) != bool(args.checkpoint):
-            raise ValueError('give --config and --checkpoint, or --model alone')
+            raise ValueError('give either --config and --checkpoint, or --model')
         out = args.out or Path('work_dirs', Path(args.model or args.config).stem, 'predictions')
         if args.batch_size < 1:
-            raise ValueError(f'--batch-size starts at 1, got {args.batch_size}')
+            raise ValueError(f'--batch-size must be at least 1, got {args.batch_size}')
         sources = find_sources(args.images, leave_out=out)
         check_writable(out)
         options = dict(
@@ -144,7 +153,7 @@ def main() -> None:
         problems = predict(inferencer, sources, out, args.batch_size, info)
     print(f'{inferencer.task}: {len(sources) - len(problems)} of {len(sources)} images and videos, in {out}')
     if problems:
-        print('left out, or not done to the end:', *(source.path for source in problems), sep='\n  ')
+        print('skipped, or read only in part:', *(source.path for source in problems), sep='\n  ')
         sys.exit(UNREADABLE)
 
 

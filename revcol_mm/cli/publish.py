@@ -1,11 +1,12 @@
-"""Make of a run's checkpoint one to publish: its weights, without optimizer state, named by their hash.
+"""Prepare a checkpoint for publishing: keep its weights, drop the optimizer state, add a hash to its name.
 
-Averaged weights (EMA) are taken where there are any. OUT model.pth becomes model-1a2b3c4d.pth, with the
-first 8 digits of the file's SHA-256, as OpenMMLab's published files are named; model.safetensors likewise.
+If the checkpoint has averaged weights (EMA), these are taken. OUT model.pth becomes model-1a2b3c4d.pth,
+with the first 8 digits of the file's SHA-256, as OpenMMLab names its files. The same holds for
+.safetensors.
 
-With --hub OUT is a folder for the Hugging Face Hub: weights as model.safetensors, the config, and a card with
-what --data, --metrics and --license say. revcol_mm.load(OUT) is the model, and, once it is uploaded,
-revcol_mm.load('ORG/NAME').
+With --hub, OUT is a folder for the Hugging Face Hub. It gets the weights as model.safetensors, the config,
+and a model card with --data, --metrics and --license. Load it by revcol_mm.load(OUT) or, after uploading
+it, by revcol_mm.load('ORG/NAME').
 
 Example: revcol publish work_dirs/run1/iter_160000.pth mask2former_revcol_b_ade20k.safetensors
 """
@@ -26,33 +27,33 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('source', metavar='IN', help='checkpoint to publish')
     parser.add_argument(
-        'out', metavar='OUT', type=Path, help='.pth or .safetensors file to write, named without the hash'
+        'out', metavar='OUT', type=Path, help='.pth or .safetensors file to write, named without hash'
     )
     hub = parser.add_argument_group('a folder for the Hugging Face Hub')
-    hub.add_argument('--hub', metavar='CONFIG', help="write a folder, with the model's config")
-    hub.add_argument('--license', metavar='ID', help="the hub's name of its licence, such as apache-2.0")
-    hub.add_argument('--data', metavar='NAME', help='what it was trained and tested on')
-    hub.add_argument('--metrics', type=Path, metavar='FILE', help='JSON that `revcol test` wrote')
+    hub.add_argument('--hub', metavar='CONFIG', help='config of the model; makes OUT a folder')
+    hub.add_argument('--license', metavar='ID', help="the Hub's name of the licence, such as apache-2.0")
+    hub.add_argument('--data', metavar='NAME', help='data set that the model was trained and tested on')
+    hub.add_argument('--metrics', type=Path, metavar='FILE', help='JSON file that `revcol test` wrote')
     return parser.parse_args()
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise a ValueError if options do not go together."""
+    """Raise a ValueError if options do not fit together."""
     if args.hub and not args.license:
-        raise ValueError('--hub takes --license: others may use the weights only as it says')
+        raise ValueError('--hub needs --license, which says how others may use the weights')
     if not args.hub and (args.license or args.data or args.metrics):
-        raise ValueError('--license, --data and --metrics are for --hub')
+        raise ValueError('--license, --data and --metrics need --hub')
 
 
 def publish_to_hub(checkpoint: dict[str, Any], args: argparse.Namespace) -> None:
-    """Write the folder, and say how it is used."""
+    """Write the folder, and print how to use it."""
     from revcol_mm.apis.hub import read_metrics, write_folder
     from revcol_mm.config.command_line import read_config
 
     metrics = read_metrics(args.metrics) if args.metrics else None
     write_folder(checkpoint, read_config(args.hub), args.out, args.out.name, args.license, args.data, metrics)
     print(f'wrote {", ".join(sorted(path.name for path in args.out.iterdir()))} to {args.out}')
-    print(f"to use it: revcol_mm.load('{args.out}'); to upload it: hf upload ORG/{args.out.name} {args.out}")
+    print(f"to load it: revcol_mm.load('{args.out}'); to upload it: hf upload ORG/{args.out.name} {args.out}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Test a checkpoint: print its metrics, such as mIoU or COCO AP, and write predictions on request.
+"""Test a checkpoint: print metrics such as mIoU or COCO AP, and optionally write predictions.
 
 Example: revcol test configs/mask2former_revcol_b_ade20k.py work_dirs/run1/iter_160000.pth --tta
 """
@@ -23,30 +23,30 @@ from revcol_mm.training.seeded_dataset import BrokenSampleError
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_common_arguments(parser)
-    parser.add_argument('checkpoint', help='checkpoint to test: file, URL, or the folder of a sharded one')
+    parser.add_argument('checkpoint', help='checkpoint: file, URL, or folder of a sharded one')
     parser.add_argument(
         '--out',
         metavar='DIR',
-        help='write predictions there: label PNGs (segmentation), COCO result files (detection) '
+        help='folder for predictions: label PNGs (segmentation), COCO result files (detection) '
         'or a pickle (classification)',
     )
-    parser.add_argument('--show-dir', metavar='DIR', help='write pictures of predictions there')
-    parser.add_argument('--tta', action='store_true', help='multi-scale and flip augmentation')
+    parser.add_argument('--show-dir', metavar='DIR', help='folder for pictures of predictions')
+    parser.add_argument('--tta', action='store_true', help='test-time augmentation: several scales and flips')
     return parser.parse_args()
 
 
 def use_tta(cfg: Config) -> None:
-    """Swap in the config's test-time augmentation."""
+    """Make the config use its test-time augmentation."""
     if not cfg.get('tta_model') or not cfg.get('tta_pipeline'):
-        raise ValueError(f'--tta: {cfg.filename} has no tta_model and tta_pipeline')
+        raise ValueError(f'--tta needs tta_model and tta_pipeline, which {cfg.filename} does not have')
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
-    if 'data_preprocessor' in cfg.model:  # MMEngine would put the config's other one, if any, in its place
+    if 'data_preprocessor' in cfg.model:  # MMEngine prefers the one at the top level
         cfg.data_preprocessor = cfg.model.data_preprocessor
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
 
 
 def write_predictions(cfg: Config, out: str) -> None:
-    """Have the evaluators write what the model predicts."""
+    """Make the config's evaluators write predictions."""
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
     for evaluator in evaluators:
         if evaluator.type == 'IoUMetric':
@@ -59,18 +59,18 @@ def write_predictions(cfg: Config, out: str) -> None:
 
 
 def draw_predictions(cfg: Config, show_dir: str) -> None:
-    """Have the visualization hook draw every image."""
+    """Make the config's visualization hook draw every image."""
     if 'visualization' not in cfg.default_hooks:
-        raise ValueError(f'--show-dir: {cfg.filename} has no default_hooks.visualization')
+        raise ValueError(f'--show-dir needs default_hooks.visualization, which {cfg.filename} does not have')
     cfg.visualizer.save_dir = show_dir
-    # The visualizer adds a folder of its own to save_dir; pictures belong where the user wants them.
+    # The visualizer appends a subfolder to save_dir, which '..' undoes.
     cfg.visualizer.vis_backends = [dict(type='LocalVisBackend', img_save_dir='..')]
     cfg.default_hooks.visualization.interval = 1
     cfg.default_hooks.visualization['enable' if cfg.default_scope == 'mmpretrain' else 'draw'] = True
 
 
 def print_metrics(metrics: dict[str, float], args: argparse.Namespace) -> None:
-    """Print a table of the metrics, and where everything else went."""
+    """Print the metrics, and the folders of predictions and pictures."""
     width = max(map(len, metrics), default=0)
     print('', *(f'{name:{width}} {value:.4g}' for name, value in metrics.items()), sep='\n')
     for what, folder in (('predictions', args.out), ('pictures', args.show_dir)):
@@ -87,7 +87,7 @@ def main() -> None:
         if args.tta:
             use_tta(cfg)
         if args.out:
-            check_writable(Path(args.out))  # MMSegmentation's processes do not wait for each other to make it
+            check_writable(Path(args.out))  # or processes of MMSegmentation race to make it
             write_predictions(cfg, args.out)
         if args.show_dir:
             draw_predictions(cfg, args.show_dir)

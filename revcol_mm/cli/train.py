@@ -1,4 +1,4 @@
-"""Train the model of a config, for segmentation, detection or classification.
+"""Train the model of a config for segmentation, detection or classification.
 
 Example: revcol train configs/mask2former_revcol_b_ade20k.py --work-dir work_dirs/run1
 """
@@ -26,10 +26,10 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CKPT',
-        help='go on from a checkpoint, without CKPT from the newest in the work dir',
+        help='resume from CKPT, or without CKPT from the newest checkpoint in the work dir',
     )
-    parser.add_argument('--amp', action='store_true', help='mixed precision, if the config has none')
-    parser.add_argument('--seed', type=int, help='seed of all random generators [a random one]')
+    parser.add_argument('--amp', action='store_true', help='train in mixed precision')
+    parser.add_argument('--seed', type=int, help='seed of all random number generators [random]')
     parser.add_argument('--deterministic', action='store_true', help='use deterministic algorithms; slower')
     return parser.parse_args()
 
@@ -40,11 +40,13 @@ def main() -> None:
         if args.resume not in (None, 'auto') and not Path(args.resume).exists():
             raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
         if args.seed is not None and not 0 <= args.seed < 2**32:
-            raise ValueError(f'--seed is from 0 to {2**32 - 1}, got {args.seed}')
+            raise ValueError(f'--seed must be from 0 to {2**32 - 1}, got {args.seed}')
         cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
         runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
         if runner_type is None:
-            raise ValueError(f'runner_type is ResumableRunner or FullyShardedRunner, not {cfg.runner_type!r}')
+            raise ValueError(
+                f'runner_type must be ResumableRunner or FullyShardedRunner, got {cfg.runner_type!r}'
+            )
         if args.resume:
             cfg.resume = True
             cfg.load_from = None if args.resume == 'auto' else args.resume

@@ -1,0 +1,62 @@
+"""Finding images and videos, and reading them."""
+
+import cv2
+import pytest
+
+from revcol_mm.apis.image_files import find_sources, read_pictures
+
+from .test_demo import write_video
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for path in ('a/x.jpg', 'b/x.jpg', 'b/c/x.jpg', 'b/out/overlays/x.png', 'b/notes.txt'):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    return tmp_path
+
+
+def names(inputs, leave_out):
+    return [source.name for source in find_sources([str(each) for each in inputs], leave_out)]
+
+
+def test_sources_are_found_once_and_results_are_left_out(folder):
+    inputs = (folder / 'a/../b', folder / 'a' / '*.jpg', folder / 'a/x.jpg', folder / 'b/notes.txt')
+    assert names(inputs, folder / 'b/out') == ['b/c/x', 'b/x', 'a/x', 'b/notes']
+
+
+@pytest.mark.parametrize('other', ['x.png', 'c', 'c.png'])
+def test_names_keep_suffixes_where_results_would_collide(other, folder):
+    """Such as b/x.jpg with b/x.png, or a file called as the folder for the results of b/c/x.jpg."""
+    if other == 'c':
+        (folder / 'b/c.jpg').touch()
+    elif other == 'c.png':
+        (folder / 'b/c').rename(folder / 'b/x.png')
+    else:
+        (folder / 'b/x.png').touch()
+    found = names([folder / 'b'], folder / 'b/out')
+    assert len(set(found)) == 3 - (other == 'c.png') and all(
+        name.endswith(('.jpg', '.png')) for name in found
+    )
+
+
+@pytest.mark.parametrize(
+    'file, count, problem',
+    [
+        ('whole.mkv', 12, None),
+        ('cut.mkv', None, 'of 12 frames'),
+        ('no.mp4', 0, 'ends after 0 of 0 frames'),
+    ],
+)
+def test_truncated_video_is_read_as_far_as_possible(file, count, problem, tmp_path):
+    write_video(tmp_path / 'whole.mkv', 12)
+    data = (tmp_path / 'whole.mkv').read_bytes()
+    (tmp_path / 'cut.mkv').write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / 'no.mp4').write_bytes(b'no video')
+    problems = []
+    sources = find_sources([str(tmp_path / file)], tmp_path / 'out')
+    pictures = list(read_pictures(sources, cv2.imread, lambda source, reason: problems.append(reason)))
+    assert [picture.frame for picture in pictures] == [*range(len(pictures))]
+    assert len(pictures) == count or (count is None and 0 < len(pictures) < 12)
+    assert all(picture.image.shape == (48, 64, 3) for picture in pictures)
+    assert bool(problems) == bool(problem) and all(problem in each for each in problems)
