@@ -63,7 +63,7 @@ class Boxes(NamedTuple):
 def check_boxes(file: CocoFile, objects: list[dict]) -> None:
     """Check the boxes of objects, and add the problems to ``file.box_findings``.
 
-    Malformed boxes and areas are added to ``file.findings``, because MMDetection cannot read such a file at all.
+    Malformed boxes and areas are added to ``file.findings``, because MMDetection cannot read such a file.
 
     Args:
         file: The annotation file.
