@@ -67,7 +67,7 @@ def errors_in_one_line(*more: type[Exception]) -> Iterator[None]:
         _log_traceback(error)
         expected = isinstance(error, (PreflightError, CheckpointError, *more)) or _is_raised_here(error)
         expected |= getattr(error, 'filename', None) is not None  # an OSError that names a file
-        if not expected or _runs_users_code(error):
+        if not expected or _ran_user_code(error):
             traceback.print_exception(type(error), error, error.__traceback__)
         sys.exit(f'error: {error}')
     except Exception as error:
@@ -90,28 +90,29 @@ def _is_raised_here(error: BaseException) -> bool:
     """Return whether the running program or this package raised the error, so that its message is ours."""
     frames = _frames(error)
     raised_in = frames[-1].f_globals
-    return raised_in is _tool(frames) or (raised_in.get('__name__') or '').partition('.')[0] == 'revcol_mm'
+    package = (raised_in.get('__name__') or '').partition('.')[0]
+    return package == 'revcol_mm' or raised_in is _program_globals(frames)
 
 
-def _tool(frames: list[FrameType]) -> dict[str, Any]:
+def _program_globals(frames: list[FrameType]) -> dict[str, Any]:
     """Return the globals of the program that called :func:`errors_in_one_line`: the first frame elsewhere."""
     return next((frame.f_globals for frame in frames if frame.f_globals is not globals()), {})
 
 
-def _runs_users_code(error: BaseException) -> bool:
-    tool = _tool(_frames(error))
+def _ran_user_code(error: BaseException) -> bool:
+    program = _program_globals(_frames(error))
     for cause in _chain(error):
         for frame in _frames(cause):
             is_config = frame.f_globals.get('__name__') is None
-            if not is_config and frame.f_globals is not tool and _is_users(frame.f_code.co_filename):
+            if not is_config and frame.f_globals is not program and _is_user_file(frame.f_code.co_filename):
                 return True
         # An error in a worker of a data loader arrives as the text of its traceback.
-        if any(map(_is_users, re.findall(r'File "(.*?)", line', str(cause)))):
+        if any(map(_is_user_file, re.findall(r'File "(.*?)", line', str(cause)))):
             return True
     return False
 
 
-def _is_users(file: str) -> bool:
+def _is_user_file(file: str) -> bool:
     """Return whether a source file belongs neither to Python nor to an installed package."""
     if file.startswith('<'):  # frozen modules, `python -c`
         return False
