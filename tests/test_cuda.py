@@ -1,6 +1,6 @@
-"""What there is on a GPU alone: its fast kernels, its memory, its compiler, its way to talk to other GPUs.
+"""Tests of what only a GPU has: fast kernels, its allocator, Inductor's compiler, NCCL.
 
-What holds of a CPU, too, is tested where it is tested for the CPU, with the fixture ``device``.
+Tests that run on both a CPU and a GPU are in the other files and use the fixture ``device``.
 """
 
 import copy
@@ -29,7 +29,7 @@ AUTOCAST = [None, torch.bfloat16, torch.float16]
 
 @pytest.fixture
 def fast(device, monkeypatch):
-    """What PyTorch can do faster: TF32, and kernels that it has tried out, which may add in random order."""
+    """Enable TF32, nondeterministic kernels and cuDNN's benchmark."""
     monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
     monkeypatch.setattr(torch.backends.cudnn, 'deterministic', False)
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)
@@ -38,14 +38,14 @@ def fast(device, monkeypatch):
     torch.set_float32_matmul_precision('highest')
 
 
-@pytest.mark.parametrize('tries_kernels', [False, True])
+@pytest.mark.parametrize('benchmark', [False, True])
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('dtype', AUTOCAST)
-def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
-    dtype, layout, tries_kernels, fast, monkeypatch
+def test_fast_kernels_and_changing_sizes_are_reconstructed_exactly(
+    dtype, layout, benchmark, fast, monkeypatch
 ):
-    """Outputs are the plain model's to the last bit, unless cuDNN has tried out other kernels for it."""
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', tries_kernels)
+    """Outputs are bitwise those of the plain model, unless the benchmark chose other kernels for it."""
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', benchmark)
     plain, reversible = pair('spread', num_columns=16, drop_path_rate=0.3, device=fast)
     sizes = [(64, 96), (33, 47), (130, 70), (64, 96), (95, 127)]
     for size in sizes:
@@ -56,13 +56,13 @@ def test_with_fast_kernels_and_sizes_that_change_every_column_is_reconstructed(
             with torch.autocast(fast.type, dtype, enabled=dtype is not None):
                 outputs.append(model(image))
         for expected, actual in zip(*outputs, strict=True):
-            assert tries_kernels or torch.equal(actual, expected)
+            assert benchmark or torch.equal(actual, expected)
         sum(output.square().mean() for output in outputs[1]).backward()
         check_reconstruction()
 
 
 @pytest.mark.parametrize('dtype', AUTOCAST)
-def test_with_fast_kernels_gradients_are_as_near_to_the_truth_as_the_plain_model_s(dtype, fast):
+def test_gradients_with_fast_kernels_are_as_accurate_as_those_of_plain_training(dtype, fast):
     plain, reversible = pair('spread', num_columns=16, device=fast)
     image = torch.randn(2, 3, 64, 96, device=fast)
     weights = output_weights(plain, image)
@@ -77,7 +77,7 @@ def test_with_fast_kernels_gradients_are_as_near_to_the_truth_as_the_plain_model
 
 
 def test_a_compiled_model_trains_reversibly(device, monkeypatch):
-    """Inductor compiles what levels compute, and what is around the columns."""
+    """Inductor compiles the levels, and the model around the columns."""
     plain, reversible = pair('spread', device=device)
     compiled, num_calls = call._compiled(), []
     monkeypatch.setattr(call, '_compiled', lambda: lambda *args: num_calls.append(1) or compiled(*args))
@@ -88,19 +88,19 @@ def test_a_compiled_model_trains_reversibly(device, monkeypatch):
 
 
 def test_a_reversible_step_waits_for_the_gpu_at_most_once(device):
-    """To learn the alphas, which decide how much memory is taken."""
+    """To read the alphas, which determine the sizes of codes."""
     _, model = pair('spread', num_columns=16, device=device)
     image = torch.randn(2, 3, 64, 96, device=device)
 
     def step():
         sum(feature.mean() for feature in model(image)).backward()
 
-    step()  # compiles kernels
+    step()  # compiles the kernels
     torch.cuda.synchronize()
     assert count_launches(step).waits <= 1
 
 
-def test_a_reconstruction_that_is_not_exact_is_no_finite_gradient_and_an_error_in_the_next_step(device):
+def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_the_next_step(device):
     _, model = pair(num_columns=4, device=device)
     image = torch.randn(2, 3, 64, 96, device=device)
     model.subnet2.level1.register_forward_hook(
@@ -113,7 +113,7 @@ def test_a_reconstruction_that_is_not_exact_is_no_finite_gradient_and_an_error_i
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
-def test_memory_hardly_grows_with_columns_and_is_below_that_of_checkpoints(precision, device, tmp_path):
+def test_memory_hardly_grows_with_columns_and_is_below_checkpointing(precision, device, tmp_path):
     run(
         *('tools/analysis/benchmark_reversible.py', 'tiny', '--num-columns', 4, 16, '--size', 256, 256),
         *('--batch-size', 2, '--precision', precision, '--repeats', 1, '--device', device, '--out', tmp_path),
@@ -127,13 +127,13 @@ def test_memory_hardly_grows_with_columns_and_is_below_that_of_checkpoints(preci
     assert many['reversible'] <= 0.1 * many['plain']
 
 
-def test_the_memory_that_is_logged_is_the_allocator_s(device):
+def test_the_logged_memory_is_that_of_the_allocator(device):
     assert peak_memory(device) == {'cuda': pytest.approx(torch.cuda.max_memory_allocated() / 2**20)}
 
 
 @pytest.fixture
 def group(device, tmp_path):
-    """A group of this process alone."""
+    """A process group with this process only."""
     backend = 'nccl' if device.type == 'cuda' else 'gloo'
     dist.init_process_group(backend, init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
     yield
@@ -141,7 +141,7 @@ def group(device, tmp_path):
 
 
 @pytest.mark.parametrize('kind', ['ddp', 'fully_shard'])
-def test_gradients_of_a_wrapped_model_are_the_plain_model_s(kind, group, device):
+def test_gradients_of_a_wrapped_model_are_those_of_the_plain_model(kind, group, device):
     plain, reversible = pair('spread', device=device)
     image = torch.randn(2, 3, 64, 96, device=device)
     if kind == 'ddp':
@@ -159,7 +159,9 @@ def test_gradients_of_a_wrapped_model_are_the_plain_model_s(kind, group, device)
     assert error <= 2e-5, name
 
 
-def test_deterministic_training_warns_of_what_no_kernel_does_and_goes_on(device, sample_data, tmp_path):
+def test_deterministic_training_warns_of_nondeterministic_kernels_and_continues(
+    device, sample_data, tmp_path
+):
     options = on(sample_data, 'ade20k', 'model.backbone.save_memory=True')
     config = 'configs/upernet_revcol_nano_sample.py'
     printed = run(

@@ -1,27 +1,27 @@
-"""Reversible chains: RevCol's equations 2 and 3, for any functions. They need torch only.
+"""Reversible chains: equations 2 and 3 of the RevCol paper, for arbitrary functions. Depends on torch only.
 
 ::
 
     c[i][l] = F[i][l](...) + alpha[i][l] * c[i-1][l]
 
-Write it down once for every link (RevCol's column), with a :class:`Coupling` for each level, and run the
-links::
+Describe every link ``i`` (a column of RevCol) as a list with one :class:`Coupling` for each level ``l``, then
+run the links::
 
     links = [[Coupling(level=0, reads=(None, 1), function=bottom, alpha=alpha0),  # F reads x and level 1
-              Coupling(level=1, reads=(0,), function=top, alpha=alpha1)], ...]  # F reads the new level 0
+              Coupling(level=1, reads=(0,), function=top, alpha=alpha1)], ...]  # F reads the updated level 0
 
-    for link in links:  # plainly: autograd stores what every F computes
+    for link in links:  # plain: autograd stores the activations of every F
         features = couple(link, x, features)
 
-    chain = ReversibleChain(links)  # reversibly: of a link are stored 2 bits an element, at alpha 0.5
+    chain = ReversibleChain(links)  # reversible: stores 2 bits per element and link at alpha = 0.5
     for link in links:
         features = chain(link, x, features)
 
-    features = uncouple(links[-1], x, features)  # back to the link before, approximately
+    features = uncouple(links[-1], x, features)  # approximate inverse: the features before the last link
 
-A link may update any levels in any order, each by a module of its own and of a shape of its own; but an ``F``
-must not read the level that it updates. :func:`revcol_mm.testing.check_reversible` compares the ways to
-train.
+A link may update the levels in any order, and every level may have its own module and shape. The only
+restriction: ``F`` must not read the level that it updates. :func:`revcol_mm.testing.check_reversible`
+compares plain and reversible training of a chain.
 """
 
 from .coupling import Coupling, couple, uncouple

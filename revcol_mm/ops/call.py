@@ -1,4 +1,4 @@
-"""Calling a function a second time such that it computes the same bits."""
+"""Calls of a function that can be repeated in backward with bitwise the same result."""
 
 import functools
 import inspect
@@ -9,41 +9,45 @@ import torch
 from torch import Tensor, nn
 
 
-class Kept:
-    """A tensor that must stay as it is until backward.
+class SavedTensor:
+    """A tensor that must not be modified in place before backward.
 
     Args:
-        tensor: It.
-        name: What it is, in an error message.
+        tensor: The tensor; its storage is shared, not copied.
+        name: What the tensor is, for the error message.
     """
 
     def __init__(self, tensor: Tensor, name: str) -> None:
         self.tensor, self.name, self.version = tensor.detach(), name, tensor._version
 
     def get(self) -> Tensor:
-        """Return the tensor, or raise a RuntimeError if it was changed in place since."""
+        """Return the tensor.
+
+        Raises:
+            RuntimeError: If the tensor was modified in place since it was saved.
+        """
         if self.tensor._version != self.version:
             raise RuntimeError(
-                f'{self.name} {tuple(self.tensor.shape)}, which backward through a reversible chain needs, '
-                'was changed in place since'
+                f'{self.name} of shape {tuple(self.tensor.shape)}, which backward through a reversible chain '
+                'needs, was modified in place after the forward pass; modify a copy instead'
             )
         return self.tensor
 
 
 class Call:
-    """One call of a function, and what is needed to repeat it.
+    """One call of a function, with all that is needed to repeat it in backward.
 
-    Both times the function runs with a graph, under the same autocast and with kernels chosen by rule. Of its
-    state is kept what the first call changed: random generators, and buffers such as the running statistics
-    of BatchNorm, which the second call leaves alone.
+    Both passes record a graph, use the same autocast state, and choose cuDNN kernels by heuristics. Random
+    generator states and buffers (such as the running statistics of BatchNorm) are stored only if the forward
+    pass changed them; the recomputation leaves both unchanged.
 
     Args:
-        function: A module; or anything callable, which has no parameters then.
-        device: Device that it computes on.
-        compiled: Whether to compile the function, if it is a module.
+        function: A module, or any callable, which then has no parameters.
+        device: Device on which the function computes.
+        compiled: Whether to compile the function if it is a module.
 
     Attributes:
-        trainable: Parameters that need a gradient.
+        trainable: Parameters that require a gradient.
     """
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device, compiled: bool = False) -> None:
@@ -53,32 +57,34 @@ class Call:
             enabled=torch.is_autocast_enabled(device.type),
             dtype=torch.get_autocast_dtype(device.type),
         )
-        self.settings = _settings()
+        self.settings = _kernel_settings()
         self.modules = dict(function.named_modules()) if isinstance(function, nn.Module) else {}
         self.compiled = compiled and bool(self.modules)
-        self.modes = [module.training for module in self.modules.values()]
+        self.training_flags = [module.training for module in self.modules.values()]
         self.param_slots = _slots(self.modules, '_parameters')
         self.buffer_slots = _slots(self.modules, '_buffers')
         self.param_keys = [id(slot.tensor()) for slot in self.param_slots]
-        params = dict(zip(self.param_keys, self.param_slots))  # tied ones once
-        self.params = {key: Kept(slot.tensor(), f'parameter {slot.path}') for key, slot in params.items()}
+        params = dict(zip(self.param_keys, self.param_slots))  # a shared parameter occurs once
+        self.params = {
+            key: SavedTensor(slot.tensor(), f'parameter {slot.path}') for key, slot in params.items()
+        }
         self.trainable = {key: slot.tensor() for key, slot in params.items() if slot.tensor().requires_grad}
 
-    def first(self, sources: Sequence[Tensor], needs_grad: Sequence[bool]) -> Tensor:
-        """Call the function for the first time.
+    def forward(self, sources: Sequence[Tensor], needs_grad: Sequence[bool]) -> Tensor:
+        """Call the function for the first time and return its detached result.
 
         Args:
-            sources: Its inputs.
-            needs_grad: Which of them need a gradient.
+            sources: Inputs of the function.
+            needs_grad: For each input, whether it needs a gradient.
 
         Raises:
-            RuntimeError: If the result depends on a tensor that needs a gradient, but is neither a source nor
-                a parameter.
+            RuntimeError: If the result depends on a tensor that requires a gradient but is neither an input
+                nor a parameter.
         """
         self.needs_grad = needs_grad
         states, buffers = random_states(self.device), [slot.tensor() for slot in self.buffer_slots]
         before = [(buffer._version, buffer.clone()) for buffer in buffers]
-        # With a graph, or some functions would take other kernels, but one that stores nothing.
+        # Record a graph, because some functions choose other kernels without one, but save no activations.
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: None, lambda nothing: nothing):
             residual, leaves = self._call(sources)
         unmoved = all(map(torch.equal, states, random_states(self.device)))
@@ -86,62 +92,57 @@ class Call:
         self.buffers = [
             copy if buffer._version != version else None for buffer, (version, copy) in zip(buffers, before)
         ]
-        _refuse_other_leaves(residual, leaves)
+        _check_leaves(residual, leaves)
         return residual.detach()
 
-    def again(self, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def recompute(self, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """Repeat the call.
 
         Args:
-            sources: The same values as the first time.
+            sources: The inputs, with the same values as in :meth:`forward`.
 
         Returns:
-            The result with its graph, and the graph's leaves: the sources, then the trainable parameters.
+            The result with its graph, and the leaves of the graph: the inputs, then the trainable parameters.
 
         Raises:
-            RuntimeError: If a parameter was changed in place since.
+            RuntimeError: If a parameter was modified in place since :meth:`forward`.
         """
         now = [slot.tensor() for slot in self.buffer_slots]
         copies = {
             id(buffer): (buffer if copy is None else copy).clone() for buffer, copy in zip(now, self.buffers)
         }
         with (
-            _modes(self.modules.values(), self.modes),
+            _training_flags(self.modules.values(), self.training_flags),
             replayed(self.device, self.random_states),
             _substituted(self.buffer_slots, [copies[id(buffer)] for buffer in now]),
         ):
             return self._call(sources)
 
     def changed_settings(self) -> list[str]:
-        """Names of settings that are others than in the first call."""
-        return [name for name, value in _settings().items() if value != self.settings[name]]
+        """Return the names of kernel settings that have changed since the object was created."""
+        return [name for name, value in _kernel_settings().items() if value != self.settings[name]]
 
     def _call(self, sources: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         sources = [source.detach().requires_grad_(n) for source, n in zip(sources, self.needs_grad)]
-        # In the parameters' place others, whose gradients are handed to autograd: hooks see them once.
+        # Differentiate with respect to detached copies; autograd then gets the gradients of the parameters
+        # from the coupling's backward, so that hooks on parameters run once.
         params = {
-            key: kept.get().detach().requires_grad_(key in self.trainable)
-            for key, kept in self.params.items()
+            key: saved.get().detach().requires_grad_(key in self.trainable)
+            for key, saved in self.params.items()
         }
-        # No cache of casts, which could hold weights of another graph.
+        # Without a cast cache, which could return weights that belong to another graph.
         with (
             _substituted(self.param_slots, [params[key] for key in self.param_keys]),
             torch.enable_grad(),
             torch.autocast(**self.autocast, cache_enabled=False),
-            kernels_by_rule(),
+            _without_cudnn_benchmark(),
         ):
             residual = (_compiled() if self.compiled else _apply)(self.function, sources)
         return residual, [*sources, *(params[key] for key in self.trainable)]
 
 
 class _Slot(NamedTuple):
-    """Where a module holds a tensor.
-
-    Args:
-        tensors: The module's dictionary of such tensors.
-        name: The tensor's name in it.
-        path: Its name in the function.
-    """
+    """The place of a parameter or buffer: ``tensors[name]`` of a module, called ``path`` in the function."""
 
     tensors: dict[str, Tensor]
     name: str
@@ -163,9 +164,10 @@ def _slots(modules: dict[str, nn.Module], kind: str) -> list[_Slot]:
 
 @contextmanager
 def _substituted(slots: Sequence[_Slot], tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Put other tensors there for a while, as ``torch.func.functional_call`` does.
+    """Temporarily replace parameters or buffers, like ``torch.func.functional_call``.
 
-    That looks up every name in every call: on the host it takes as long as a fifth of the forward pass.
+    ``functional_call`` looks up every name in every call, which takes up to a fifth of the CPU time of a
+    forward pass.
     """
     before = [slot.tensor() for slot in slots]
     try:
@@ -183,18 +185,18 @@ def _apply(function: Callable[..., Tensor], sources: Sequence[Tensor]) -> Tensor
 
 @functools.cache
 def _compiled() -> Callable:
-    """``_apply``, compiled: once for all functions of the same structure and shapes."""
-    # The usual limit of 8 variants is too low for many functions; torch 2.10 has no other limit to give.
+    """Return ``_apply``, compiled once for all functions of the same structure and shapes."""
+    # The default limit of 8 variants is too low for many different functions. torch 2.10 lacks the argument.
     has_limit = 'recompile_limit' in inspect.signature(torch.compile).parameters
     return torch.compile(_apply, **dict(recompile_limit=128) if has_limit else {})
 
 
 @contextmanager
-def kernels_by_rule() -> Iterator[None]:
-    """Let cuDNN choose kernels by rules for a while, even if ``torch.backends.cudnn.benchmark`` is on.
+def _without_cudnn_benchmark() -> Iterator[None]:
+    """Temporarily choose cuDNN kernels by heuristics, even if ``torch.backends.cudnn.benchmark`` is on.
 
-    Kernels that it tries out may differ between two runs: every thread tries for itself (the caches in ATen's
-    ``Conv_v8.cpp`` are thread-local), and backward runs in another thread than forward.
+    Benchmarking may choose different kernels in forward and backward: its caches are thread-local (ATen,
+    ``Conv_v8.cpp``), and backward runs in another thread.
     """
     benchmark = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = False
@@ -204,8 +206,8 @@ def kernels_by_rule() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _settings() -> dict[str, object]:
-    """Settings of the process that choose kernels."""
+def _kernel_settings() -> dict[str, object]:
+    """Return the global settings that influence which kernels run."""
     return {
         f'torch.{name}': functools.reduce(lambda part, key: getattr(part, key, None), name.split('.'), torch)
         for name in (
@@ -219,48 +221,42 @@ def _settings() -> dict[str, object]:
 
 
 def random_states(device: torch.device) -> list[Tensor]:
-    """States of torch's generators: the CPU's, and this device's if it is another."""
+    """Return the states of torch's default generators: the CPU's, then the device's if it is not the CPU."""
     states = [torch.get_rng_state()]
     if device.type != 'cpu':
         states.append(torch.get_device_module(device).get_rng_state(device))
     return states
 
 
-def _set_random_states(device: torch.device, states: Sequence[Tensor]) -> None:
-    torch.set_rng_state(states[0])
-    if device.type != 'cpu':
-        torch.get_device_module(device).set_rng_state(states[1], device)
-
-
 @contextmanager
 def replayed(device: torch.device, states: Sequence[Tensor] | None) -> Iterator[None]:
-    """Draw the same random numbers again; the generators go on afterwards as if it had not been."""
+    """Temporarily set the default generators to ``states``, see :func:`random_states`. No-op for None."""
     if states is None:
         yield
         return
-    now = random_states(device)
-    try:
-        _set_random_states(device, states)
+    accelerators = [] if device.type == 'cpu' else [device]
+    with torch.random.fork_rng(accelerators, device_type=device.type):
+        torch.set_rng_state(states[0])
+        for accelerator, state in zip(accelerators, states[1:]):
+            torch.get_device_module(accelerator).set_rng_state(state, accelerator)
         yield
-    finally:
-        _set_random_states(device, now)
 
 
 @contextmanager
-def _modes(modules: Iterable[nn.Module], modes: Sequence[bool]) -> Iterator[None]:
-    """Put modules into these modes, training or evaluation, for a while."""
-    changed = [(module, mode) for module, mode in zip(modules, modes) if module.training != mode]
+def _training_flags(modules: Iterable[nn.Module], flags: Sequence[bool]) -> Iterator[None]:
+    """Temporarily set ``module.training`` of every module."""
+    changed = [(module, flag) for module, flag in zip(modules, flags) if module.training != flag]
     try:
-        for module, mode in changed:
-            module.training = mode
+        for module, flag in changed:
+            module.training = flag
         yield
     finally:
-        for module, mode in changed:
-            module.training = not mode
+        for module, flag in changed:
+            module.training = not flag
 
 
-def _refuse_other_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
-    """Raise an error if ``residual`` depends on a leaf whose gradient would get lost."""
+def _check_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
+    """Raise a RuntimeError if ``residual`` depends on a leaf tensor that would not get its gradient."""
     known = {id(tensor) for tensor in known}
     nodes = [residual.grad_fn] if residual.grad_fn else []
     seen = set(nodes)
@@ -269,10 +265,11 @@ def _refuse_other_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
         children = node.next_functions
         if not children and hasattr(node, 'variable') and id(node.variable) not in known:
             raise RuntimeError(
-                f'a function in a reversible chain uses a tensor {tuple(node.variable.shape)} that needs a '
-                'gradient, but is neither among its inputs nor, when it is called, a parameter of its '
-                'module. DataParallel and FullyShardedDataParallel (FSDP1) hide parameters: use '
-                "DistributedDataParallel, or torch's fully_shard on whole columns or the whole model"
+                'a function in a reversible chain uses a tensor of shape '
+                f'{tuple(node.variable.shape)} that requires a gradient but is neither one of its inputs nor '
+                'a parameter of its module during the call. DataParallel and FullyShardedDataParallel '
+                "(FSDP1) hide parameters: use DistributedDataParallel, or torch's "
+                'fully_shard on whole columns or the whole model'
             )
         for child, _ in children:
             if child is not None and child not in seen:

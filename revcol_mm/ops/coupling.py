@@ -5,9 +5,9 @@ A chain of couplings updates a list of features, one level at a time::
     forward:  c[l] <- F(inputs) + alpha * c[l]
     inverse:  c[l] <- (c[l] - F(inputs)) / alpha
 
-The inputs of ``F`` are the chain's constant input ``x`` and the *current* value of levels other than
-``l``. So every update can be undone, last one first, whatever ``F`` computes. With ``L`` levels this is
-the paper's ``x_t = F_t(x_{t-1}, ..., x_{t-L+1}) + gamma x_{t-L}`` where ``t = column * L + level``.
+The inputs of ``F`` are the chain's constant input ``x`` and the current values of levels other than ``l``.
+Every update can therefore be undone, in reverse order, whatever ``F`` computes. With ``L`` levels this is the
+paper's ``x_t = F_t(x_{t-1}, ..., x_{t-L+1}) + gamma x_{t-L}``, where ``t = column * L + level``.
 """
 
 from contextlib import nullcontext
@@ -21,12 +21,12 @@ class Coupling(NamedTuple):
     """One update ``c[level] <- function(*inputs) + alpha * c[level]``.
 
     Args:
-        level: Index of the feature that is updated.
-        reads: Indices of the features passed to ``function``, in order; ``None`` stands for ``x``.
-            ``level`` itself must not be among them, or the update could not be undone.
-        function: ``F``; its result has the shape of ``c[level]``.
-        alpha: Non-zero scale of the shortcut, broadcastable to ``c[level]``: one number, or one for each
-            channel, which any dimension may be.
+        level: Index of the feature to update.
+        reads: Indices of the features passed to ``function``, in this order; ``None`` stands for ``x``. Must
+            not contain ``level``: the update could not be undone.
+        function: ``F``. Its result has the shape of ``c[level]``.
+        alpha: Scale of the shortcut, non-zero and broadcastable to ``c[level]``: a single value, or one value
+            per channel, where any dimension may be the channel dimension.
     """
 
     level: int
@@ -34,22 +34,19 @@ class Coupling(NamedTuple):
     function: Callable[..., Tensor]
     alpha: Tensor
 
-    def sources(self, x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-        """The inputs of ``F``."""
-        return [x if level is None else features[level] for level in self.reads]
-
     def residual(self, x: Tensor, features: Sequence[Tensor]) -> Tensor:
         """Compute ``F`` on its inputs, without the shortcut."""
         with _without_cast_cache(x.device.type):
-            return self.function(*self.sources(x, features))
+            return self.function(*(x if level is None else features[level] for level in self.reads))
 
 
 def _without_cast_cache(device_type: str) -> ContextManager:
-    """Where there is no graph, let go of autocast's casts of weights as soon as they are used.
+    """Return a context in which autocast does not cache cast weights, if no gradients are recorded.
 
-    Otherwise autocast keeps them to the end of its context: half as much memory as the weights, in evaluation
-    often more than all features. A forward pass uses each but once. (Several in one context, as for sliding
-    windows, cast again each time, which is a few percent of a pass.)
+    By default autocast keeps the casts until its context ends. They take half the memory of the weights,
+    which in evaluation is often more than all features, and a forward pass uses each cast only once. Several
+    forward passes in one autocast context, as in sliding-window inference, cast again each time; this costs a
+    few percent.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return nullcontext()
@@ -60,16 +57,15 @@ def _without_cast_cache(device_type: str) -> ContextManager:
 
 
 def couple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    """Run a chain of couplings.
+    """Run a chain of couplings; autograd stores all activations.
 
     Args:
-        couplings: The updates, first one first.
+        couplings: The updates, in the order in which they run.
         x: Constant input of the chain.
-        features: One tensor for each level. Where a level has no value yet, a zero of any shape that
-            broadcasts will do.
+        features: One tensor per level. A level without a value yet may be a zero of any broadcastable shape.
 
     Returns:
-        The updated features; ``features`` itself is left as it is.
+        The updated features. The list ``features`` is not modified.
     """
     features = list(features)
     for coupling in couplings:
@@ -80,10 +76,10 @@ def couple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor])
 
 
 def uncouple(couplings: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
-    """Undo :func:`couple`: from its result back to the features it was given.
+    """Invert :func:`couple`: compute its input ``features`` from its result.
 
     Note:
-        Exact in exact arithmetic. In floating point each update loses about ``log2(1 / |alpha|)`` bits.
+        The result is approximate: each update loses about ``log2(1 / |alpha|)`` bits to rounding.
     """
     features = list(features)
     for coupling in reversed(couplings):

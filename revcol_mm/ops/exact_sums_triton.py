@@ -1,6 +1,6 @@
-"""The sums of :mod:`.exact_sums` as two Triton kernels for CUDA, equal to those in torch to the last bit.
+"""Fused Triton kernels for :mod:`.exact_sums` on CUDA, with bitwise the same results as the torch version.
 
-In float32 they move 20 bytes an element forward and 28 backward, and the codes.
+In float32 they move 20 bytes per element in forward and 28 in backward, plus the codes.
 """
 
 import torch
@@ -8,13 +8,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_SIZE = 512  # elements of a program, in each of the parts that share a code's words
+BLOCK_SIZE = 512  # code bytes (or int16 words) per program; each holds the codes of 8 // width elements
 
 
 def couple(
     residual: Tensor, feature: Tensor, low: Tensor, alpha: Tensor, offset: Tensor, width: int
 ) -> tuple[Tensor, ...]:
-    """Do what :func:`.exact_sums.couple` does."""
+    """Fused version of :func:`.exact_sums.couple`."""
     grid, sizes, constants = _layout(feature, width)
     new_feature, new_low = torch.empty_like(feature), torch.empty_like(low)
     code = feature.new_empty(sizes[2], sizes[1], dtype=torch.uint8 if width <= 8 else torch.int16)
@@ -34,13 +34,13 @@ def uncouple(
     width: int,
     grad: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Do what :func:`.exact_sums.uncouple` does."""
+    """Fused version of :func:`.exact_sums.uncouple`."""
     grid, sizes, constants = _layout(feature, width)
     new_feature, new_low, new_grad = torch.empty_like(feature), torch.empty_like(low), torch.empty_like(grad)
     checksums = offset.new_empty(grid, dtype=torch.int64)
     has_grad = grad.numel() > 0
     alpha_grads = torch.zeros(grid[0] if has_grad else 0, sizes[1], dtype=torch.float32, device=grad.device)
-    inverse = alpha.double().reciprocal()  # once, for consumers' GPUs divide slowly
+    inverse = alpha.double().reciprocal()  # once per channel: float64 division is slow on consumer GPUs
     inputs = residual, feature, low, code, inverse, alpha.contiguous(), offset, grad
     outputs = new_feature, new_low, new_grad, alpha_grads, checksums
     _uncouple_kernel[grid](*inputs, *outputs, *sizes, HAS_GRAD=has_grad, **constants)
@@ -48,14 +48,14 @@ def uncouple(
 
 
 def _layout(feature: Tensor, width: int) -> tuple[tuple[int, int], tuple[int, int, int], dict[str, int]]:
-    """The grid of programs; rows, channels, and rows of the code; and the kernels' constants."""
+    """Return the grid, the sizes (rows, channels, rows of the code), and the constants of the kernels."""
     (num_rows, num_channels), per_word = feature.shape, max(8 // width, 1)
     num_words = triton.cdiv(num_rows, per_word)
     channels = min(triton.next_power_of_2(num_channels), 128)
     rows = BLOCK_SIZE // channels
     constants = dict(WIDTH=width, PER_WORD=per_word, BLOCK_ROWS=rows, BLOCK_CHANNELS=channels)
     grid = triton.cdiv(num_words, rows), triton.cdiv(num_channels, channels)
-    # Fused, a multiplication and an addition would round once where torch rounds twice.
+    # Fused multiply-add rounds once, but torch rounds after the multiplication and after the addition.
     return grid, (num_rows, num_channels, num_words), constants | dict(enable_fp_fusion=False)
 
 
@@ -129,7 +129,7 @@ def _uncouple_kernel(
 
 @triton.jit
 def _block(num_words, num_channels, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr):
-    """This program's rows of the code and its channels, and which of them exist."""
+    """Return the code rows and channels of this program, and masks of those within bounds."""
     word = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS))[:, None]
     channel = (tl.program_id(1) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS))[None, :]
     return word, channel, word < num_words, channel < num_channels
@@ -137,21 +137,21 @@ def _block(num_words, num_channels, BLOCK_ROWS: tl.constexpr, BLOCK_CHANNELS: tl
 
 @triton.jit
 def _load(tensor, at, mask):
-    """In float64; from 16 bits in two steps, as GPUs do."""
+    """Load as float64, by way of float32: GPUs have no direct conversion from 16 bits."""
     return tl.load(tensor + at, mask, 0.0).to(tl.float32).to(tl.float64)
 
 
 @triton.jit
 def _squares(values, mask):
-    """Squares of the values' bits."""
+    """Return the squared bit patterns of the values, for the checksum."""
     bits = values.to(tl.int64, bitcast=True)
     return tl.where(mask, bits * bits, 0)
 
 
 @triton.jit
 def _store(values, feature, low, at, mask):
-    """Split a state; returns its feature."""
-    rounded = values.to(tl.float32).to(feature.dtype.element_ty)  # to 16 bits in two steps, as torch rounds
+    """Write the feature and the low part of the values; return the feature."""
+    rounded = values.to(tl.float32).to(feature.dtype.element_ty)  # round by way of float32, as torch does
     tl.store(feature + at, rounded, mask)
     tl.store(low + at, (values - rounded.to(tl.float32).to(tl.float64)).to(tl.float32), mask)
     return rounded

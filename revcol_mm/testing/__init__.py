@@ -1,4 +1,4 @@
-"""Measuring what reversible training promises; used by the tests and by tools/analysis."""
+"""Helpers for tests and benchmarks: comparing gradients, measuring memory, counting kernel launches."""
 
 from .launches import Launches, count_launches
 from .memory import peak_bytes

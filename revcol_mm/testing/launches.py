@@ -1,4 +1,4 @@
-"""How much a function asks of a GPU's driver."""
+"""Counting kernel launches and synchronisations of a function on a GPU."""
 
 import re
 from typing import Callable, NamedTuple
@@ -7,16 +7,16 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 LAUNCH = re.compile(r'cu(?:da)?Launch\w*Kernel\w*')
-WAIT = re.compile(r'cuda(?:Stream|Event)Synchronize')  # the profiler itself waits for the device
+WAIT = re.compile(r'cuda(?:Stream|Event)Synchronize')  # not device synchronisations: the profiler makes some
 
 
 class Launches(NamedTuple):
-    """Calls of the driver.
+    """Work that a function submits to a GPU.
 
     Args:
-        kernels: Kernels that were started.
-        waits: Times that the CPU waited for the GPU, as it does to read a value.
-        busy_ms: Milliseconds that the GPU computed. The rest of a step it waited for the CPU.
+        kernels: Number of kernel launches.
+        waits: How often the CPU waited for the GPU, for example to read a value.
+        busy_ms: Milliseconds for which the GPU was busy; otherwise it waited for the CPU.
     """
 
     kernels: int
@@ -25,7 +25,7 @@ class Launches(NamedTuple):
 
 
 def count_launches(function: Callable[[], object]) -> Launches:
-    """Call a function and count the calls of CUDA's driver; none on a machine without a GPU."""
+    """Call a function and count its CUDA driver calls. All counts are zero on a machine without a GPU."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         function()
     events = profiler.profiler.kineto_results.events()

@@ -1,4 +1,4 @@
-"""How much memory a function needs at its worst moment."""
+"""Peak memory of a function."""
 
 from typing import Callable
 
@@ -7,10 +7,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(function: Callable[[], object], device: str | torch.device = 'cpu') -> int:
-    """Call a function and return the peak of the bytes it has allocated and not yet freed.
+    """Call a function and return the peak of allocated memory in bytes, relative to that before the call.
 
-    On a GPU the allocator keeps the count; on a CPU the profiler sees every allocation of a tensor or of a
-    kernel's work space. What was there before the call does not count.
+    Read from the caching allocator on a GPU, and from the profiler, which records every allocation, on a CPU.
     """
     device = torch.device(device)
     if device.type == 'cuda':

@@ -1,4 +1,4 @@
-"""Comparing the gradients of two ways to compute the same model."""
+"""Comparing the gradients of two implementations of the same model."""
 
 from typing import Callable, NamedTuple, Sequence
 
@@ -11,16 +11,15 @@ from .storing_chain import StoringChain
 
 
 def gradients(model: nn.Module, image: Tensor, weights: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Gradients of ``sum_i mean(output_i * weights_i)``.
+    """Compute the gradients of ``sum_i mean(output_i * weights_i)``, with random seed 0.
 
     Args:
         model: Returns a sequence of tensors.
-        image: Its input.
-        weights: For every output a tensor of its shape.
+        image: Input of the model.
+        weights: One tensor for each output, of its shape.
 
     Returns:
-        The gradient of the input, under 'input', and of every parameter, under its name; None where there is
-        none. Random numbers are drawn from seed 0.
+        The gradients of all parameters by name, and of the input under 'input'; None for a missing gradient.
     """
     image = image.detach().clone().requires_grad_()
     model.zero_grad(set_to_none=True)
@@ -32,13 +31,11 @@ def gradients(model: nn.Module, image: Tensor, weights: Sequence[Tensor]) -> dic
 def worst_errors(
     actual: dict[str, Tensor | None], expected: dict[str, Tensor | None]
 ) -> list[tuple[float, str]]:
-    """Relative errors of gradients, the largest first.
+    """Return the relative error of every gradient and its name, the largest error first.
 
-    Returns:
-        For every gradient ``max |actual - expected| / max |expected|`` (the difference itself where the
-        expected gradient is zero) and its name. Infinite where one of the two is missing. In float64 the
-        divisor is at least 1e-8 of the largest gradient: below, a gradient may be zero in truth, as that of a
-        bias in front of a BatchNorm, and its value rounding.
+    The error is ``max |actual - expected| / max |expected|``, the absolute error where the expected gradient
+    is zero, and infinite where only one of the two exists. In float64 the divisor is at least 1e-8 of the
+    largest gradient: smaller ones may be rounding errors of zero, for example of a bias before BatchNorm.
     """
     errors = []
     double = [grad for grad in expected.values() if grad is not None and grad.dtype == torch.float64]
@@ -53,13 +50,13 @@ def worst_errors(
 
 
 class ReversibleReport(NamedTuple):
-    """How a reversible chain compares with the same one that stores everything.
+    """How reversible training of a chain compares with storing all activations.
 
     Args:
         output_error: Largest difference of an output, relative to its largest value.
-        gradient_error: The same of the gradients: of x, every start, every alpha and every parameter.
-        worst_gradient: Name of the one it was found at.
-        kept_bytes: What the chain kept from forward to backward, beside its outputs.
+        gradient_error: Largest relative error of a gradient: of x, initial features, alphas and parameters.
+        worst_gradient: Name of the gradient with this error.
+        kept_bytes: Bytes that the chain stored from forward to backward, in addition to its outputs.
     """
 
     output_error: float
@@ -71,14 +68,14 @@ class ReversibleReport(NamedTuple):
 def check_reversible(
     links: Sequence[Sequence[Coupling]], x: Tensor, features: Sequence[Tensor], tolerance: float = 2e-5
 ) -> ReversibleReport:
-    """Train one step on a chain of links, reversibly and plainly, and compare.
+    """Check that outputs and gradients of a chain are the same in reversible and in plain training.
 
     Args:
-        links: Each a list of couplings, one for every level, whose functions are modules.
+        links: Links of the chain: lists with a coupling for each level, whose functions are modules.
         x: Constant input of the chain.
-        features: What it starts from, one tensor for each level.
-        tolerance: Limit of the errors of outputs and gradients. The default is for float32; where gradients
-            are zero in truth, check in float64.
+        features: Initial features, one tensor per level.
+        tolerance: Limit for the errors of outputs and gradients. The default suits float32; use float64 if
+            some gradients are zero up to rounding.
 
     Raises:
         AssertionError: If an error is above the tolerance.
@@ -101,14 +98,10 @@ def check_reversible(
         _outputs_and_gradients(run, links, x, features) for run in (StoringChain(), chain)
     )
     check_reconstruction()
-    named = [dict(enumerate(tensors)) for tensors in (outputs, plain_outputs)]
-    report = ReversibleReport(
-        worst_errors(*named)[0][0],
-        *worst_errors(reversible, plain)[0],
-        chain.kept_bytes,
-    )
-    if not max(report.output_error, report.gradient_error) <= tolerance:  # also of nan
-        raise AssertionError(report)
+    output_error, _ = worst_errors(dict(enumerate(outputs)), dict(enumerate(plain_outputs)))[0]
+    report = ReversibleReport(output_error, *worst_errors(reversible, plain)[0], chain.kept_bytes)
+    if not max(report.output_error, report.gradient_error) <= tolerance:  # also fails for nan
+        raise AssertionError(f'an error is above the tolerance of {tolerance:g}: {report}')
     return report
 
 
@@ -118,7 +111,10 @@ def _outputs_and_gradients(
     x: Tensor,
     features: Sequence[Tensor],
 ) -> tuple[list[Tensor], dict[str, Tensor | None]]:
-    inputs = {'x': x, **{f'start of level {level}': feature for level, feature in enumerate(features)}}
+    inputs = {
+        'x': x,
+        **{f'initial feature of level {level}': feature for level, feature in enumerate(features)},
+    }
     inputs = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     x, *outputs = inputs.values()
     with torch.random.fork_rng():

@@ -1,0 +1,139 @@
+"""Backward of a reversible chain calls every function again: state, random numbers and hooks of functions."""
+
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+
+from revcol_mm.ops import ReversibleChain, couple
+from revcol_mm.testing import StoringChain, parity
+
+from .toy_chains import Conv, assert_same_gradients, chain_of, loss_of, parameters, run_links
+
+
+def test_hooks_on_parameters_run_once():
+    links, x, start = chain_of([Conv() for _ in range(4)])
+    links[0][0].function.layers[0].weight.register_hook(lambda grad: 0.5 * grad)
+    assert_same_gradients(links, x, start)
+
+
+def test_results_may_have_any_memory_format():
+    class Strided(Conv):
+        def forward(self, *inputs):
+            y = super().forward(*inputs)
+            return y.contiguous(memory_format=random.choice([torch.channels_last, torch.contiguous_format]))
+
+    random.seed(0)
+    parity.check_reversible(*chain_of([Strided() for _ in range(32)]))
+
+
+def test_parameters_frozen_before_backward_get_no_gradient():
+    """As in a plain chain."""
+    links, x, start = chain_of([Conv() for _ in range(4)])
+    param = links[1][1].function.layers[0].weight
+    for chain in (couple, ReversibleChain(links)):
+        loss = loss_of(chain, links, x, start)
+        param.requires_grad_(False)
+        loss.backward()
+        assert param.grad is None
+        param.requires_grad_(True)
+
+
+def test_parametrized_weights_are_exact_and_cached_ones_refused():
+    class Doubled(nn.Module):
+        def forward(self, weight):
+            return 2 * weight
+
+    links, x, start = chain_of([Conv() for _ in range(4)])
+    shared = links[0][0].function
+    parametrize.register_parametrization(shared.layers[0], 'weight', Doubled())
+    links = [[link[0]._replace(function=shared), link[1]] for link in links]
+    assert_same_gradients(links, x, start)
+    with parametrize.cached(), pytest.raises(RuntimeError, match='neither one of its inputs nor'):
+        run_links(ReversibleChain(links), links, x, start)
+
+
+def conv_with_batch_norm():
+    return Conv(nn.BatchNorm2d(4))
+
+
+def conv_with_spectral_norm():
+    function = Conv()
+    parametrizations.spectral_norm(function.layers[0])
+    return function
+
+
+@pytest.mark.parametrize('build', [conv_with_batch_norm, conv_with_spectral_norm])
+def test_buffers_are_updated_once(build):
+    outcomes = []
+    for make_chain in (lambda links: StoringChain(), ReversibleChain):
+        torch.manual_seed(0)
+        links, x, start = chain_of([build() for _ in range(6)])
+        loss_of(make_chain(links), links, x, start).backward()
+        buffers = [buffer for link in links for coupling in link for buffer in coupling.function.buffers()]
+        outcomes.append([*(param.grad for param in parameters(links)), *buffers])
+    torch.testing.assert_close(*outcomes, rtol=2e-5, atol=1e-7)
+
+
+class Counting(Conv):
+    """Counts its calls in a buffer that two of its modules share."""
+
+    def __init__(self):
+        super().__init__(nn.Conv2d(4, 4, 1))
+        calls = torch.zeros(())
+        for layer in self.layers:
+            layer.register_buffer('calls', calls)
+
+    def forward(self, *inputs):
+        self.layers[0].calls += 1
+        return self.layers[1].calls * super().forward(*inputs)
+
+
+def test_a_buffer_shared_by_modules_is_updated_once_and_stays_shared():
+    links, x, start = chain_of([Counting() for _ in range(4)])
+    loss_of(ReversibleChain(links), links, x, start).backward()
+    for link in links:
+        for coupling in link:
+            first, second = coupling.function.layers
+            assert first.calls is second.calls
+            assert first.calls == 1
+
+
+def test_functions_with_another_kernel_without_gradients_are_exact():
+    """nn.MultiheadAttention has a fast path for evaluation mode without gradients."""
+
+    class Attention(nn.TransformerEncoderLayer):
+        def forward(self, *inputs):
+            return super().forward(sum(inputs))
+
+    functions = [Attention(8, 2, 16, batch_first=True).eval() for _ in range(6)]
+    assert_same_gradients(*chain_of(functions, shape=(2, 5, 8), alpha_shape=(8,)))
+
+
+GENERATOR = torch.Generator()
+
+
+@pytest.mark.parametrize('draw', [random.random, lambda: torch.rand((), generator=GENERATOR)])
+def test_random_numbers_from_other_generators_are_an_error(draw):
+    class Noisy(Conv):
+        def forward(self, *inputs):
+            return super().forward(*inputs) * draw()
+
+    links, x, start = chain_of([*(Conv() for _ in range(3)), Noisy()])
+    with pytest.raises(RuntimeError, match=r'not exact in link 1, level 1.*Noisy gave another result'):
+        loss_of(ReversibleChain(links), links, x, start).backward()
+
+
+def test_kernel_settings_changed_before_backward_are_named_in_the_error(monkeypatch):
+    links, x, start = chain_of([Conv() for _ in range(4)])
+    loss = loss_of(ReversibleChain(links), links, x, start)
+    # Stands in for another result by another kernel.
+    monkeypatch.setattr(links[0][1].function, 'forward', lambda *inputs: 1.001 * sum(inputs))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match='settings were changed .*torch.use_deterministic_algorithms'):
+            loss.backward()
+    finally:
+        torch.use_deterministic_algorithms(False)

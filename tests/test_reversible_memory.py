@@ -1,0 +1,89 @@
+"""Memory of reversible training."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+
+from revcol_mm import RevCol
+from revcol_mm.ops import ReversibleChain
+from revcol_mm.testing import peak_bytes
+
+from .test_reversible import IMAGE, pair
+
+NARROW_TINY = dict(channels=(8, 16, 32, 64), layers=(2, 2, 4, 2))  # RevCol-T with an eighth of its channels
+
+
+def activation_bytes(num_columns, save_memory, image):
+    model = RevCol(arch=dict(NARROW_TINY, num_columns=num_columns), save_memory=save_memory).to(image.device)
+
+    def step():
+        sum(f.mean() for f in model(image)).backward()
+
+    step()  # allocates gradients, and workspaces on a GPU
+    return peak_bytes(step, image.device)
+
+
+def test_memory_hardly_grows_with_columns(device):
+    image = torch.rand(1, 3, 256, 256, device=device)
+    few, many = (activation_bytes(n, save_memory=True, image=image) for n in (4, 32))
+    assert many <= 1.1 * few
+    assert many <= 0.1 * activation_bytes(32, save_memory=False, image=image)
+
+
+@pytest.mark.parametrize('training', [True, False])
+def test_autocast_does_not_keep_casts_of_weights(training, device):
+    model = RevCol(arch='tiny', save_memory=True).to(device).train(training)
+    image = torch.rand(1, 3, 32, 32, device=device)
+
+    def forward():
+        with torch.set_grad_enabled(training), torch.autocast(device.type, torch.bfloat16):
+            model(image)
+
+    num_weights = sum(param.numel() for param in model.parameters() if param.ndim > 1)
+    forward()
+    assert peak_bytes(forward, device) <= 0.2 * 2 * num_weights
+
+
+@pytest.mark.parametrize('alphas, share', [(0.5, 1 / 8), ('spread', 1 / 2), (1e-3, 2 / 3)])
+def test_kept_bytes_stay_below_storing_columns(alphas, share):
+    """2 bits per element instead of 32 at alpha = 0.5, 16 bits at 1e-3, and remainders of the last column."""
+    kept = []
+
+    class MeasuredChain(ReversibleChain):
+        def __call__(self, *args):
+            features = super().__call__(*args)
+            kept.append(self.kept_bytes)
+            return features
+
+    _, model = pair(alphas, num_columns=32)
+    model.chain_type = MeasuredChain
+    *_, features = model.forward_columns(torch.randn(IMAGE))
+    assert 0 < kept[-1] <= share * 32 * sum(feature.nbytes for feature in features)
+
+
+def test_training_steps_leave_no_tensor_behind(device):
+    _, model = pair(device=device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    num_alive = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        sum(f.mean() for f in model(torch.randn(1, 3, 32, 32, device=device))).backward()
+        optimizer.step()
+        num_alive.append(sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects()))
+    assert num_alive[-1] <= num_alive[1]
+
+
+def test_the_chain_is_freed_after_backward():
+    chains = []
+
+    def remember(*args):
+        chain = ReversibleChain(*args)
+        chains.append(weakref.ref(chain))
+        return chain
+
+    _, model = pair()
+    model.chain_type = remember
+    sum(f.mean() for f in model(torch.randn(IMAGE))).backward()
+    assert [chain() for chain in chains] == [None]
