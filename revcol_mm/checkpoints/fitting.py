@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from pathlib import Path
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -159,7 +160,7 @@ def _describe_arch(weights: dict[str, Tensor]) -> str:
     return arch
 
 
-def load_backbone(backbone: nn.Module, source: str) -> LoadReport:
+def load_backbone(backbone: nn.Module, source: str | Path) -> LoadReport:
     """Load the backbone's weights from a checkpoint of any layout, and log what matches.
 
     Args:
@@ -175,6 +176,6 @@ def load_backbone(backbone: nn.Module, source: str) -> LoadReport:
     """
     weights = model_weights(read_checkpoint(source))
     weights = {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}
-    report = fit_weights(weights, backbone, source)
+    report = fit_weights(weights, backbone, str(source))
     backbone.load_state_dict({name: weights[name] for name in report.matched})
     return report

@@ -40,7 +40,7 @@ class _Inert:
         return Counter()
 
 
-def read_checkpoint(source: str, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
+def read_checkpoint(source: str | Path, setting: str | None = 'model.backbone.init_cfg') -> dict[str, Any]:
     """Read a checkpoint onto the CPU: torch's format, safetensors, or a sharded folder.
 
     Tensors, containers, numbers and strings are returned as they are; any other pickled object is replaced by
