@@ -21,17 +21,8 @@ from revcol_mm.check_env import CORE, require_parts
 
 require_parts('predicting', (*CORE, 'mmcv'))
 
+from rich import progress as rich_progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.hub import load
@@ -81,11 +72,11 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class SpeedColumn(ProgressColumn):
+class SpeedColumn(rich_progress.ProgressColumn):
     """Images and frames per second."""
 
-    def render(self, task: Task) -> Text:
-        return Text(f'{task.finished_speed or task.speed or 0:.2f}/s')
+    def render(self, task: rich_progress.Task) -> str:
+        return f'{task.finished_speed or task.speed or 0:.2f}/s'
 
 
 def predict(
@@ -94,15 +85,15 @@ def predict(
     """Predict and write; return the sources that could not be read, with reasons."""
     problems = {}
     columns = (
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
+        '{task.description}',
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
         SpeedColumn(),
-        TimeRemainingColumn(),
+        rich_progress.TimeRemainingColumn(),
     )
     with (
         PredictionWriter(out, inferencer, info) as writer,
-        Progress(*columns, console=Console(stderr=True)) as progress,
+        rich_progress.Progress(*columns, console=Console(stderr=True)) as progress,
     ):
 
         def report(source: Source, reason: str) -> None:
@@ -124,7 +115,7 @@ def predict(
                 for picture in batch:
                     report(picture.source, str(error))
             progress.advance(task, len(batch))
-        progress.update(task, completed=progress.tasks[task].total)  # also if some were skipped
+        progress.update(task, completed=progress.tasks[task].total)  # also if images were skipped
     return problems
 
 
