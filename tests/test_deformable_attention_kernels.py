@@ -1,4 +1,7 @@
-"""Fused deformable attention against grid_sample: interpreted, compiled for GPUs, and run on one."""
+"""The Triton kernels of deformable attention against MMCV's implementation in PyTorch.
+
+They run in Triton's interpreter and on a GPU, and are compiled for GPUs that need not be present.
+"""
 
 import os
 import random
@@ -6,8 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor
-from torch.nn.functional import grid_sample
+from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 
 from .subprocesses import run
 
@@ -17,10 +19,10 @@ from triton.backends.compiler import GPUTarget
 from revcol_mm.mmcv_ops import deformable_attention_kernels as kernels
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-interpreted = pytest.mark.skipif(not INTERPRETED, reason='test_kernels_interpreted runs it')
-compiled = pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+interpreted = pytest.mark.skipif(not INTERPRETED, reason='test_kernels_in_the_interpreter runs it')
+compiled = pytest.mark.skipif(INTERPRETED, reason='the interpreter does not compile')
 
-# Of value, and of locations and weights; the last two as under autocast.
+# dtypes of the value, and of locations and weights; the last two pairs occur under autocast.
 DTYPES = [
     (torch.float64, torch.float64),
     (torch.float32, torch.float32),
@@ -31,25 +33,13 @@ DTYPES = [
 ]
 
 
-def attend(value: Tensor, sizes, locations: Tensor, weights: Tensor) -> Tensor:
-    """Deformable attention, level by level, with grid_sample."""
-    batch_size, _, num_heads, dim = value.shape
-    output = 0
-    levels = value.split([height * width for height, width in sizes], dim=1)
-    for level, (level_value, size) in enumerate(zip(levels, sizes)):
-        images = level_value.permute(0, 2, 3, 1).reshape(batch_size * num_heads, dim, *size)
-        grid = 2 * locations[:, :, :, level].transpose(1, 2).flatten(0, 1) - 1
-        samples = grid_sample(images, grid, align_corners=False).unflatten(0, (batch_size, num_heads))
-        output = output + torch.einsum('bhdqp,bqhp->bqhd', samples, weights[:, :, :, level])
-    return output.flatten(2)
-
-
 def problem(
     sizes, batch_size=2, num_queries=3, num_heads=2, dim=4, num_points=2, dtypes=DTYPES[0], device='cpu'
 ):
-    """Value, sizes of levels, locations (half of them outside the image), weights, gradient of the output.
+    """Return random value, level sizes, locations, weights and gradient of the output.
 
-    Locations are such that float32 represents their distances from pixels: it finds the pixels of float64.
+    Half of the locations are outside the image. All are multiples of 1/4096, so that float32 finds the same
+    pixels as float64.
     """
     value_dtype, dtype = dtypes
     num_pixels = sum(height * width for height, width in sizes)
@@ -62,7 +52,7 @@ def problem(
 
 
 def fused(value, sizes, locations, weights, grad_output):
-    """The kernels' output and gradients."""
+    """Return output and gradients of the kernels."""
     shapes = torch.tensor(sizes, device=value.device)
     starts = torch.cat([shapes.new_zeros(1), shapes.prod(1).cumsum(0)[:-1]])
     inputs = value, shapes, starts, locations, weights
@@ -70,10 +60,10 @@ def fused(value, sizes, locations, weights, grad_output):
 
 
 def assert_exact(value, sizes, locations, weights, grad_output):
-    """Compare with grid_sample in float64: half precision is rounded once, so off by its last bit at most."""
+    """Compare with MMCV's function in float64. Half precision may differ in the last bit only."""
     actual = fused(value, sizes, locations, weights, grad_output)
     inputs = [x.double().requires_grad_() for x in (value, locations, weights)]
-    output = attend(inputs[0], sizes, *inputs[1:])
+    output = multi_scale_deformable_attn_pytorch(inputs[0], torch.tensor(sizes), *inputs[1:])
     expected = output, *torch.autograd.grad(output, inputs, grad_output.double())
     precision = 1e-12 if torch.float64 in (value.dtype, locations.dtype) else 1e-5
     names = 'output', 'gradient of value', 'gradient of locations', 'gradient of weights'
@@ -90,17 +80,17 @@ def assert_exact(value, sizes, locations, weights, grad_output):
 
 
 @compiled
-def test_kernels_interpreted():
-    """In a process of its own: Triton is told to interpret before it is imported."""
+def test_kernels_in_the_interpreter():
+    """Run this file in a new process, because TRITON_INTERPRET must be set before Triton is imported."""
     output = run('-m', 'pytest', '-p', 'no:xdist', '-o', 'addopts=', __file__, TRITON_INTERPRET='1')
     assert ' passed' in output
 
 
 @interpreted
 @pytest.mark.parametrize('seed', range(15))
-def test_any_problem(seed):
+def test_random_shapes(seed):
     draw = random.Random(seed)
-    problem_ = problem(
+    inputs = problem(
         sizes=[(draw.randint(1, 5), draw.randint(1, 5)) for _ in range(draw.randint(1, 2))],
         batch_size=draw.randint(1, 2),
         num_queries=draw.randint(1, 3),
@@ -109,14 +99,14 @@ def test_any_problem(seed):
         num_points=draw.randint(1, 2),
         dtypes=DTYPES[seed % len(DTYPES)],
     )
-    assert_exact(*problem_)
+    assert_exact(*inputs)
 
 
 @interpreted
 @pytest.mark.parametrize('dtypes', DTYPES[:3], ids=str)
 @pytest.mark.parametrize('size', [(1, 1), (2, 4)])
-def test_kinks_and_borders(size, dtypes):
-    """Locations on and halfway between pixel centres, up to two pixels outside; exact in float16."""
+def test_locations_at_pixel_centres_and_borders(size, dtypes):
+    """Locations on and halfway between pixel centres, up to two pixels outside, are exact in float16."""
     ys, xs = (torch.arange(-3, 2 * length + 4) / (2 * length) for length in size)
     value, _, _, weights, grad_output = problem([size], 1, len(ys) * len(xs), num_points=1, dtypes=dtypes)
     locations = torch.cartesian_prod(xs, ys).to(weights.dtype)[None, :, None, None, None]
@@ -124,7 +114,7 @@ def test_kinks_and_borders(size, dtypes):
 
 
 @interpreted
-def test_locations_that_no_integer_can_hold_sample_zeros():
+def test_non_finite_and_huge_locations_sample_zeros():
     value, sizes, locations, weights, grad_output = problem([(3, 2), (1, 1)], num_queries=4)
     locations[:, :, :, :, 0, 0] = -7
     expected = fused(value, sizes, locations, weights, grad_output)
@@ -135,7 +125,7 @@ def test_locations_that_no_integer_can_hold_sample_zeros():
 
 
 @interpreted
-def test_any_strides():
+def test_inputs_need_not_be_contiguous():
     value, sizes, *others = problem([(3, 2), (1, 1)])
     expected = fused(value, sizes, *others)
     value, *others = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (value, *others))
@@ -145,7 +135,7 @@ def test_any_strides():
 
 
 @pytest.mark.parametrize('empty', ['batch_size', 'num_queries'])
-def test_nothing_to_do_launches_nothing(empty):
+def test_without_queries_or_images_gradients_are_zero(empty):
     value, sizes, locations, weights, grad_output = problem([(3, 2)], **{empty: 0})
     results = fused(value, sizes, locations, weights, grad_output)
     for result, like in zip(results, (grad_output, value, locations, weights)):
@@ -153,7 +143,7 @@ def test_nothing_to_do_launches_nothing(empty):
 
 
 class Warmup:
-    """In place of a kernel: compiles for the arguments it is launched with, and launches nothing."""
+    """Stand-in for a kernel that compiles it for the arguments of a launch and does not launch it."""
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -167,7 +157,7 @@ class Warmup:
 
 @pytest.fixture
 def compile_for(monkeypatch):
-    """Compiles both kernels for the arguments of a problem and for a GPU that need not be there."""
+    """Return a function that compiles both kernels for a GPU architecture and returns the assembly."""
 
     def compile_(arch, inputs):
         device = SimpleNamespace(
@@ -187,13 +177,13 @@ def compile_for(monkeypatch):
 
 @compiled
 @pytest.mark.parametrize('arch, dtypes', list(zip([80, 90] * 3, DTYPES)), ids=str)
-def test_compiles_for_gpus(compile_for, arch, dtypes):
-    """At a usual size: 16 bytes a read, all in registers, and no addition that returns what was there."""
+def test_compiled_kernels_are_efficient(compile_for, arch, dtypes):
+    """At a common size, threads read 16 bytes at once, no register spills, and atomics return nothing."""
     inputs = problem([(2, 2)] * 4, num_heads=8, dim=32, num_points=4, dtypes=dtypes)
     forward, backward = compile_for(arch, inputs)
     for assembly in (forward, backward):
         assert 'LDG.E.128' in assembly
-        assert 'STL' not in assembly  # no store to local memory: nothing spilled
+        assert 'STL' not in assembly  # stores to local memory, where registers are spilled
     assert 'RED' in backward and 'ATOM' not in backward
 
 

@@ -1,7 +1,7 @@
-"""MMCV's ops on torchvision against MMCV's compiled ones, by MMCV's public interface.
+"""MMCV's ops on torchvision against MMCV's compiled ops, through MMCV's public interface.
 
-What the compiled ops compute is in ``data/mmcv_ops.pt``. Where MMCV has compiled ops, the tests are of these:
-what is stored, and what the slow loops of ``test_mmcv_ops_references.py`` compute, holds of both.
+``data/mmcv_ops.pt`` has the results of the compiled ops. With an MMCV that has compiled ops, the tests run on
+these, because stored results and references have to hold for both.
 """
 
 from importlib import import_module
@@ -24,50 +24,49 @@ from .data.make_mmcv_ops import (
 from .subprocesses import run
 
 CASES = COMPILED_ON_CPU | COMPILED_ON_CUDA_ONLY
-# Modules of torch's own ops, which are the same with any MMCV, are left out where it comes to types.
-TORCH = {'MultiScaleDeformableAttention', 'CrissCrossAttention', 'CornerPool', 'point_sample'}
-MODULES = [name for name, case in CASES.items() if case.is_module and name not in TORCH]
-CALLS = [name for name, case in CASES.items() if not case.is_module and name not in TORCH]
+# MMCV implements these in Python. They are not tested with other dtypes.
+PYTHON_ONLY = {'MultiScaleDeformableAttention', 'CrissCrossAttention', 'CornerPool', 'point_sample'}
+MODULES = [name for name, case in CASES.items() if case.is_module and name not in PYTHON_ONLY]
+CALLS = [name for name, case in CASES.items() if not case.is_module and name not in PYTHON_ONLY]
 HALVES = [torch.float16, torch.bfloat16]
 supplied = pytest.mark.skipif(
     not hasattr(import_module('mmcv._ext'), 'SUPPLIED'),
-    reason='this MMCV has compiled ops, some of them for CUDA only',
+    reason='the installed MMCV has compiled ops',
 )
 
 
-def of(names):
-    """Cases as parameters: what is compiled for CUDA only is tested where the ops are supplied."""
+def as_params(names):
+    """Mark cases that MMCV compiles for CUDA only: they are skipped if MMCV has compiled ops."""
     return [pytest.param(name, marks=supplied if name in COMPILED_ON_CUDA_ONLY else ()) for name in names]
 
 
 def assert_near(results, expected, rtol, atol):
-    """Compare tensors by name, as those that are expected have their types."""
+    """Compare dicts of tensors, after conversion to the expected dtypes and devices."""
     results = {key: tensor.to(expected[key]) for key, tensor in results.items()}
     torch.testing.assert_close(results, expected, rtol=rtol, atol=atol, equal_nan=True)
 
 
 @pytest.fixture(scope='module')
 def compiled():
-    """Results of the compiled ops."""
     return torch.load(FILE, weights_only=True)
 
 
 @pytest.mark.parametrize('name', COMPILED_ON_CPU)
-def test_outputs_and_gradients_are_those_of_the_compiled_op(name, compiled, device):
+def test_outputs_and_gradients_equal_the_compiled_op(name, compiled, device):
     assert_near(compute(name, CASES[name], device=device), compiled['cases'][name], 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize('name', SUPPRESSIONS)
-def test_boxes_are_suppressed_as_by_the_compiled_op(name, compiled, device):
+def test_box_ops_equal_the_compiled_op(name, compiled, device):
     results = tree_map(torch.Tensor.cpu, suppress(name, device=device))
     torch.testing.assert_close(results, compiled['suppressed'][name], equal_nan=True)
 
 
-@supplied  # the compiled ones take float32 alone
+@supplied  # compiled ops take float32 only
 @pytest.mark.parametrize('dtype', [torch.float64, *HALVES])
 @pytest.mark.parametrize('name', [name for name in SUPPRESSIONS if not name.startswith('batched')])
-def test_boxes_of_any_type_are_suppressed_alike(name, dtype, device):
-    """For batches MMCV itself moves boxes, which in half precision is another matter."""
+def test_box_ops_give_the_same_result_in_any_dtype(name, dtype, device):
+    """Without batched NMS, for which MMCV adds offsets to the boxes in their own precision."""
 
     def as_dtype(tensor):
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -77,11 +76,11 @@ def test_boxes_of_any_type_are_suppressed_alike(name, dtype, device):
     torch.testing.assert_close(results, tree_map(as_dtype, expected), equal_nan=True)
 
 
-@supplied  # the compiled ones round at every step
+@supplied  # compiled ops round at every step
 @pytest.mark.parametrize('dtype', [torch.float32, *HALVES])
 @pytest.mark.parametrize('name', CALLS)
 def test_half_precision_is_rounded_once(name, dtype, device):
-    """With focal losses MMCV itself rounds before and after the op."""
+    """The bound is wider for focal losses, because MMCV's Python code rounds before and after the op."""
     results, expected = (
         compute(name, CASES[name], kind, device, values=dtype) for kind in (dtype, torch.float64)
     )
@@ -90,11 +89,12 @@ def test_half_precision_is_rounded_once(name, dtype, device):
     assert_near(results, expected, 20 * unit if 'focal' in name else 1.01 * unit, 1e-5)
 
 
-@supplied  # half precision is compiled for CUDA only
-@pytest.mark.parametrize('dtype, autocast', [(dtype, way) for dtype in HALVES for way in (False, True)])
+@supplied  # compiled ops take half precision on CUDA only
+@pytest.mark.parametrize('autocast', [False, True])
+@pytest.mark.parametrize('dtype', HALVES)
 @pytest.mark.parametrize('name', MODULES)
 def test_modules_run_in_half_precision(name, dtype, autocast, device):
-    """Offsets are rounded, which can move a sample to the next pixel: gradients are another matter."""
+    """Gradients are not compared: rounding an offset can move a sample to the next pixel."""
     if autocast and not torch.amp.is_autocast_available(device.type):
         pytest.skip(f'no autocast on {device}')
     case = CASES[name]
@@ -108,10 +108,10 @@ def test_modules_run_in_half_precision(name, dtype, autocast, device):
     torch.testing.assert_close(results['output'].double(), expected['output'], rtol=bound, atol=bound)
 
 
-@supplied  # under autocast detectors give RoIs in float32
+@supplied  # under autocast detectors pass RoIs in float32
 @pytest.mark.parametrize('dtype', HALVES)
 @pytest.mark.parametrize('name', [name for name in CALLS if 'rois' in CASES[name].inputs])
-def test_features_in_half_precision_take_rois_in_float32(name, dtype, device):
+def test_half_precision_features_accept_float32_rois(name, dtype, device):
     inputs = draw(name, CASES[name], dtype, device)
     expected = call(CASES[name], dict(inputs))
     inputs['rois'] = inputs['rois'].float()
@@ -120,9 +120,9 @@ def test_features_in_half_precision_take_rois_in_float32(name, dtype, device):
     torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
-# At borders MMCV's deformable RoI pooling has a gradient of offsets that is not that of its output.
-@pytest.mark.parametrize('name', of(name for name in CASES if not name.startswith('deform_roi_pool')))
-def test_gradients_are_those_of_small_differences(name, device):
+# The gradient of offsets in MMCV's deformable RoI pooling is not exact at borders.
+@pytest.mark.parametrize('name', as_params(name for name in CASES if not name.startswith('deform_roi_pool')))
+def test_gradients_equal_numerical_ones(name, device):
     inputs = draw(name, CASES[name], device=device)
     leaves = {key: tensor for key, tensor in inputs.items() if tensor.requires_grad}
 
@@ -132,9 +132,9 @@ def test_gradients_are_those_of_small_differences(name, device):
     assert torch.autograd.gradcheck(op, tuple(leaves.values()), fast_mode=True, nondet_tol=1e-9)
 
 
-@supplied  # the compiled ones take contiguous tensors alone
+@supplied  # compiled ops take contiguous tensors only
 @pytest.mark.parametrize('name', CALLS)
-def test_any_layout_of_memory_gives_the_same(name, device):
+def test_memory_layout_does_not_change_results(name, device):
     def transpose_memory(tensor):
         return tensor.transpose(0, -1).contiguous().transpose(0, -1) if tensor.ndim > 1 else tensor
 
@@ -143,7 +143,7 @@ def test_any_layout_of_memory_gives_the_same(name, device):
 
 
 @pytest.mark.parametrize('name', ['deform_conv2d', 'modulated_deform_conv2d with bias'])
-def test_a_kept_graph_gives_each_pass_its_gradients(name, device):
+def test_retained_graph_can_be_used_twice(name, device):
     inputs = draw(name, CASES[name], device=device)
     output = call(CASES[name], inputs)
     once, twice = (
@@ -154,30 +154,20 @@ def test_a_kept_graph_gives_each_pass_its_gradients(name, device):
 
 
 @pytest.mark.parametrize('name', ['deform_conv2d', 'deform_conv2d in groups', 'modulated_deform_conv2d'])
-@pytest.mark.parametrize('alone', ['x', 'offset', 'weight'])
-def test_an_input_whose_gradient_alone_is_asked_gets_the_same(name, alone, device):
+@pytest.mark.parametrize('key', ['x', 'offset', 'weight'])
+def test_gradient_is_the_same_if_only_one_input_requires_it(name, key, device):
     inputs = draw(name, CASES[name], device=device)
-    others = {key: tensor.detach() for key, tensor in inputs.items() if key != alone}
+    others = {other: tensor.detach() for other, tensor in inputs.items() if other != key}
     output = call(CASES[name], inputs | others)
-    (gradient,) = torch.autograd.grad(output.sum(), inputs[alone])
-    expected = torch.autograd.grad(call(CASES[name], inputs).sum(), inputs[alone])[0]
+    (gradient,) = torch.autograd.grad(output.sum(), inputs[key])
+    expected = torch.autograd.grad(call(CASES[name], inputs).sum(), inputs[key])[0]
     torch.testing.assert_close(gradient, expected)
 
 
 @supplied
-@pytest.mark.parametrize(
-    'name, inputs',
-    [
-        ('nms_rotated', [(2, 5), (2,), 0.5]),
-        ('box_iou_rotated', [(2, 5), (3, 5)]),
-        ('roi_align_rotated', [(1, 2, 4, 4), (1, 6), 2, 1.0]),
-        ('points_in_polygons', [(3, 2), (2, 8)]),
-    ],
-)
-def test_an_op_that_is_not_here_says_so(name, inputs):
-    inputs = [torch.rand(value) if isinstance(value, tuple) else value for value in inputs]
-    with pytest.raises(NotImplementedError, match=f'{name}.*compiled ops'):
-        getattr(OPS, name)(*inputs)
+def test_missing_op_raises_an_error_that_names_it():
+    with pytest.raises(NotImplementedError, match='points_in_polygons.*compiled ops'):
+        OPS.points_in_polygons(torch.rand(3, 2), torch.rand(2, 8))
 
 
 WITH_COMPILED_OPS = """
@@ -190,17 +180,16 @@ print(mmcv._ext.nms)
 """
 
 
-def test_mmcv_keeps_ops_of_its_own(tmp_path):
+def test_mmcv_keeps_its_compiled_ops(tmp_path):
     (tmp_path / '_ext.py').write_text('nms = "compiled"')
-    said = run('-c', WITH_COMPILED_OPS, tmp_path)
-    assert said.split() == ['compiled']
+    assert run('-c', WITH_COMPILED_OPS, tmp_path).split() == ['compiled']
 
 
 WITHOUT_TORCHVISION = """
 import sys
 import revcol_mm
 assert not {'torchvision', 'mmcv', 'mmcv.ops'} & sys.modules.keys()
-sys.modules['torchvision'] = None  # as if it was not installed
+sys.modules['torchvision'] = None  # importing it fails
 try:
     import mmcv.ops
 except ImportError as error:
@@ -209,5 +198,5 @@ except ImportError as error:
 
 
 @supplied
-def test_torchvision_is_needed_by_the_ops_alone():
+def test_only_the_ops_need_torchvision():
     assert 'run: python -m revcol_mm.check_env' in run('-c', WITHOUT_TORCHVISION)

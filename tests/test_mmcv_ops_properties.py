@@ -1,4 +1,7 @@
-"""MMCV's ops on whatever hypothesis draws: no boxes, equal ones, regions beyond the image, odd sizes."""
+"""MMCV's ops against slow loops on random inputs drawn by hypothesis.
+
+Among them are empty sets of boxes, equal boxes, regions outside the image and odd sizes.
+"""
 
 import numpy as np
 import pytest
@@ -10,15 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from .data.make_mmcv_ops import OPS, Case, compute
+from .mmcv_ops_references import REFERENCES
 from .test_mmcv_ops import assert_near, supplied
-from .test_mmcv_ops_references import REFERENCES
 
-some = settings(max_examples=40, deadline=None, derandomize=True, database=None)
+few_examples = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 
 
 @st.composite
 def box_sets(draw, equal_scores=False):
-    """Boxes of coordinates that are exact in float32, some without an area, some equal, and their scores."""
+    """Draw boxes with coordinates that float32 represents exactly, and scores; some are equal or empty."""
     sides = st.tuples(*[st.integers(-8, 24)] * 2, *[st.integers(-1, 12)] * 2)
     boxes = draw(st.lists(sides, max_size=8))
     boxes += draw(st.lists(st.sampled_from(boxes), max_size=3)) if boxes else []
@@ -28,7 +31,7 @@ def box_sets(draw, equal_scores=False):
 
 
 def overlap(box, other, offset=0, mode='iou'):
-    """In float32, as compiled; NaN of boxes without an area."""
+    """Compute the overlap in float32, like the compiled op; NaN for boxes without area."""
     width = min(box[2], other[2]) - max(box[0], other[0]) + offset
     height = min(box[3], other[3]) - max(box[1], other[1]) + offset
     areas = [(each[2] - each[0] + offset) * (each[3] - each[1] + offset) for each in (box, other)]
@@ -40,9 +43,9 @@ def overlap(box, other, offset=0, mode='iou'):
 THRESHOLDS = st.sampled_from([0.3, 0.5, 0.6, 0.7])
 
 
-@some
+@few_examples
 @given(box_sets(), THRESHOLDS, st.integers(0, 1))
-def test_nms_and_nms_match_are_a_slow_loop(boxes_and_scores, threshold, offset):
+def test_nms_and_nms_match_equal_a_loop(boxes_and_scores, threshold, offset):
     boxes, scores = boxes_and_scores
     kept, groups, rows, float32 = [], [], boxes.tolist(), np.float32(threshold)
     for index in sorted(range(len(boxes)), key=lambda index: -scores[index]):
@@ -61,9 +64,9 @@ def test_nms_and_nms_match_are_a_slow_loop(boxes_and_scores, threshold, offset):
     assert [group.tolist() for group in matched] == groups
 
 
-@some
+@few_examples
 @given(box_sets(equal_scores=True), THRESHOLDS, st.integers(0, 1))
-def test_nms_of_equal_scores_drops_what_a_better_or_equal_box_overlaps(boxes_and_scores, threshold, offset):
+def test_nms_drops_exactly_the_boxes_that_overlap_a_kept_one(boxes_and_scores, threshold, offset):
     boxes, scores = boxes_and_scores
     kept, rows = OPS.nms(boxes, scores, threshold, offset)[1].tolist(), boxes.tolist()
     assert scores[kept].tolist() == sorted(scores[kept].tolist(), reverse=True)
@@ -76,7 +79,7 @@ def test_nms_of_equal_scores_drops_what_a_better_or_equal_box_overlaps(boxes_and
         assert any(scores[other] >= scores[index] for other in drops) == (index not in kept)
 
 
-@some
+@few_examples
 @given(
     box_sets(equal_scores=True),
     THRESHOLDS,
@@ -84,8 +87,8 @@ def test_nms_of_equal_scores_drops_what_a_better_or_equal_box_overlaps(boxes_and
     st.sampled_from(['naive', 'linear', 'gaussian']),
     st.sampled_from([0.01, 0.2]),
 )
-def test_soft_nms_is_a_slow_loop(boxes_and_scores, threshold, offset, method, min_score):
-    """``softnms_cpu`` of ``nms.cpp``: of equal scores the one that is first in its order is the better."""
+def test_soft_nms_equals_a_loop(boxes_and_scores, threshold, offset, method, min_score):
+    """The loop follows ``softnms_cpu`` in ``nms.cpp``, including the order of boxes with equal scores."""
     boxes, scores = boxes_and_scores
     rows = [
         [*box, np.float32(score), i]
@@ -116,9 +119,9 @@ def test_soft_nms_is_a_slow_loop(boxes_and_scores, threshold, offset, method, mi
     torch.testing.assert_close(dets, expected, equal_nan=True)
 
 
-@some
+@few_examples
 @given(box_sets(), box_sets(), st.sampled_from(['iou', 'iof']), st.integers(0, 1))
-def test_overlaps_are_a_slow_loop(boxes, others, mode, offset):
+def test_bbox_overlaps_equal_a_loop(boxes, others, mode, offset):
     (boxes, _), (others, _) = boxes, others
     expected = [[overlap(box, other, offset, mode) for other in others.tolist()] for box in boxes.tolist()]
     expected = torch.tensor(expected, dtype=torch.float32).view(len(boxes), len(others))
@@ -132,7 +135,7 @@ def test_overlaps_are_a_slow_loop(boxes, others, mode, offset):
 
 @st.composite
 def regions(draw):
-    """Features of any size, and RoIs anywhere but where a sample is at a border: there pooling jumps."""
+    """Draw a feature shape, and RoIs without samples exactly at a border, where pooling is discontinuous."""
     features = (2, draw(st.integers(1, 2)), draw(st.integers(1, 5)), draw(st.integers(1, 5)))
     sides = st.tuples(st.integers(0, 1), *[st.integers(-20, 20)] * 2, *[st.integers(0, 30)] * 2)
     rois = [
@@ -145,26 +148,24 @@ def regions(draw):
 POOLING = st.tuples(st.sampled_from([0, 2]), st.sampled_from(['avg', 'max']), st.booleans())
 
 
-@some
+@few_examples
 @given(regions(), POOLING)
-def test_roi_align_is_a_slow_loop(inputs, options):
+def test_roi_align_equals_a_loop(inputs, options):
     case = Case(lambda ops, features, rois: ops.roi_align(features, rois, (2, 3), 0.5, *options), inputs)
     assert_near(*(compute('regions', case, ops=ops) for ops in (OPS, REFERENCES)), 1e-10, 1e-10)
 
 
 @supplied
-@some
+@few_examples
 @given(regions())
-def test_roi_pool_is_a_slow_loop(inputs):
+def test_roi_pool_equals_a_loop(inputs):
     case = Case(lambda ops, features, rois: ops.roi_pool(features, rois, (2, 3), 0.5), inputs)
     assert_near(*(compute('regions', case, ops=ops) for ops in (OPS, REFERENCES)), 1e-12, 1e-12)
 
 
-@some
+@few_examples
 @given(st.integers(1, 2), st.integers(0, 2), st.integers(1, 2), st.sampled_from([1, 2, 4]), st.integers(5, 7))
-def test_deformable_convolution_that_is_not_deformed_is_a_convolution(
-    stride, padding, dilation, groups, size
-):
+def test_deformable_convolution_without_offsets_equals_convolution(stride, padding, dilation, groups, size):
     x, weight, bias = torch.randn(2, 4, size, 6), torch.randn(8, 4 // groups, 3, 2), torch.randn(8)
     expected = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     still = torch.zeros(2, groups * 12, *expected.shape[2:])

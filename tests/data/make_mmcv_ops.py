@@ -1,9 +1,9 @@
-"""Makes mmcv_ops.pt: what MMCV's compiled ops compute on the CPU, with gradients, for ``test_mmcv_ops.py``.
+"""Write mmcv_ops.pt: outputs and gradients of MMCV's compiled ops on the CPU, for ``test_mmcv_ops.py``.
 
     python -m tests.data.make_mmcv_ops
 
-takes an MMCV with compiled ops, calls them by MMCV's public interface, and writes what it and torch are. The
-cases are here, and their inputs come from NumPy's legacy generator, which is the same on every machine.
+needs an MMCV with compiled ops. The test cases are defined here. Their names are also the seeds of their
+inputs, which come from NumPy's legacy generator because it gives the same numbers on every machine.
 """
 
 import sys
@@ -17,14 +17,14 @@ import numpy as np
 import torch
 from torch.func import functional_call
 
-import revcol_mm  # noqa: F401  before mmcv.ops, for which it supplies ops where there are none
+import revcol_mm  # noqa: F401  before mmcv.ops, because it supplies missing ops
 
 OPS = import_module('mmcv.ops')
 FILE = Path(__file__).with_name('mmcv_ops.pt')
 
 
 class Uniform(NamedTuple):
-    """Random values of an input."""
+    """Shape and range of a random input."""
 
     shape: tuple[int, ...]
     low: float
@@ -32,13 +32,13 @@ class Uniform(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A call of an op, or of a module.
+    """A call of an op or of a module.
 
     Args:
-        op: Takes what has MMCV's ops as attributes, and inputs by name; or makes the module, whose parameters
-            are inputs, too.
-        inputs: Shape of each, for values from -1 to 1, or :class:`Uniform`; or values that get no gradient.
-        is_module: Which of the two.
+        op: Function of a namespace with MMCV's ops and of the inputs by name that calls an op; or function of
+            the namespace that builds a module, whose parameters are additional inputs.
+        inputs: For each input a shape (values from -1 to 1), a :class:`Uniform`, or values without gradient.
+        is_module: Whether ``op`` builds a module.
     """
 
     op: Callable
@@ -51,7 +51,7 @@ def _random(name):
 
 
 def draw(name, case, dtype=torch.float64, device='cpu', values=torch.float64):
-    """Inputs of a case, as ``values`` can hold them. Those that are of integers stay so."""
+    """Draw the inputs of a case, rounded to the dtype ``values`` and converted to ``dtype``."""
     specs = dict(case.inputs)
     if case.is_module:
         specs.update({key: tuple(param.shape) for key, param in case.op(OPS).named_parameters()})
@@ -68,7 +68,6 @@ def draw(name, case, dtype=torch.float64, device='cpu', values=torch.float64):
 
 
 def call(case, inputs, ops=OPS):
-    """Output of a case."""
     if not case.is_module:
         return case.op(ops, **inputs)
     module = case.op(ops).to(next(iter(inputs.values())))
@@ -77,7 +76,10 @@ def call(case, inputs, ops=OPS):
 
 
 def compute(name, case, dtype=torch.float64, device='cpu', values=torch.float64, ops=OPS, change=lambda x: x):
-    """Output of a case, and gradients of its inputs, which can be changed, for a random one of the output."""
+    """Return a dict of a case's output and its inputs' gradients, for a random gradient of the output.
+
+    ``change`` is applied to every input.
+    """
     inputs = {key: change(tensor) for key, tensor in draw(name, case, dtype, device, values).items()}
     leaves = {key: tensor for key, tensor in inputs.items() if tensor.requires_grad}
     output = call(case, inputs, ops)
@@ -85,13 +87,13 @@ def compute(name, case, dtype=torch.float64, device='cpu', values=torch.float64,
     grad_output = torch.from_numpy(_random(f'{name} gradient').uniform(-1, 1, output.shape))
     if output.requires_grad:
         grads = torch.autograd.grad(output, leaves.values(), grad_output.to(values).to(output))
-    else:  # a reference whose samples are all beyond the image
+    else:  # a reference implementation, all of whose samples are outside the image
         grads = map(torch.zeros_like, leaves.values())
     results.update({f'gradient of {key}': grad for key, grad in zip(leaves, grads)})
     return results
 
 
-# Of three images the second has no RoI. They are within, across borders, far beyond, and without an area.
+# RoIs inside, across the border, far outside, and without area; the second of three images has none.
 FEATURES = (3, 2, 7, 5)
 ROIS = [
     [0, 1, 2.5, 8, 11.5],
@@ -125,7 +127,7 @@ def _deform_conv(
     stride, padding, dilation = (np.broadcast_to(each, 2) for each in (stride, padding, dilation))
     out = (np.array(size) + 2 * padding - dilation * (np.array(kernel) - 1) - 1) // stride + 1
     taps = deform_groups * kernel[0] * kernel[1]
-    offset = Uniform((2, 2 * taps, *out), -3, 3)  # beyond the border
+    offset = Uniform((2, 2 * taps, *out), -3, 3)  # reaches outside the image
     inputs = dict(x=(2, 4, *size), offset=offset, weight=(2, 4 // groups, *kernel))
     geometry = [tuple(each.tolist()) for each in (stride, padding, dilation)] + [groups, deform_groups]
     if modulated:
@@ -244,7 +246,7 @@ COMPILED_ON_CUDA_ONLY = {
         _attend,
         dict(
             value=(2, 16, 2, 3),
-            locations=Uniform((2, 5, 2, 2, 3, 2), -0.25, 1.25),  # also beyond the image
+            locations=Uniform((2, 5, 2, 2, 3, 2), -0.25, 1.25),  # also outside the image
             weights=(2, 5, 2, 2, 3),
             **LEVELS,
         ),
@@ -253,7 +255,7 @@ COMPILED_ON_CUDA_ONLY = {
 
 
 def _boxes(number, side, on_grid=False, equal_scores=False):
-    """Boxes, scores and labels. Of those on a grid many are equal and many have no area."""
+    """Return random boxes, scores and labels. On a grid, many boxes are equal and many have no area."""
     random = _random(f'boxes {number} {side}')
     corners = random.uniform(0, 20, (number, 2))
     boxes = np.concatenate([corners, corners + random.uniform(-0.1, 1, (number, 2)) * side], 1)
@@ -268,7 +270,7 @@ BOXES = {
     'of equal scores': _boxes(40, 5, on_grid=True, equal_scores=True),
     'one': _boxes(1, 9),
     'none': _boxes(0, 9),
-    # Intersection over union of each and the first is 0.3, 0.6 and 0.9 but for rounding.
+    # The IoU of each box with the first is 0.3, 0.6 and 0.9, except for rounding.
     'at thresholds': (
         torch.tensor([[0.0, 0, 10, 1], [0, 0, 3, 1], [4, 0, 10, 1], [0, 0, 9, 1]], dtype=torch.float64),
         torch.tensor([0.9, 0.8, 0.7, 0.6], dtype=torch.float64),
@@ -321,13 +323,13 @@ SUPPRESSIONS = {
 
 
 def suppress(name, dtype=torch.float32, device='cpu', values=torch.float32):
-    """Results of what drops or compares boxes, for each set of them, as ``values`` can hold them."""
+    """Return the results of a box op for each set of boxes, rounded to the dtype ``values``."""
     results = {}
     for key, (boxes, scores, labels) in BOXES.items():
         if key == 'none' and name.startswith('batched'):
-            continue  # MMCV itself takes the largest coordinate
+            continue  # MMCV needs the largest coordinate
         if key == 'of equal scores' and name.startswith(('nms', 'batched_nms')):
-            continue  # the compiled ones sort equal scores in any order
+            continue  # compiled ops sort equal scores in any order
         boxes, scores = (tensor.to(values).to(device, dtype) for tensor in (boxes, scores))
         results[key] = list(SUPPRESSIONS[name](OPS, boxes, scores, labels.to(device)))
     return results
@@ -335,7 +337,7 @@ def suppress(name, dtype=torch.float32, device='cpu', values=torch.float32):
 
 def main():
     if not getattr(mmcv._ext, '__file__', '').endswith(('.so', '.pyd')):
-        sys.exit('This MMCV has no compiled ops: there is nothing to learn from it.')
+        sys.exit('error: this MMCV has no compiled ops; run it with one that has: see docs/environment.md')
     torch.save(
         dict(
             made_by=f'mmcv {mmcv.__version__} compiled, torch {torch.__version__}',
