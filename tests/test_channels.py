@@ -31,10 +31,10 @@ SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 SUPERVISED = 'configs/upernet_revcol_nano_supervised_sample.py'
 CLASSIFIER = 'configs/revcol_nano_sample.py'
 DETECTOR = 'configs/dino_revcol_nano_sample.py'
-# MMDetection's preprocessor, and that of the onedl forks' segmentors, are MMEngine's, which has 1 or 3 means.
-OF_ONE_MEAN = {DETECTOR}
+# MMDetection, and MMSegmentation of the onedl forks, use MMEngine's data preprocessor, with 1 or 3 means.
+ONE_MEAN = {DETECTOR}
 if issubclass(SegDataPreProcessor, ImgDataPreprocessor):
-    OF_ONE_MEAN |= {SEGMENTOR, SUPERVISED}
+    ONE_MEAN |= {SEGMENTOR, SUPERVISED}
 
 
 @pytest.mark.parametrize('in_channels', [1, 4, 12])
@@ -114,9 +114,9 @@ def read_config(path, in_channels):
     cfg = Config.fromfile(REPO / path)
     cfg.model.backbone.in_channels = in_channels
     preprocessor = cfg.model.data_preprocessor
-    values = 1 if path in OF_ONE_MEAN else in_channels
+    values = 1 if path in ONE_MEAN else in_channels
     preprocessor.update(mean=[100.0] * values, std=[50.0] * values)
-    if path in OF_ONE_MEAN and in_channels != 3:
+    if path in ONE_MEAN and in_channels != 3:
         preprocessor.bgr_to_rgb = False
     return cfg
 

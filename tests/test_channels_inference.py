@@ -16,7 +16,7 @@ from revcol_mm.apis.image_header import ImageError
 from revcol_mm.visualization.rgb_picture import rgb_picture
 
 from .subprocesses import REPO, run
-from .test_channels import OF_ONE_MEAN, SEGMENTOR, read_config, tiff
+from .test_channels import ONE_MEAN, SEGMENTOR, read_config, tiff
 from .test_documentation import blocks, commands
 
 PAGE = REPO / 'docs/tutorials/channels.md'
@@ -163,7 +163,7 @@ def test_configs_of_the_tutorial_train_test_and_predict(sample_data, tmp_path):
     shutil.copytree(sample_data, tmp_path / 'data/sample')
     make_tiles(sample_data / 'ade20k', tmp_path / 'data/my_tiles')
     for code in blocks(PAGE, 'python'):
-        if SEGMENTOR in OF_ONE_MEAN:  # the change that the page describes
+        if SEGMENTOR in ONE_MEAN:  # the change that the page describes
             code = re.sub(r'(mean|std)=\[([\d.]+), .*\]', r'\1=[\2]', code)
         (tmp_path / code.splitlines()[0].removeprefix('# ')).write_text(code + QUICK)
     for program, *words in commands(PAGE):
