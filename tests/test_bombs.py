@@ -11,7 +11,7 @@ import torch
 
 from revcol_mm import RevCol
 from revcol_mm.checkpoints.reading import plain, read_checkpoint
-from revcol_mm.checkpoints.run_files import is_whole
+from revcol_mm.checkpoints.run_files import is_complete
 from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights, write_shards
 from revcol_mm.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def test_bad_file_is_an_error_and_takes_no_memory(damage, message, checkpoint):
     assert '\n' not in str(error.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB: 128 MiB
     if 'compressed' in message or 'bytearray' in message:
-        assert not is_whole(checkpoint)  # --resume ignores it
+        assert not is_complete(checkpoint)  # --resume ignores it
 
 
 @pytest.mark.parametrize('appended', [0, 65_536, 70_000])

@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
-from revcol_mm.checkpoints.run_files import is_whole
+from revcol_mm.checkpoints.run_files import is_complete
 from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights
 from revcol_mm.testing import worst_errors
 
@@ -255,9 +255,9 @@ def test_tools_accept_a_sharded_checkpoint_and_convert_it_to_a_file(sample_data,
     _, error = call_tool('tools/train.py', DEMO, '--resume', folder, *common)
     assert f'error: {folder} is sharded' in error
     for part in folder.glob('*.distcp'):
-        assert is_whole(folder)
+        assert is_complete(folder)
         os.truncate(part, part.stat().st_size - 1)
-        assert not is_whole(folder)
+        assert not is_complete(folder)
         part.write_bytes(part.read_bytes() + b'.')
 
 

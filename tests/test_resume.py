@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from revcol_mm.checkpoints.run_files import newest_whole_checkpoint
+from revcol_mm.checkpoints.run_files import newest_complete_checkpoint
 from revcol_mm.training.interruption import INTERRUPTED
 
 from .subprocesses import SEARCHED
@@ -192,7 +192,7 @@ def test_signal_lets_the_iteration_finish_and_saves_it(kind, number, uninterrupt
     os.killpg(process.pid, number)
     printed = finish(process, expect=INTERRUPTED)
     (saved,) = re.findall(rf'{number.name}: saved iter_(\d+).pth after \1 iterations', printed)
-    assert newest_whole_checkpoint(tmp_path)[0].name == f'iter_{saved}.pth'
+    assert newest_complete_checkpoint(tmp_path)[0].name == f'iter_{saved}.pth'
     printed = finish(start(kind, tmp_path, resume=True))
     assert f'iter: {saved}' in re.search('resumed epoch.*', printed)[0]
     assert_same(tmp_path, expected)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from revcol_mm.checkpoints.run_files import newest_whole_checkpoint
+from revcol_mm.checkpoints.run_files import newest_complete_checkpoint
 from revcol_mm.errors import CheckpointError
 from revcol_mm.training.interruption import INTERRUPTED
 
@@ -82,7 +82,7 @@ def test_checkpoints_in_other_folders_or_with_other_names_are_found(options, tmp
 def test_run_that_was_resumed_from_an_older_checkpoint_continues_from_there(tmp_path):
     make(tmp_path).train()
     make(tmp_path, resume=True, load_from=str(tmp_path / 'iter_2.pth'))  # killed before it saves
-    assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_2.pth', [])
+    assert newest_complete_checkpoint(tmp_path) == (tmp_path / 'iter_2.pth', [])
 
 
 RANK = """

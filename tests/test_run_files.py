@@ -9,7 +9,7 @@ import torch
 from mmengine.fileio import get_file_backend
 
 from revcol_mm.checkpoints import run_files
-from revcol_mm.checkpoints.run_files import is_whole, newest_whole_checkpoint
+from revcol_mm.checkpoints.run_files import is_complete, newest_complete_checkpoint
 from revcol_mm.checkpoints.shards import REST, write_shards
 from revcol_mm.errors import CheckpointError
 
@@ -63,21 +63,21 @@ def test_file_and_its_folder_are_synced_to_the_disk(backend, tmp_path, monkeypat
 
 
 def test_newest_checkpoint_is_that_of_most_iterations_and_not_damaged(tmp_path):
-    assert newest_whole_checkpoint(tmp_path) == (None, [])
+    assert newest_complete_checkpoint(tmp_path) == (None, [])
     for iteration, name in enumerate(('epoch_9', 'iter_3', 'best_mIoU_iter_4', 'iter_12')):
         save(tmp_path / f'{name}.pth', iteration)
     newest = tmp_path / 'iter_12.pth'
-    assert newest_whole_checkpoint(tmp_path) == (newest, [])
+    assert newest_complete_checkpoint(tmp_path) == (newest, [])
     newest.write_bytes(b'')
-    assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_3.pth', [newest])
-    assert not is_whole(tmp_path / 'missing.pth')
+    assert newest_complete_checkpoint(tmp_path) == (tmp_path / 'iter_3.pth', [newest])
+    assert not is_complete(tmp_path / 'missing.pth')
 
 
 def test_file_dates_do_not_matter(tmp_path):
     for number in range(1, 5):
         save(tmp_path / f'iter_{number}.pth', number)
         os.utime(tmp_path / f'iter_{number}.pth', (5 - number, 5 - number))
-    assert newest_whole_checkpoint(tmp_path) == (tmp_path / 'iter_4.pth', [])
+    assert newest_complete_checkpoint(tmp_path) == (tmp_path / 'iter_4.pth', [])
 
 
 def test_remote_checkpoints_must_be_copied_to_resume(tmp_path):
@@ -85,28 +85,28 @@ def test_remote_checkpoints_must_be_copied_to_resume(tmp_path):
         if last:
             (tmp_path / 'last_checkpoint').write_text(last)
         with pytest.raises(CheckpointError, match='cannot resume from s3://bucket: copy a checkpoint'):
-            newest_whole_checkpoint(tmp_path, 's3://bucket')
+            newest_complete_checkpoint(tmp_path, 's3://bucket')
 
 
 def test_local_checkpoint_of_an_interrupted_run_is_used_though_others_are_remote(tmp_path):
     save(tmp_path / 'iter_2.pth', 2)
     run_files.record_last(tmp_path, tmp_path / 'iter_2.pth')
-    assert newest_whole_checkpoint(tmp_path, 's3://bucket') == (tmp_path / 'iter_2.pth', [])
+    assert newest_complete_checkpoint(tmp_path, 's3://bucket') == (tmp_path / 'iter_2.pth', [])
 
 
 def test_complete_sharded_checkpoint_that_was_not_renamed_is_found(tmp_path):
     unfinished, final = tmp_path / '.iter_4.pth', tmp_path / 'iter_4.pth'
     save_sharded(unfinished)
     final.mkdir()  # partly deleted
-    assert newest_whole_checkpoint(tmp_path)[0] == final
-    assert is_whole(final) and not unfinished.exists()
+    assert newest_complete_checkpoint(tmp_path)[0] == final
+    assert is_complete(final) and not unfinished.exists()
 
 
 def test_incomplete_sharded_checkpoint_is_not_used(tmp_path):
     save_sharded(tmp_path / 'iter_4.pth')
     shutil.copytree(tmp_path / 'iter_4.pth', tmp_path / '.iter_8.pth')
     next((tmp_path / '.iter_8.pth').glob('*.distcp')).unlink()
-    assert newest_whole_checkpoint(tmp_path)[0] == tmp_path / 'iter_4.pth'
+    assert newest_complete_checkpoint(tmp_path)[0] == tmp_path / 'iter_4.pth'
 
 
 def fail_to_read(path):
@@ -117,7 +117,7 @@ def test_checkpoint_that_cannot_be_read_is_an_error_and_not_damaged(tmp_path, mo
     save(tmp_path / 'iter_2.pth')
     monkeypatch.setattr(run_files, 'check_size', fail_to_read)
     with pytest.raises(CheckpointError, match=r'cannot resume: .*iter_2\.pth: Input/output error'):
-        newest_whole_checkpoint(tmp_path)
+        newest_complete_checkpoint(tmp_path)
 
 
 def test_shards_that_cannot_be_read_are_an_error_and_not_damaged(tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_shards_that_cannot_be_read_are_an_error_and_not_damaged(tmp_path, monke
 
     monkeypatch.setattr(Path, 'open', fail_for_metadata)
     with pytest.raises(CheckpointError, match=r'cannot resume: .*\.metadata: Input/output error'):
-        newest_whole_checkpoint(tmp_path)
+        newest_complete_checkpoint(tmp_path)
 
 
 def test_getattr_in_a_checkpoint_is_refused(tmp_path):

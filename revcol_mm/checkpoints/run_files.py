@@ -12,10 +12,10 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from revcol_mm.errors import CheckpointError
 
+from .atomic_files import replacing
 from .reading import check_size, reason_in_one_line
 from .shards import REST, has_all_shards
 from .sources import is_remote
-from .whole_files import replacing
 
 LAST = 'last_checkpoint'  # the file in which MMEngine records the path of the newest checkpoint
 
@@ -32,7 +32,7 @@ class AtomicLocalBackend(LocalBackend):
 register_backend('atomic', AtomicLocalBackend)
 
 
-def is_whole(checkpoint: Path) -> bool:
+def is_complete(checkpoint: Path) -> bool:
     """Return whether a checkpoint is complete and undamaged.
 
     All parts of a file are compared with the checksums in its archive. The tensors of a sharded checkpoint
@@ -42,7 +42,7 @@ def is_whole(checkpoint: Path) -> bool:
         OSError: If the file exists but cannot be read, so that it is unknown whether it is damaged.
     """
     if checkpoint.is_dir():
-        return is_whole(checkpoint / REST) and has_all_shards(checkpoint)
+        return is_complete(checkpoint / REST) and has_all_shards(checkpoint)
     try:
         check_size(checkpoint)
         with zipfile.ZipFile(checkpoint) as file:
@@ -119,7 +119,7 @@ def saved_checkpoints(
     return sorted(found, key=order, reverse=True)
 
 
-def newest_whole_checkpoint(
+def newest_complete_checkpoint(
     work_dir: str | Path, out_dir: str | None = None, filename_tmpl: str | None = None
 ) -> tuple[Path | None, list[Path]]:
     """Find the checkpoint to resume from; see :func:`saved_checkpoints` for the order and the arguments.
@@ -133,7 +133,7 @@ def newest_whole_checkpoint(
     if out_dir and is_remote(out_dir):
         last = _recorded(work_dir)
         # A run that a signal interrupted saves its last checkpoint in the work dir.
-        if is_remote(last) or not is_whole(Path(last)):
+        if is_remote(last) or not is_complete(Path(last)):
             raise CheckpointError(
                 f'cannot resume from {out_dir}: copy a checkpoint from there, and name it with --resume'
             )
@@ -141,7 +141,7 @@ def newest_whole_checkpoint(
     damaged = []
     try:
         for checkpoint in saved_checkpoints(work_dir, out_dir, filename_tmpl):
-            if is_whole(checkpoint):
+            if is_complete(checkpoint):
                 return _renamed(checkpoint), damaged
             damaged.append(checkpoint)
     except OSError as error:

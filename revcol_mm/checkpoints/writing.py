@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from .atomic_files import replacing
 from .layouts import model_weights
 from .reading import import_safetensors
 from .sources import sha256
-from .whole_files import replacing
 
 
 def save_checkpoint(checkpoint: dict[str, Any], path: Path, name_hash: bool = False) -> Path:

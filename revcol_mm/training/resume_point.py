@@ -5,7 +5,7 @@ from typing import Any, Callable, NamedTuple, TypeVar
 
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
 
-from revcol_mm.checkpoints.run_files import is_whole, newest_whole_checkpoint, read_meta, record_last
+from revcol_mm.checkpoints.run_files import is_complete, newest_complete_checkpoint, read_meta, record_last
 from revcol_mm.errors import CheckpointError
 
 T = TypeVar('T')
@@ -46,7 +46,7 @@ def find_resume_point(
 
     Args:
         work_dir: Folder of the run.
-        load_from: The checkpoint to use. None: see :func:`newest_whole_checkpoint`.
+        load_from: The checkpoint to use. None: see :func:`newest_complete_checkpoint`.
         checkpoint_hook: Config of the run's CheckpointHook.
         check_kind: Raises CheckpointError if the runner cannot resume from this kind of checkpoint.
 
@@ -60,15 +60,15 @@ def find_resume_point(
 
     def choose() -> tuple[Path | None, list[Path]]:
         if load_from is None:
-            return newest_whole_checkpoint(
+            return newest_complete_checkpoint(
                 work_dir, checkpoint_hook.get('out_dir'), checkpoint_hook.get('filename_tmpl')
             )
         checkpoint = Path(load_from)
         try:
-            whole = is_whole(checkpoint)
+            complete = is_complete(checkpoint)
         except OSError as error:
             raise CheckpointError(f'cannot resume: {checkpoint}: {error.strerror}') from error
-        if not whole:
+        if not complete:
             raise CheckpointError(f'cannot resume: {checkpoint} is damaged or does not exist')
         if checkpoint.absolute().parent == Path(work_dir).absolute():
             # If this run is killed before its first save, the next --resume continues from here as well.

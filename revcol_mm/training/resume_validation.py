@@ -7,7 +7,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
-from revcol_mm.checkpoints.whole_files import replacing
+from revcol_mm.checkpoints.atomic_files import replacing
 
 RECORD = 'last_validation'  # file in the work dir: the iteration of the last completed validation
 

@@ -15,11 +15,17 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, R
 from torch import nn
 from torch.utils.data import DataLoader
 
-from revcol_mm.checkpoints.run_files import checkpoint_folder, is_whole, remove_unfinished, saved_checkpoints
+from revcol_mm.checkpoints.run_files import (
+    checkpoint_folder,
+    is_complete,
+    remove_unfinished,
+    saved_checkpoints,
+)
 from revcol_mm.checkpoints.sources import is_remote
 from revcol_mm.data.annotation_files import annotation_files
 from revcol_mm.errors import CheckpointError, PreflightError, building
 
+from . import seeded_dataset  # noqa: F401  registers SeededDataset, which configs of data loaders get
 from .changed_config import changed_settings, parameter_order, replay_schedule, training_settings
 from .checkpoint_hook import KeepingCheckpointHook
 from .interruption import InterruptionHook
@@ -320,7 +326,7 @@ class ResumableRunner(Runner):
         except OSError as error:
             if not is_local:
                 raise
-            newest = next(filter(is_whole, saved_checkpoints(out_dir)), None)
+            newest = next(filter(is_complete, saved_checkpoints(out_dir)), None)
             raise CheckpointError(
                 f'cannot write {filename} in {out_dir}: {error.strerror}; '
                 f'the newest checkpoint there is {newest}'
