@@ -9,25 +9,17 @@ from torch.utils._pytree import tree_leaves
 
 from revcol_mm.apis.build_image_graph import build_image_graph
 
-from .exported_models import (
-    CASCADE,
-    CLASSIFIER,
-    DINO,
-    INSTANCE,
-    MASK2FORMER,
-    MMPRETRAIN,
-    PANOPTIC,
-    RETINANET,
-    UPERNET,
-    perturbed_detector,
-    write_model,
-    write_small_model,
-)
+from . import exported_models as models
 from .test_exported_model import assert_predicts_like_checkpoint
 
 TOOL = 'tools/export.py'
 FORMATS = {'.onnx': 'onnx', '.pt': 'torchscript', '.pt2': 'torch-export'}
-CLASSES = {UPERNET: ['background', *'0123456789'], CLASSIFIER: None, MMPRETRAIN: None, DINO: None}
+CLASSES = {
+    models.UPERNET: ['background', *'0123456789'],
+    models.CLASSIFIER: None,
+    models.MMPRETRAIN: None,
+    models.DINO: None,
+}
 
 
 def load(path):
@@ -48,17 +40,17 @@ def load(path):
 @pytest.mark.parametrize(
     'config, suffix, options',
     [
-        (UPERNET, '.onnx', ['--dynamic']),
-        (UPERNET, '.pt', ['--dynamic']),
-        (UPERNET, '.pt2', ['--dynamic']),
-        (CLASSIFIER, '.onnx', []),
-        (MMPRETRAIN, '.pt', ['--dynamic']),
-        (DINO, '.pt', ['--dynamic', '--backbone-only']),
+        (models.UPERNET, '.onnx', ['--dynamic']),
+        (models.UPERNET, '.pt', ['--dynamic']),
+        (models.UPERNET, '.pt2', ['--dynamic']),
+        (models.CLASSIFIER, '.onnx', []),
+        (models.MMPRETRAIN, '.pt', ['--dynamic']),
+        (models.DINO, '.pt', ['--dynamic', '--backbone-only']),
     ],
 )
 def test_file_matches_model_and_has_metadata(config, suffix, options, tmp_path, call_tool):
     file = tmp_path / f'exported{suffix}'
-    path, checkpoint, model = write_small_model(config, tmp_path)
+    path, checkpoint, model = models.write_small_model(config, tmp_path)
     arguments = (path, checkpoint, '--format', FORMATS[suffix], '--shape', 64, 96, '--out', file, *options)
     printed, error = call_tool(TOOL, *arguments)
     assert not error
@@ -80,10 +72,13 @@ def test_file_matches_model_and_has_metadata(config, suffix, options, tmp_path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('config', [DINO, RETINANET, CASCADE, MASK2FORMER, INSTANCE, PANOPTIC])
+@pytest.mark.parametrize(
+    'config',
+    [models.DINO, models.RETINANET, models.CASCADE, models.MASK2FORMER, models.INSTANCE, models.PANOPTIC],
+)
 def test_detectors_and_mask2former_export_with_dynamic_sizes(config, tmp_path, call_tool):
-    model = perturbed_detector(config)
-    path, checkpoint = write_model(model.cfg, model, tmp_path)
+    model = models.perturbed_detector(config)
+    path, checkpoint = models.write_model(model.cfg, model, tmp_path)
     file = tmp_path / 'a.onnx'
     options = '--format', 'onnx', '--shape', 128, 160, '--dynamic', '--out', file
     printed, error = call_tool(TOOL, path, checkpoint, *options)
@@ -99,7 +94,7 @@ def test_detectors_and_mask2former_export_with_dynamic_sizes(config, tmp_path, c
 
 def test_half_stores_weights_in_16_bits(tmp_path, call_tool):
     onnx = pytest.importorskip('onnx')
-    path, checkpoint, model = write_small_model(DINO, tmp_path)
+    path, checkpoint, model = models.write_small_model(models.DINO, tmp_path)
     file = tmp_path / 'half.onnx'
     options = '--format', 'onnx', '--shape', 64, 64, '--half', '--backbone-only', '--out', file
     assert not call_tool(TOOL, path, checkpoint, *options)[1]
@@ -112,7 +107,7 @@ def test_half_stores_weights_in_16_bits(tmp_path, call_tool):
 
 
 def test_file_that_differs_from_the_model_is_deleted(tmp_path, call_tool, monkeypatch):
-    path, checkpoint, _ = write_small_model(UPERNET, tmp_path)
+    path, checkpoint, _ = models.write_small_model(models.UPERNET, tmp_path)
     file = tmp_path / 'exported.pt'
     trace = torch.jit.trace
 
@@ -134,14 +129,18 @@ def test_file_that_differs_from_the_model_is_deleted(tmp_path, call_tool, monkey
 @pytest.mark.parametrize(
     'config, options, message',
     [
-        (CLASSIFIER, ('--format', 'torchscript', '--shape', 64, 32), '--shape must be at least 64'),
-        (CLASSIFIER, ('--format', 'torchscript', '--out', 'a.onnx'), 'must end in .pt, got a.onnx'),
-        (CLASSIFIER, ('--format', 'torchscript', '--device', 'cuda:99'), "there is no device 'cuda:99'"),
-        (CLASSIFIER, ('--format', 'torch-export', '--half'), '--half is only for --format onnx'),
-        (DINO, ('--format', 'onnx', '--shape', 128, 128, '--half'), '--half is not for detectors'),
+        (models.CLASSIFIER, ('--format', 'torchscript', '--shape', 64, 32), '--shape must be at least 64'),
+        (models.CLASSIFIER, ('--format', 'torchscript', '--out', 'a.onnx'), 'must end in .pt, got a.onnx'),
+        (
+            models.CLASSIFIER,
+            ('--format', 'torchscript', '--device', 'cuda:99'),
+            "there is no device 'cuda:99'",
+        ),
+        (models.CLASSIFIER, ('--format', 'torch-export', '--half'), '--half is only for --format onnx'),
+        (models.DINO, ('--format', 'onnx', '--shape', 128, 128, '--half'), '--half is not for detectors'),
     ],
 )
 def test_bad_options_are_errors(config, options, message, tmp_path, call_tool, monkeypatch):
-    path, checkpoint, _ = write_small_model(config, tmp_path)
+    path, checkpoint, _ = models.write_small_model(config, tmp_path)
     _, error = call_tool(TOOL, path, checkpoint, *options)
     assert error.startswith('error: ') and message in error

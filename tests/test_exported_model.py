@@ -12,7 +12,7 @@ from revcol_mm.apis import init_inferencer, init_model
 from revcol_mm.apis.build_image_graph import build_image_graph
 from revcol_mm.apis.exported_model import ExportedModel
 
-from .exported_models import CASCADE, DINO, INSTANCE, UPERNET, write_small_model
+from . import exported_models as models
 from .subprocesses import REPO
 
 
@@ -48,7 +48,8 @@ def assert_predicts_like_checkpoint(cfg, file, checkpoint):
 
 
 @pytest.mark.parametrize(
-    'config, masks', [(DINO, {}), (CASCADE, {'masks': (28, 28)}), (INSTANCE, {'mask_logits': (16, 24)})]
+    'config, masks',
+    [(models.DINO, {}), (models.CASCADE, {'masks': (28, 28)}), (models.INSTANCE, {'mask_logits': (16, 24)})],
 )
 def test_image_without_objects(config, masks):
     model = ExportedModel.__new__(ExportedModel)
@@ -67,21 +68,21 @@ def test_image_without_objects(config, masks):
 def test_other_files_are_errors(suffix, tmp_path):
     path = tmp_path / f'a{suffix}'
     with pytest.raises(FileNotFoundError, match=f'no file .*a{suffix}'):
-        init_inferencer(REPO / DINO, path, 'cpu')
+        init_inferencer(REPO / models.DINO, path, 'cpu')
     path.write_bytes(b'something else')
     with pytest.raises(ValueError, match=f'cannot run .*a{suffix}, which must be a file of revcol export: '):
-        init_inferencer(REPO / DINO, path, 'cpu')
+        init_inferencer(REPO / models.DINO, path, 'cpu')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_onnx_without_gpu_support_is_an_error(tmp_path):
     (tmp_path / 'a.onnx').touch()
     with pytest.raises(ValueError, match="onnxruntime cannot use 'cuda:0'"):
-        init_inferencer(REPO / DINO, tmp_path / 'a.onnx', 'cuda:0')
+        init_inferencer(REPO / models.DINO, tmp_path / 'a.onnx', 'cuda:0')
 
 
 def test_file_of_fixed_size_pads_smaller_images_and_refuses_larger_ones(tmp_path, call_tool):
-    path, checkpoint, _ = write_small_model(UPERNET, tmp_path)
+    path, checkpoint, _ = models.write_small_model(models.UPERNET, tmp_path)
     arguments = path, checkpoint, '--format', 'torch-export', '--shape', 192, 256
     assert not call_tool('tools/export.py', *arguments, '--out', tmp_path / 'a.pt2')[1]
     model = ExportedModel(Config.fromfile(path), tmp_path / 'a.pt2', 'cpu')

@@ -16,18 +16,7 @@ from revcol_mm.apis import init_model
 from revcol_mm.apis.build_image_graph import build_image_graph
 from revcol_mm.apis.exportable import MatrixPool2d, exportable
 
-from .exported_models import (
-    CASCADE,
-    CLASSIFIER,
-    DINO,
-    INSTANCE,
-    MMPRETRAIN,
-    PANOPTIC,
-    RETINANET,
-    UPERNET,
-    perturbed_detector,
-    write_small_model,
-)
+from . import exported_models as models
 from .subprocesses import REPO
 
 BACKBONES = {
@@ -75,12 +64,12 @@ def test_backbone_onnx(backbone, dynamo, tmp_path):
         torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize('config', [UPERNET, CLASSIFIER, MMPRETRAIN])
+@pytest.mark.parametrize('config', [models.UPERNET, models.CLASSIFIER, models.MMPRETRAIN])
 def test_segmentor_and_classifier_match_testing(config, tmp_path):
-    *_, model = write_small_model(config, tmp_path)
+    *_, model = models.write_small_model(config, tmp_path)
     bgr = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 64, 96), np.uint8))
     outputs = build_image_graph(model)(bgr.flip(0)[None].float())
-    if config == UPERNET:
+    if config == models.UPERNET:
         sample = SegDataSample(metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96)))
         (prediction,) = model.test_step(dict(inputs=[bgr], data_samples=[sample]))
         labels, scores = outputs
@@ -93,7 +82,7 @@ def test_segmentor_and_classifier_match_testing(config, tmp_path):
 
 def outputs_and_predictions(config, rescale_meta):
     """Return the outputs of a detector's graph on two images, and the data samples of testing."""
-    model = perturbed_detector(config)
+    model = models.perturbed_detector(config)
     graph = build_image_graph(model)
     images = 255 * torch.rand(2, 3, 160, 192)
     size = tuple(images.shape[2:])
@@ -104,7 +93,7 @@ def outputs_and_predictions(config, rescale_meta):
         return outputs, model.predict(graph.normalised(images), samples, rescale=False)
 
 
-@pytest.mark.parametrize('config', [DINO, RETINANET, CASCADE])
+@pytest.mark.parametrize('config', [models.DINO, models.RETINANET, models.CASCADE])
 def test_detector_matches_testing(config):
     outputs, samples = outputs_and_predictions(config, dict(pad_shape=(160, 192), scale_factor=(1, 1)))
     for index, sample in enumerate(samples):
@@ -114,10 +103,10 @@ def test_detector_matches_testing(config):
         torch.testing.assert_close(outputs['scores'][index, :number], instances.scores)
         torch.testing.assert_close(outputs['boxes'][index, :number], instances.bboxes, rtol=0, atol=1e-3)
         assert torch.equal(outputs['labels'][index, :number], instances.labels)
-    assert config != CASCADE or outputs['masks'].shape == (2, outputs['boxes'].shape[1], 28, 28)
+    assert config != models.CASCADE or outputs['masks'].shape == (2, outputs['boxes'].shape[1], 28, 28)
 
 
-@pytest.mark.parametrize('config', [INSTANCE, PANOPTIC])
+@pytest.mark.parametrize('config', [models.INSTANCE, models.PANOPTIC])
 def test_mask2former_matches_testing(config):
     outputs, samples = outputs_and_predictions(config, {})
     for index, sample in enumerate(samples):
@@ -130,7 +119,7 @@ def test_mask2former_matches_testing(config):
         assert torch.equal(outputs['boxes'][index, :number], found.bboxes)
         logits = outputs['mask_logits'][index : index + 1, :number]
         assert torch.equal(F.interpolate(logits, (160, 192), mode='bilinear')[0] > 0, found.masks)
-        if config == PANOPTIC:
+        if config == models.PANOPTIC:
             segments = sample.pred_panoptic_seg.sem_seg[0]
             assert len(segments.unique()) > 2
             assert torch.equal(outputs['segments'][index], segments)
@@ -146,7 +135,7 @@ def test_unsupported_head_is_named_and_its_backbone_can_be_exported():
 
 
 def test_difference_measures_boxes_labels_scores_and_masks():
-    graph = build_image_graph(init_model(REPO / CASCADE, device='cpu'))
+    graph = build_image_graph(init_model(REPO / models.CASCADE, device='cpu'))
     boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 40], [50, 50, 60, 60]]])
     scores, labels = torch.tensor([[0.9, 0.8, 0.1]]), torch.tensor([[0, 1, 2]])
     outputs = boxes, scores, labels, torch.rand(1, 3, 28, 28)

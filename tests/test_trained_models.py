@@ -64,7 +64,7 @@ def test_config_is_read_as_data_again_when_the_model_is_used(trained, find, tmp_
     [
         (("default_scope = 'mmseg'", "a = open('it_ran', 'w')"), 'is no literal'),
         (("type='UPerHead'", "type='subprocess.Popen'"), "model.decode_head.type is 'subprocess.Popen'"),
-        (('imports=[', "imports=['evil', "), "custom_imports names 'evil'"),
+        (("'revcol_mm'", "'revcol_mm', 'evil'"), "custom_imports names 'evil'"),
     ],
 )
 def test_config_that_would_need_code_is_skipped(replace, reason, trained, find, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from revcol_mm.models import RevColClassifier
+from revcol_mm.models.supervision import SupervisedModel
 
 from .anchor_graphs import CascadeGraph, RetinaNetGraph
 from .dino_graph import DinoGraph
@@ -73,12 +74,17 @@ def build_image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGra
     return graph.eval().requires_grad_(False)
 
 
+def _class_without_supervision(model: nn.Module) -> type:
+    """Return the class of a model; of a supervised model its base class, which predicts the same."""
+    return type(model).__mro__[2] if isinstance(model, SupervisedModel) else type(model)
+
+
 def _is_classifier(model: nn.Module) -> bool:
     try:
         from mmpretrain.models import ClsHead, ImageClassifier
     except ImportError:
         return False
-    return type(model) is ImageClassifier and isinstance(model.head, ClsHead)
+    return _class_without_supervision(model) is ImageClassifier and isinstance(model.head, ClsHead)
 
 
 def _is_segmentor(model: nn.Module) -> bool:
@@ -90,7 +96,7 @@ def _is_segmentor(model: nn.Module) -> bool:
         return False
     head = getattr(model, 'decode_head', None)
     return (
-        type(model) is EncoderDecoder
+        _class_without_supervision(model) is EncoderDecoder
         and isinstance(head, BaseDecodeHead)
         and type(head).predict is BaseDecodeHead.predict
         and type(head).predict_by_feat is BaseDecodeHead.predict_by_feat
@@ -103,4 +109,6 @@ def _is_semantic_mask2former(model: nn.Module) -> bool:
         from mmseg.models import EncoderDecoder, Mask2FormerHead
     except ImportError:
         return False
-    return type(model) is EncoderDecoder and isinstance(model.decode_head, Mask2FormerHead)
+    return _class_without_supervision(model) is EncoderDecoder and isinstance(
+        model.decode_head, Mask2FormerHead
+    )
