@@ -1,11 +1,10 @@
-"""Counting parameters and FLOPs, what the metafiles say of them, and the tables made from the metafiles."""
+"""Counting parameters and FLOPs, the metafiles that record them, and the tables made from the metafiles."""
 
 import copy
 import importlib.util
 import re
 import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import modelindex
@@ -26,8 +25,8 @@ ZOO = runpy.run_path(str(REPO / 'tools/model_zoo.py'))
 METAFILES = ZOO['read_metafiles']()
 ENTRIES = {model['Name']: model for metafile in METAFILES.values() for model in metafile['Models']}
 
-# RevCol paper: parameters in M, FLOPs in G. Of classifiers parameters are those of inference, which
-# tests/test_revcol.py holds against the backbone's.
+# Parameters in M and FLOPs in G from the RevCol paper. Its parameters of classifiers are those at inference,
+# which tests/test_revcol.py compares.
 PUBLISHED = {
     'cascade_mask_rcnn_revcol_t_coco': (88, 741),
     'cascade_mask_rcnn_revcol_s_coco': (118, 833),
@@ -42,7 +41,7 @@ PUBLISHED = {
     'revcol_l_in1k_finetune': (None, 39),
     'revcol_h_640_in1k_finetune': (None, 2537),
 }
-# Counting all of them takes minutes; with these every kind of model, and the largest, is counted.
+# Counting all models takes minutes. These include every kind of model and the largest one.
 RECOUNTED = (
     *PUBLISHED,
     'dino_revcol_t_coco',
@@ -51,32 +50,32 @@ RECOUNTED = (
 
 
 @pytest.fixture(autouse=True)
-def _no_initial_values(monkeypatch):
-    """Numbers of parameters do not depend on them, and drawing none halves the time to build a model."""
+def _no_initialization(monkeypatch):
+    """Skip random initialization, which takes half the time to build a model."""
     monkeypatch.setattr(torch.nn.init, 'trunc_normal_', lambda tensor, **_: tensor)
 
 
 @pytest.mark.parametrize('name', RECOUNTED)
-def test_metafiles_hold_what_is_counted(name):
+def test_metafiles_have_the_counted_sizes(name):
     if name.startswith('dino') and installed_set() == 'onedl':
-        pytest.skip("the fork's DINO is another one, see below")
+        pytest.skip("the fork's DINO has more parameters, see the next test")
     assert not ZOO['recount'](copy.deepcopy(ENTRIES[name]))
 
 
 @pytest.mark.parametrize('name', [name for name in ENTRIES if name not in RECOUNTED])
-def test_metafiles_hold_the_number_of_parameters(name):
+def test_metafiles_have_the_number_of_parameters(name):
     cfg = Config.fromfile(REPO / ENTRIES[name]['Config'])
     init_default_scope(cfg.default_scope)
     with without_weights():
         model = MODELS.build(cfg.model)
     expected = ENTRIES[name]['Metadata']['Parameters']
     if name.startswith('dino') and installed_set() == 'onedl':
-        expected += 512 * 256  # the fork's decoder encodes boxes in twice as many numbers
+        expected += 512 * 256  # the fork's decoder has a longer encoding of boxes
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_counted_sizes_are_the_published_ones(name):
+def test_counted_sizes_equal_published_ones(name):
     metadata = ENTRIES[name]['Metadata']
     millions, giga = PUBLISHED[name]
     assert (metadata.get('Published Parameters (M)'), metadata['Published FLOPs (G)']) == (millions, giga)
@@ -85,7 +84,7 @@ def test_counted_sizes_are_the_published_ones(name):
     assert not list(ZOO['contradicting_sizes'](ENTRIES[name]))
 
 
-def test_only_the_published_size_of_upernet_on_b_contradicts_the_architecture():
+def test_only_upernet_on_b_has_another_published_size():
     wrong = {name: list(ZOO['contradicting_sizes'](model)) for name, model in ENTRIES.items()}
     assert {name: sizes for name, sizes in wrong.items() if sizes} == {
         'upernet_revcol_b_ade20k': ['122 M', '1169 G'],
@@ -100,48 +99,29 @@ def test_only_the_published_size_of_upernet_on_b_contradicts_the_architecture():
         ('mmseg::mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py', (512, 512), 44, 71),
     ],
 )
-def test_deformable_attention_is_counted_as_others_count_it(config, shape, millions, giga):
-    """DINO paper, table 1; Mask2Former paper, table VII of the supplement. RevCol's are not published."""
-    package, path = config.split(
-        '::'
-    )  # MMEngine's own `get_config` does not know the onedl forks' MMSegmentation
+def test_flops_of_deformable_attention_equal_published_ones(config, shape, millions, giga):
+    """From table 1 of the DINO paper, and table VII in the supplement of the Mask2Former paper."""
+    # Not by MMEngine's `get_config`, which does not find the MMSegmentation of the onedl forks.
+    package, path = config.split('::')
     folder = Path(importlib.util.find_spec(package).origin).parent / '.mim/configs'
     complexity = count_complexity(Config.fromfile(folder / path), shape)
     assert complexity.parameters.total() / 1e6 == pytest.approx(millions, rel=0.02)
     assert complexity.flops.total() / 1e9 == pytest.approx(giga, rel=0.02)
 
 
-def test_flops_by_hand():
-    """Multiply-accumulates, not twice as many; and those of convolutions grow with the image."""
+def test_flops_are_multiply_accumulates_and_grow_with_the_image():
     complexity = count_complexity(Config.fromfile(REPO / 'configs/revcol_t_in1k.py'))
     assert complexity.shape == (224, 224)
-    assert complexity.flops['cls_blocks'] == 512 * 1000  # of four heads inference runs the last one
+    assert complexity.flops['cls_blocks'] == 512 * 1000  # inference runs one of four heads
     cfg = Config.fromfile(REPO / 'tests/configs/retinanet_revcol_nano_sample.py')
     small, large = count_complexity(cfg, (64, 96)), count_complexity(cfg, (128, 192))
     assert large.parameters == small.parameters
     assert large.flops == {part: 4 * small.flops[part] for part in ('backbone', 'neck', 'bbox_head')}
 
 
-@pytest.fixture
-def start(monkeypatch, capsys):
-    """Runs a tool in this process, as from a command line, and returns what it printed or its error."""
-
-    def start(tool, *arguments):
-        monkeypatch.chdir(REPO)
-        monkeypatch.setattr(sys, 'argv', [str(tool), *arguments])
-        try:
-            runpy.run_path(str(tool), run_name='__main__')
-        except SystemExit as exit:
-            if exit.code:
-                return exit.code
-        return capsys.readouterr().out
-
-    return start
-
-
-def test_the_readme_s_command_prints_parts_and_totals(start):
+def test_readme_command_prints_parts_and_totals(call_tool):
     (command,) = re.findall(rf'`python ({GET_FLOPS} .*?)`', (REPO / 'README.md').read_text())
-    printed = start(*command.split())
+    printed, _ = call_tool(*command.split())
     metadata = ENTRIES[command.split('/')[-1].removesuffix('.py')]['Metadata']
     rows = {
         row[0]: tuple(map(float, row[1:]))
@@ -172,15 +152,11 @@ def test_the_readme_s_command_prints_parts_and_totals(start):
         ),
     ],
 )
-def test_bad_input_is_an_error_in_one_line(arguments, message, start):
-    assert start(GET_FLOPS, *arguments) == message
+def test_get_flops_reports_bad_input_in_one_line(arguments, message, call_tool):
+    assert call_tool(GET_FLOPS, *arguments)[1] == message
 
 
-def test_get_flops_has_help(start):
-    assert 'usage' in start(GET_FLOPS, '--help')
-
-
-def test_metafiles_and_tables_are_as_the_tool_writes_them():
+def test_metafiles_and_tables_are_up_to_date():
     for path, text in ZOO['render'](METAFILES).items():
         assert path.read_text() == text, f'{path} is stale: run python tools/model_zoo.py'
 
@@ -195,7 +171,7 @@ def test_every_config_is_listed_once_and_every_listed_config_exists():
     assert {gone, twice, 'configs/nothing.py'} < set(ZOO['unlisted_configs'](metafiles))
 
 
-def test_the_index_is_openmmlab_s_format():
+def test_model_index_has_the_openmmlab_format():
     index = modelindex.load(str(REPO / 'model-index.yml'))
     assert [model.name for model in index.models] == list(ENTRIES)
     assert not index.check(silent=True)
@@ -204,7 +180,7 @@ def test_the_index_is_openmmlab_s_format():
         assert model.full_model.metadata.parameters and model.full_model.metadata.flops
 
 
-def test_results_are_labelled_as_published_and_agree_with_the_configs():
+def test_results_are_labelled_as_published_and_stated_in_the_configs():
     for model in ENTRIES.values():
         assert model.get('Results Source') == ('published' if 'Results' in model else None)
         heading = ' '.join(re.findall(r'^# (.*)', (REPO / model['Config']).read_text(), re.M))
@@ -213,15 +189,14 @@ def test_results_are_labelled_as_published_and_agree_with_the_configs():
                 assert str(value) in heading, f'{model["Config"]} does not say {value} {name}'
 
 
-def test_links_of_the_readme_lead_to_a_section():
+def test_readme_links_lead_to_sections():
     sections = re.findall(r'^## (.*)', (REPO / 'configs/README.md').read_text(), re.M)
     slugs = {section.lower().replace(' ', '-') for section in sections}
     anchors = re.findall(r'\(configs/README.md#(.*?)\)', (REPO / 'README.md').read_text())
     assert len(anchors) == len(METAFILES) and set(anchors) <= slugs
 
 
-def test_check_names_what_is_stale_and_a_run_mends_it(tmp_path, start):
-    """On a zoo of one model."""
+def test_check_lists_stale_files_and_a_run_updates_them(tmp_path, call_tool):
     name = 'revcol_t_in1k'
     shutil.copytree(REPO / 'configs/_base_', tmp_path / 'configs/_base_')
     for path in ('tools/model_zoo.py', f'configs/{name}.py'):
@@ -235,11 +210,11 @@ def test_check_names_what_is_stale_and_a_run_mends_it(tmp_path, start):
     (tmp_path / 'README.md').write_text('# One\n<!-- table: summary -->\nold\n<!-- end -->\nend\n')
     (tmp_path / 'configs/README.md').write_text('# One\n<!-- table: one -->\n<!-- end -->\n')
 
-    tool = tmp_path / 'tools/model_zoo.py'
+    tool = str(tmp_path / 'tools/model_zoo.py')
     names = f'{name}, configs/metafiles/one.yml, README.md, configs/README.md'
-    assert start(tool, '--check') == f'error: stale: {names}; run: python tools/model_zoo.py'
-    assert f'written: {names}' in start(tool)
-    assert '1 models are up to date' in start(tool, '--check')
+    assert call_tool(tool, '--check')[1] == f'error: stale: {names}; run: python tools/model_zoo.py'
+    assert f'written: {names}' in call_tool(tool)[0]
+    assert '1 models are up to date' in call_tool(tool, '--check')[0]
     written = yaml.safe_load((tmp_path / 'configs/metafiles/one.yml').read_text())
     assert written['Models'] == [ENTRIES[name]]
     readme = (tmp_path / 'README.md').read_text()
