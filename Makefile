@@ -126,3 +126,4 @@ docs: install
 lint: install
 	@$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy

@@ -70,6 +70,7 @@ LAYERS = [
     'panopticapi',
     'mmcv_ops',
     'check_env',
+    'any_module',
     'errors',
     'ops',
     'testing',

@@ -3,12 +3,15 @@
 Shapes: B batch, C, H and W channels, height and width of the images, K classes, N boxes, P candidates.
 """
 
+import functools
 from typing import Sequence
 
 import torch
 from mmengine.config import ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import nms, roi_align
+
+from revcol_mm.any_module import AnyModule
 
 from .detection_graph import DetectionGraph
 from .image_graph import take
@@ -27,7 +30,7 @@ class RetinaNetGraph(DetectionGraph):
         ValueError: If it uses soft NMS, or its scores are not sigmoids.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModule) -> None:
         check_nms(model.test_cfg)
         if not model.bbox_head.use_sigmoid_cls:
             raise ValueError('RetinaNet can be exported only with sigmoid scores (use_sigmoid_cls)')
@@ -35,7 +38,7 @@ class RetinaNetGraph(DetectionGraph):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes, (B, N, 4), x1, y1, x2, y2 in pixels, scores and labels, both (B, N)."""
-        model, cfg, size = self.network, self.network.test_cfg, tuple(image.shape[-2:])
+        model, cfg, size = self.network, self.network.test_cfg, as_size(image)
         maps = model.extract_feat(self.normalised(image))
         boxes, scores, labels, _ = candidates(model.bbox_head, maps, size, cfg.nms_pre)
         valid = (scores > cfg.score_thr) & is_large(boxes, cfg)
@@ -56,7 +59,7 @@ class CascadeGraph(DetectionGraph):
         ValueError: If it uses soft NMS, or its scores are not a softmax.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModule) -> None:
         for cfg in (model.rpn_head.test_cfg, model.roi_head.test_cfg):
             check_nms(cfg)
         custom = any(head.custom_activation for head in model.roi_head.bbox_head)
@@ -69,7 +72,7 @@ class CascadeGraph(DetectionGraph):
 
         Masks, (B, N, 28, 28), are probabilities in the parts of a box.
         """
-        model, size = self.network, tuple(image.shape[-2:])
+        model, size = self.network, as_size(image)
         maps = model.extract_feat(self.normalised(image))
         proposals, is_proposal = self._propose(maps, size)
         boxes, scores = self._refine(maps, proposals, size)
@@ -122,10 +125,15 @@ class CascadeGraph(DetectionGraph):
             head(extract(extractor, maps, rois)).sigmoid()
             for extractor, head in zip(heads.mask_roi_extractor, heads.mask_head)
         ]
-        masks = sum(masks) / len(masks)
-        if masks.shape[1] > 1:
-            masks = take(masks, labels.flatten()[:, None])
-        return masks[:, 0].unflatten(0, labels.shape)
+        mean = sum(masks) / len(masks)
+        if mean.shape[1] > 1:
+            mean = take(mean, labels.flatten()[:, None])
+        return mean[:, 0].unflatten(0, labels.shape)
+
+
+def as_size(image: Tensor) -> Size:
+    """Return height and width."""
+    return image.shape[-2], image.shape[-1]
 
 
 def check_nms(cfg: ConfigDict) -> None:
@@ -135,7 +143,7 @@ def check_nms(cfg: ConfigDict) -> None:
 
 
 def candidates(
-    head: nn.Module, maps: Sequence[Tensor], size: Size, max_per_level: int
+    head: AnyModule, maps: Sequence[Tensor], size: Size, max_per_level: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Decode the anchors with the highest scores of each level.
 
@@ -161,7 +169,8 @@ def candidates(
         boxes = head.bbox_coder.decode(prior[place].flatten(0, 1), deltas.flatten(0, 1), max_shape=size)
         labels = index % num_classes
         parts.append((boxes.unflatten(0, scores.shape), scores, labels, torch.full_like(index, level)))
-    return tuple(torch.cat(tensors, 1) for tensors in zip(*parts))
+    boxes, scores, labels, levels = (torch.cat(tensors, 1) for tensors in zip(*parts))
+    return boxes, scores, labels, levels
 
 
 def is_large(boxes: Tensor, cfg: ConfigDict) -> Tensor:
@@ -181,20 +190,19 @@ def as_rois(boxes: Tensor) -> Tensor:
     return torch.cat([index.expand(-1, boxes.shape[1], -1), boxes], -1).flatten(0, 1)
 
 
-def extract(extractor: nn.Module, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
+def extract(extractor: AnyModule, maps: Sequence[Tensor], rois: Tensor) -> Tensor:
     """Return the features of RoIs, (R, C, h, w), as MMDetection's SingleRoIExtractor does.
 
     Every RoI is pooled from all levels and the right one is kept, because indexing would make the shape
     depend on the values.
     """
     levels = extractor.map_roi_levels(rois, len(extractor.roi_layers))
-    features = 0
-    for level, (layer, feature) in enumerate(zip(extractor.roi_layers, maps)):
-        pooled = roi_align(
-            feature, rois, layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned
-        )
-        features = features + pooled * (levels == level)[:, None, None, None]
-    return features
+    features = (
+        roi_align(feature, rois, layer.output_size, layer.spatial_scale, layer.sampling_ratio, layer.aligned)
+        * (levels == level)[:, None, None, None]
+        for level, (layer, feature) in enumerate(zip(extractor.roi_layers, maps))
+    )
+    return functools.reduce(torch.add, features)
 
 
 def suppress(

@@ -6,9 +6,10 @@ Shapes: B batch, C, H and W channels, height and width of the images, N boxes.
 from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import box_iou
 
+from revcol_mm.any_module import AnyModule
 from revcol_mm.models.image_channels import image_channels
 
 from .image_graph import ImageGraph
@@ -31,7 +32,7 @@ class DetectionGraph(ImageGraph):
         min_places: Smallest number of pixels that all levels must have together.
     """
 
-    def __init__(self, model: nn.Module, has_masks: bool = False, min_places: int = 1) -> None:
+    def __init__(self, model: AnyModule, has_masks: bool = False, min_places: int = 1) -> None:
         super().__init__(model.data_preprocessor, model, DETECTIONS | (MASKS if has_masks else {}))
         param = next(model.parameters())
         with torch.no_grad():

@@ -7,7 +7,9 @@ Shapes: B batch, C, H and W channels, height and width of the images, N boxes, Q
 from typing import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from revcol_mm.any_module import AnyModule
 
 from .detection_graph import DetectionGraph
 from .exportable import encode, pixel_centres
@@ -21,7 +23,7 @@ class DinoGraph(DetectionGraph):
         model: MMDetection's DINO.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModule) -> None:
         super().__init__(model, min_places=model.num_queries)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -58,11 +60,11 @@ class DinoGraph(DetectionGraph):
         """Return the decoder's queries, (B, Q, C), and their initial boxes, (B, Q, 4), from 0 to 1."""
         model = self.network
         grids = [pixel_centres(*size, memory) for size in sizes]
-        boxes = [
+        squares = [
             torch.cat([grid, torch.full_like(grid, 0.05 * 2.0**level)], -1)
             for level, grid in enumerate(grids)
         ]
-        boxes = torch.cat(boxes)[None]
+        boxes = torch.cat(squares)[None]
         inside = ((boxes > 0.01) & (boxes < 0.99)).all(-1, keepdim=True)
         logits = (boxes / (1 - boxes)).log().masked_fill(~inside, float('inf'))
         memory = model.memory_trans_norm(model.memory_trans_fc(memory.masked_fill(~inside, 0)))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
 from revcol_mm.mmcv_ops.deformable import attend_to_level
 
 
@@ -56,7 +57,7 @@ class DeformableAttention(nn.Module):
         ValueError: If it is not ``batch_first``.
     """
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, attention: AnyModule) -> None:
         super().__init__()
         if not attention.batch_first:
             raise ValueError('MultiScaleDeformableAttention can be exported only with batch_first=True')
@@ -98,7 +99,7 @@ class DeformableAttention(nn.Module):
         weights = attention.attention_weights(query).unflatten(-1, (attention.num_heads, -1)).softmax(-1)
         weights = weights.unflatten(-1, per_point[1:])
         values = value.split([height * width for height, width in spatial_shapes], 1)
-        output = 0
+        output: Tensor | int = 0
         for level, (height, width) in enumerate(spatial_shapes):
             reference, offset = reference_points[:, :, None, level, None], offsets[:, :, :, level]
             if reference.shape[-1] == 2:
@@ -119,7 +120,7 @@ class PixelDecoder(nn.Module):
         decoder: The module to replace.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: AnyModule) -> None:
         super().__init__()
         self.decoder = decoder
 
@@ -146,7 +147,7 @@ class PixelDecoder(nn.Module):
 
 
 def encode(
-    layers: Sequence[nn.Module], maps: Sequence[Tensor], positions: Sequence[Tensor]
+    layers: Sequence[AnyModule], maps: Sequence[Tensor], positions: Sequence[Tensor]
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Run a deformable encoder on the levels of images that are not padded.
 
@@ -190,7 +191,7 @@ REPLACEMENTS = {
 }
 
 
-def exportable(module: nn.Module) -> nn.Module:
+def exportable(module: AnyModule) -> AnyModule:
     """Return a copy of a module that shares its tensors and has its submodules of REPLACEMENTS replaced."""
     tensors = (*module.parameters(), *module.buffers())
     module = copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})

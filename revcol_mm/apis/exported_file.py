@@ -72,11 +72,11 @@ def open_torch_export(path: Path, device: str | None) -> ExportedFile:
         path: The file. Reading it may run code that it contains.
         device: See :func:`pick_device`.
     """
-    device, extra = pick_device(device), {METADATA: ''}
+    target, extra = pick_device(device), {METADATA: ''}
     program = torch.export.load(path, extra_files=extra)
     (image,) = (node for node in program.graph.nodes if node.op == 'placeholder' and node.name == 'image')
-    module, shape = program.module().to(device), list(image.meta['val'].shape)
-    return ExportedFile(lambda image: module(image.to(device)), shape, json.loads(extra[METADATA]))
+    module, shape = program.module().to(target), list(image.meta['val'].shape)
+    return ExportedFile(lambda image: module(image.to(target)), shape, json.loads(extra[METADATA]))
 
 
 def write_onnx(

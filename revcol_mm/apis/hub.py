@@ -1,7 +1,6 @@
 """Folders with a model's config, weights and model card, as on the Hugging Face Hub."""
 
 import json
-import numbers
 import re
 import tempfile
 from pathlib import Path
@@ -167,7 +166,7 @@ def read_metrics(path: Path) -> dict[str, float]:
         return {
             name: value
             for name, value in found.items()
-            if isinstance(value, numbers.Real) and name not in ('time', 'data_time')
+            if isinstance(value, int | float) and name not in ('time', 'data_time')
         }
     except (AttributeError, ValueError) as error:
         raise ValueError(f'{path} is not a JSON file of metrics, as revcol test writes: {error}') from error

@@ -3,11 +3,13 @@
 Shapes: B batch, C, H and W channels, height and width of the images, K classes.
 """
 
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
+
+from revcol_mm.any_module import AnyModule
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -40,7 +42,10 @@ class ImageGraph(nn.Module):
 
     min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export would specialise on
 
-    def __init__(self, preprocessor: nn.Module, network: nn.Module, outputs: dict[str, str]) -> None:
+    pixel_mean: Tensor | None
+    pixel_std: Tensor | None
+
+    def __init__(self, preprocessor: AnyModule, network: AnyModule, outputs: dict[str, str]) -> None:
         super().__init__()
         self.network = network
         self.outputs = dict(outputs)
@@ -51,7 +56,7 @@ class ImageGraph(nn.Module):
     def output_names(self) -> tuple[str, ...]:
         return tuple(self.outputs)
 
-    def forward(self, image: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> Any:
         """Run the network on images, (B, C, H, W), with values from 0 to 255."""
         return self.network(self.normalised(image))
 
@@ -77,7 +82,7 @@ class SegmentationGraph(ImageGraph):
         align_corners: Of the segmentation head, for the interpolation of the logits.
     """
 
-    def __init__(self, preprocessor: nn.Module, network: nn.Module, align_corners: bool) -> None:
+    def __init__(self, preprocessor: AnyModule, network: AnyModule, align_corners: bool) -> None:
         outputs = {
             'labels': 'int64, (B, H, W): the likeliest class of each pixel',
             'scores': 'float32, (B, H, W): its score',

@@ -194,7 +194,7 @@ class Inferencer(ABC):
             raise ImageError(f'the image has {channels} channels, but the model takes {self._channels}')
         return image
 
-    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
+    def _preprocess(self, images: Sequence[np.ndarray]) -> Any:
         images = [self._with_channels(image) for image in images]
         try:
             (data,) = self._inferencer.preprocess(images, batch_size=len(images))

@@ -18,7 +18,7 @@ from .task_inferencers import (
 )
 from .tiles import Tiling
 
-INFERENCERS = {
+INFERENCERS: dict[str, type[Inferencer]] = {
     'mmdet': DetectionInferencer,
     'mmseg': SegmentationInferencer,
     'mmpretrain': ClassificationInferencer,
@@ -43,9 +43,8 @@ def init_inferencer(
     """Build the inferencer of a config's task.
 
     Args:
-        config, checkpoint, device: See :func:`init_model`, whose errors it also raises. The checkpoint may
-        be an
-            ONNX or torch.export file of ``revcol export``; then the model is not built.
+        config, checkpoint, device: See :func:`init_model`, whose errors it also raises. The checkpoint may be
+            an ONNX or torch.export file of ``revcol export``; then the model is not built.
         score_threshold: Smallest score of a detection or class, 0 to 1. None: 0.3 for detection, 0 for
             classification. Not for semantic and panoptic segmentation.
         top_k: Largest number of classes of an image, for classification. None: 5.

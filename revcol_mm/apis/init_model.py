@@ -58,7 +58,7 @@ def init_model(
         CheckpointError: If the checkpoint cannot be read, or lacks one of the model's weights.
         SystemExit: If a package that the config's task needs is not installed.
     """
-    device = pick_device(device)
+    picked = pick_device(device)
     cfg = config if isinstance(config, Config) else read_config(config)
     for place, problem in find_unsafe_files(cfg.model, 'model'):
         raise PreflightError(f'{problem} ({place})')
@@ -84,7 +84,7 @@ def init_model(
         model.load_state_dict(weights, strict=False)  # fit_weights has checked the keys
     model.cfg = cfg
     model.dataset_meta = _dataset_meta(content.get('meta') or {})
-    return model.to(device).eval()
+    return model.to(picked).eval()
 
 
 def _init_weights(model: BaseModel) -> None:

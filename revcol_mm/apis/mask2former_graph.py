@@ -7,7 +7,9 @@ from typing import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+
+from revcol_mm.any_module import AnyModule
 
 from .detection_graph import DETECTIONS
 from .image_graph import ImageGraph, SegmentationGraph, take
@@ -32,7 +34,7 @@ class SemanticMask2FormerGraph(SegmentationGraph):
         model: Segmentor with MMSegmentation's Mask2FormerHead.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModule) -> None:
         super().__init__(model.data_preprocessor, model, align_corners=False)
 
     def class_scores(self, image: Tensor) -> Tensor:
@@ -53,7 +55,7 @@ class Mask2FormerGraph(ImageGraph):
         ValueError: If its ``test_cfg`` asks for other results.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: AnyModule) -> None:
         fusion = model.panoptic_fusion_head
         cfg = fusion.test_cfg
         self.is_panoptic, self.has_objects = cfg.get('panoptic_on', True), cfg.get('instance_on', False)

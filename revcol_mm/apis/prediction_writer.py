@@ -53,7 +53,7 @@ class PredictionWriter:
         self.out = out
         self.inferencer = inferencer
         first = inferencer.first_category_id
-        self._index = dict(
+        self._index: dict[str, Any] = dict(
             info=dict(info, task=inferencer.task),
             images=[],
             annotations=[],
@@ -97,7 +97,7 @@ class PredictionWriter:
             dtype = np.uint8 if first + len(self.inferencer.classes) <= 256 else np.uint16
             mmcv.imwrite(labels.astype(dtype), str(self._file('labels', picture)))
         elif isinstance(self.inferencer, PanopticInferencer):
-            self._write_segments(picture, sample, image['id'])
+            self._write_segments(self.inferencer, picture, sample, image['id'])
         elif isinstance(self.inferencer, DetectionInferencer):
             for record in self.inferencer.records(sample):
                 category = first + record.pop('label')
@@ -108,17 +108,19 @@ class PredictionWriter:
             entry = dict(image_id=image['id'], file_name=source.file_name, predictions=records)
             self._predictions.append(entry)
 
-    def _write_segments(self, picture: Picture, sample: Any, image_id: int) -> None:
+    def _write_segments(
+        self, inferencer: PanopticInferencer, picture: Picture, sample: Any, image_id: int
+    ) -> None:
         """Write an image's segments, numbered from 1 on."""
-        found = self.inferencer.segments(sample)
+        found = inferencer.segments(sample)
         ids, infos = np.zeros_like(found), []
-        for number, record in enumerate(self.inferencer.records(sample), 1):
+        for number, record in enumerate(inferencer.records(sample), 1):
             inside = found == record['id']
             ids[inside] = number
-            category = self.inferencer.first_category_id + record['label']
+            category = inferencer.first_category_id + record['label']
             infos.append(dict(id=number, category_id=category, area=int(inside.sum())))
         path = self._file('segments', picture)
-        mmcv.imwrite(id2rgb(ids)[..., ::-1], str(path))
+        mmcv.imwrite(np.asarray(id2rgb(ids))[..., ::-1], str(path))
         name = str(path.relative_to(self.out / 'segments'))
         self._predictions.append(dict(image_id=image_id, file_name=name, segments_info=infos))
 
@@ -136,7 +138,7 @@ class PredictionWriter:
             self._end_video()
             path.parent.mkdir(parents=True, exist_ok=True)
             height, width = overlay.shape[:2]
-            codec = cv2.VideoWriter_fourcc(*'mp4v')
+            codec = cv2.VideoWriter.fourcc(*'mp4v')
             self._video = cv2.VideoWriter(f'{path}.mp4', codec, picture.fps, (width, height))
             self._video_source = picture.source
             if not self._video.isOpened():

@@ -23,9 +23,9 @@ class DetectionInferencer(Inferencer):
     """
 
     task = 'detection'
-    options = ('score_threshold',)
+    options: tuple[str, ...] = ('score_threshold',)
     first_category_id = 1  # as in COCO
-    tile_merger = DetectionMerger()
+    tile_merger: DetectionMerger | None = DetectionMerger()
 
     def __init__(self, model: BaseModel, score_threshold: float = 0.3) -> None:
         self.score_threshold = score_threshold
@@ -40,7 +40,7 @@ class DetectionInferencer(Inferencer):
         return mmengine_inferencer(DetInferencer, self.model, 'DetLocalVisualizer')
 
     def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
-        _, data = super()._preprocess(images)
+        _, data = super()._preprocess(images)  # with MMDetection's copies of the images first
         return data
 
     def _checked(self, sample: Any) -> Any:

@@ -51,7 +51,7 @@ def model_weights(checkpoint: dict[str, Any], ema: bool = False) -> dict[str, Te
     # 'ema_state_dict'.
     places = ['state_dict_ema', 'state_dict'] if ema else ['model', 'state_dict']
     weights = next((checkpoint[place] for place in places if checkpoint.get(place)), checkpoint)
-    named = OrderedDict()
+    named: Any = OrderedDict()  # to which nn.Module.state_dict, too, adds _metadata
     for name, weight in weights.items() if isinstance(weights, dict) else ():
         if isinstance(weight, Tensor):
             name = name.removeprefix('module.')

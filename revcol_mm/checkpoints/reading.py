@@ -36,7 +36,7 @@ class _Inert:
     A Counter, because it is the only type whose items and state torch's unpickler both restores.
     """
 
-    def __new__(cls, *args: Any) -> Counter:
+    def __new__(cls, *args: Any) -> Counter:  # type: ignore[misc]
         return Counter()
 
 
@@ -61,7 +61,7 @@ def read_checkpoint(source: str | Path, setting: str | None = 'model.backbone.in
         shown = str(source)
         opened = get_local_path(shown)
     else:
-        shown = local_checkpoint(source, setting)
+        shown = str(local_checkpoint(source, setting))
         opened = nullcontext(shown)
     try:
         with opened as path:

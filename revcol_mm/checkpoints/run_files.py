@@ -138,7 +138,7 @@ def newest_complete_checkpoint(
                 f'cannot resume from {out_dir}: copy a checkpoint from there, and name it with --resume'
             )
         return Path(last), []
-    damaged = []
+    damaged: list[Path] = []
     try:
         for checkpoint in saved_checkpoints(work_dir, out_dir, filename_tmpl):
             if is_complete(checkpoint):

@@ -23,7 +23,8 @@ def _statistics_method(owner: Any, name: str) -> Callable:
 def allow_mmengine_globals() -> None:
     """Allow ``weights_only=True`` to read the message hub's log buffers, and NumPy arrays and scalars."""
     dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i1', 'i4', 'i8', 'u1', 'bool')}
-    rebuild_array, rebuild_scalar = (x.__reduce__()[0] for x in (np.empty(0), np.float64(0)))
+    rebuild_array: Any = np.empty(0).__reduce__()[0]
+    rebuild_scalar: Any = np.float64(0).__reduce__()[0]
     torch.serialization.add_safe_globals(
         [
             HistoryBuffer,

@@ -108,7 +108,7 @@ def write_shards(tensors: dict[str, Any], path: Path) -> None:
 def shapes(path: str | Path) -> dict[tuple[str, ...], tuple[torch.Size, torch.dtype]]:
     """Return the shape and dtype of every tensor of a sharded checkpoint, by its keys in the nested dicts."""
     metadata = _Reader(path).read_metadata()
-    tensors = metadata.state_dict_metadata
+    tensors: Any = metadata.state_dict_metadata
     return {
         tuple(keys): (tensors[name].size, tensors[name].properties.dtype)
         for name, keys in metadata.planner_data.items()

@@ -53,16 +53,16 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
             )
         return path
     fetch = hub_file if source.startswith(HUB) else _download
-    path = None
+    fetched: list[Path] = []
     # The main process downloads first; the processes of other machines, which have their own disk, follow.
     for may_fetch in (is_main_process(), True):
-        if may_fetch and path is None:
+        if may_fetch and not fetched:
             try:
-                path = fetch(source)
+                fetched.append(fetch(source))
             except FileNotFoundError as error:
                 raise FileNotFoundError(f'{error}{advice}') from error
         barrier()
-    return path
+    return fetched[0]
 
 
 def zoo_url(source: str) -> str:

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from revcol_mm.any_module import AnyModule
+
 
 def quarter_columns(num_columns: int) -> list[int]:
     """Return the indices of the columns that end the first, second and third quarter of all columns.
@@ -52,7 +54,7 @@ def require_mean_and_std(data_preprocessor: nn.Module) -> None:
 
 
 def reconstruction_loss(
-    decoder: nn.Module, feature: Tensor, inputs: Tensor, data_preprocessor: nn.Module, recompute: bool
+    decoder: nn.Module, feature: Tensor, inputs: Tensor, data_preprocessor: AnyModule, recompute: bool
 ) -> Tensor:
     """Return the binary cross entropy between the decoded image and the network's input, a scalar.
 

@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -33,7 +34,7 @@ def _select(network: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]
     flattened = {re.sub(r'_(\d+)$', r'.\1', child) + '.': f'{child}.' for child in children}
     # 'stem.' does not tell: `model_weights` adds the prefix to it because RevCol has a stem, but so has timm.
     is_whole_model = any(re.match(rf'{BACKBONE}(?!stem\.)', name) for name in weights)
-    selected = OrderedDict()
+    selected: Any = OrderedDict()
     for name, weight in weights.items():
         if is_whole_model and not name.startswith(BACKBONE):
             continue

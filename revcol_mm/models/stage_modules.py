@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
+
 
 class TokenStage(nn.Module):
     """A transformer stage that computes on tokens, (B, H * W, C), with feature maps as input and output.
@@ -112,7 +114,7 @@ def _to_tokens(x: Tensor, num_extra: int) -> Tensor:
 class VitStem(nn.Module):
     """The part of MMPretrain's VisionTransformer before its first layer."""
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: AnyModule) -> None:
         super().__init__()
         self.embed, self.cls_token, self.pos_embed = net.patch_embed, net.cls_token, net.pos_embed
         self.dropout, self.norm, self.num_extra = net.drop_after_pos, net.pre_norm, net.num_extra_tokens

@@ -10,6 +10,8 @@ from typing import Callable, Iterator, NamedTuple, Sequence
 import torch
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
+
 from .image_channels import image_channels
 from .stage_modules import ChannelsLast, TokenNorm, TokenStage, TokenStem, VitStage, VitStem, WithoutLastRow
 
@@ -44,12 +46,12 @@ def _without_outputs(stem: nn.Module, stages: Sequence[nn.Module]) -> Stages:
     return Stages(stem, stages, [nn.Identity() for _ in stages])
 
 
-def _numbered(net: nn.Module, pattern: str, number: int) -> list[nn.Module]:
+def _numbered(net: AnyModule, pattern: str, number: int) -> list[nn.Module]:
     """Return the attributes ``pattern.format(0)``, ...; nn.Identity for those that the network lacks."""
     return [getattr(net, pattern.format(level), None) or nn.Identity() for level in range(number)]
 
 
-def _split_vit(net: nn.Module) -> Stages:
+def _split_vit(net: AnyModule) -> Stages:
     """Split MMPretrain's VisionTransformer after each returned layer; four equal parts if one is returned."""
     layers, ends = list(net.layers), [index + 1 for index in net.out_indices]
     if len(ends) == 1:
@@ -61,14 +63,14 @@ def _split_vit(net: nn.Module) -> Stages:
     return Stages(VitStem(net), stages, [WithoutLastRow() for _ in stages])
 
 
-def _split_convnext(net: nn.Module) -> Stages:
+def _split_convnext(net: AnyModule) -> Stages:
     """Split MMPretrain's ConvNeXt (V1 and V2) and networks like VAN: lists of downsamplings and of stages."""
     stem, *downs = net.downsample_layers
     stages = [net.stages[0], *(nn.Sequential(down, stage) for down, stage in zip(downs, net.stages[1:]))]
     return Stages(stem, stages, _numbered(net, 'norm{}', len(stages)))
 
 
-def _split_resnet(net: nn.Module) -> Stages:
+def _split_resnet(net: AnyModule) -> Stages:
     """Split ResNet and networks derived from it, whose ``res_layers`` are attribute names."""
     stem = [net.stem] if getattr(net, 'deep_stem', False) else [net.conv1, net.norm1, net.relu]
     if getattr(net, 'maxpool', None) is not None:
@@ -76,7 +78,7 @@ def _split_resnet(net: nn.Module) -> Stages:
     return _without_outputs(nn.Sequential(*stem), [getattr(net, name) for name in net.res_layers])
 
 
-def _split_swin(net: nn.Module) -> Stages:
+def _split_swin(net: AnyModule) -> Stages:
     """Split Swin of MMPretrain, MMDetection and MMSegmentation."""
     downs = [stage.downsample for stage in net.stages]
     if downs[0] is not None:  # V1 downsamples at the end of a stage, V2 at the beginning
@@ -87,13 +89,13 @@ def _split_swin(net: nn.Module) -> Stages:
     return Stages(TokenStem(net.patch_embed, net.drop_after_pos), stages, outputs)
 
 
-def _split_pyramid(net: nn.Module) -> Stages:
+def _split_pyramid(net: AnyModule) -> Stages:
     """Split PVT of MMDetection and MiT of MMSegmentation: layers of (patch embedding, blocks, norm)."""
     stages = [TokenStage(embed, blocks, norm, embeds_map=True) for embed, blocks, norm in net.layers]
     return _without_outputs(nn.Identity(), stages)
 
 
-def _split_twins(net: nn.Module) -> Stages:
+def _split_twins(net: AnyModule) -> Stages:
     """Split MMPretrain's Twins, PCPVT and SVT."""
     norms = _numbered(net, 'norm_after_stage{}', len(net.stages))
     parts = zip(net.patch_embeds, net.stages, norms, net.position_encodings)
@@ -120,14 +122,14 @@ def _split_layers(layers: Sequence[nn.Module], ends: Sequence[int]) -> Stages:
     return _without_outputs(stem, stages)
 
 
-def _split_sequence(net: nn.Module) -> Stages:
+def _split_sequence(net: AnyModule) -> Stages:
     """Split EfficientNet, MobileNet and similar networks of MMPretrain."""
     layers = [getattr(net, each) if isinstance(each, str) else each for each in net.layers]
     before = [net.conv1] if hasattr(net, 'conv1') else []  # out_indices do not count it
     return _split_layers([*before, *layers], [len(before) + index + 1 for index in net.out_indices])
 
 
-def _split_timm_list(net: nn.Module) -> Stages:
+def _split_timm_list(net: AnyModule) -> Stages:
     """Split timm's FeatureListNet: named modules, some of which are returned."""
     ends = [index + 1 for index, name in enumerate(net) if name in net.return_layers]
     layers = list(net.values())
@@ -136,14 +138,14 @@ def _split_timm_list(net: nn.Module) -> Stages:
     return _split_layers(layers, ends)
 
 
-def _split_timm_blocks(net: nn.Module) -> Stages:
+def _split_timm_blocks(net: AnyModule) -> Stages:
     """Split timm's EfficientNet and MobileNet V3 with ``features_only``: stem layers, then blocks."""
     stem = [child for name, child in net.named_children() if name != 'blocks']
     return _split_layers([*stem, *net.blocks], [len(stem) + index for index in net._stage_out_idx])
 
 
 # A network is split by the first function whose attribute names it has.
-SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
+SPLITTERS: list[tuple[tuple[str, ...], Callable[[AnyModule], Stages]]] = [
     (('return_layers', 'output_fmt'), _split_timm_list),
     (('conv_stem', 'blocks', '_stage_out_idx'), _split_timm_blocks),
     (('downsample_layers', 'stages'), _split_convnext),
@@ -156,7 +158,7 @@ SPLITTERS: list[tuple[tuple[str, ...], Callable[[nn.Module], Stages]]] = [
 ]
 
 
-def split_stages(net: nn.Module) -> Stages:
+def split_stages(net: AnyModule) -> Stages:
     """Split a network into its stem and stages.
 
     Supported are multi-stage networks of MMPretrain, MMDetection, MMSegmentation and timm
@@ -168,7 +170,7 @@ def split_stages(net: nn.Module) -> Stages:
     Raises:
         ValueError: If the network cannot be split, or the parts do not compute its features.
     """
-    own = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
+    own: AnyModule = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
     splitters = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
     splitter = next(splitters, None)
     if hasattr(own, 'split_stages'):
@@ -184,7 +186,7 @@ def split_stages(net: nn.Module) -> Stages:
     return stages
 
 
-def _probe_image(net: nn.Module) -> Tensor:
+def _probe_image(net: AnyModule) -> Tensor:
     """Return an image, (1, C, H, W), on the network's device; the same in every call."""
     shape, generator = (image_channels(net), PROBE_SIZE, PROBE_SIZE), torch.Generator().manual_seed(0)
     image = torch.rand(1, *shape, generator=generator, device='cpu')
@@ -193,7 +195,7 @@ def _probe_image(net: nn.Module) -> Tensor:
 
 
 @torch.no_grad()
-def _check_features(net: nn.Module, stages: Stages) -> None:
+def _check_features(net: AnyModule, stages: Stages) -> None:
     """Check that the parts compute every feature that the network returns; raise a ValueError otherwise."""
     image = _probe_image(net)
     with evaluating(net):

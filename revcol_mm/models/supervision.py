@@ -12,6 +12,8 @@ from mmengine.model import BaseModel, BaseModule, ModuleDict, ModuleList
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
+
 from .backbones import ColumnBackbone
 from .compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
 from .layers import LevelwiseDecoder, init_layer
@@ -91,7 +93,7 @@ class ColumnSupervision(BaseModule):
         Returns:
             All levels of every supervised column, by its index; without heads, only the last level.
         """
-        kept = {}
+        kept: dict[int, Sequence[Tensor]] = {}
 
         def keep(index: int, column: nn.Module, inputs: Any, features: list[Tensor]) -> None:
             kept[index] = features if 'head' in self.parts[0] else features[-1:]
@@ -105,7 +107,7 @@ class ColumnSupervision(BaseModule):
 
     def loss(
         self,
-        model: nn.Module,
+        model: AnyModule,
         features: dict[int, Sequence[Tensor]],
         inputs: Tensor,
         data_samples: Sequence[Any],
@@ -148,13 +150,15 @@ class SupervisedModel:
     """Mixin for a detector or segmentor whose part ``supervision`` adds to the training loss."""
 
     supervision: ColumnSupervision
+    backbone: ColumnBackbone
+    training: bool
 
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
         """Return the model's own losses and, in training mode, those of ``supervision``."""
         if not self.training:
-            return super().loss(inputs, data_samples)
+            return super().loss(inputs, data_samples)  # type: ignore[misc]
         with self.supervision.keep_features(self.backbone) as features:
-            losses = super().loss(inputs, data_samples)
+            losses = super().loss(inputs, data_samples)  # type: ignore[misc]
         losses.update(self.supervision.loss(self, features, inputs, data_samples))
         return losses
 

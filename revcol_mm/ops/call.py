@@ -3,7 +3,7 @@
 import functools
 import inspect
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Call:
 
     def __init__(self, function: Callable[..., Tensor], device: torch.device, compiled: bool = False) -> None:
         self.function, self.device = function, device
-        self.autocast = dict(
+        self.autocast: dict[str, Any] = dict(
             device_type=device.type,
             enabled=torch.is_autocast_enabled(device.type),
             dtype=torch.get_autocast_dtype(device.type),
@@ -188,7 +188,8 @@ def _compiled() -> Callable:
     """Return ``_apply``, compiled once for all functions of the same structure and shapes."""
     # The default limit of 8 variants is too low for many different functions. torch 2.10 lacks the argument.
     has_limit = 'recompile_limit' in inspect.signature(torch.compile).parameters
-    return torch.compile(_apply, **dict(recompile_limit=128) if has_limit else {})
+    options: dict[str, Any] = dict(recompile_limit=128) if has_limit else {}
+    return torch.compile(_apply, **options)
 
 
 @contextmanager
@@ -206,10 +207,14 @@ def _without_cudnn_benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _kernel_settings() -> dict[str, object]:
+def _attribute(owner: Any, name: str) -> Any:
+    return getattr(owner, name, None)
+
+
+def _kernel_settings() -> dict[str, Any]:
     """Return the global settings that influence which kernels run."""
     return {
-        f'torch.{name}': functools.reduce(lambda part, key: getattr(part, key, None), name.split('.'), torch)
+        f'torch.{name}': functools.reduce(_attribute, name.split('.'), torch)
         for name in (
             'backends.cuda.matmul.fp32_precision',
             'backends.cudnn.conv.fp32_precision',
@@ -257,13 +262,13 @@ def _training_flags(modules: Iterable[nn.Module], flags: Sequence[bool]) -> Iter
 
 def _check_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
     """Raise a RuntimeError if ``residual`` depends on a leaf tensor that would not get its gradient."""
-    known = {id(tensor) for tensor in known}
+    known_ids = {id(tensor) for tensor in known}
     nodes = [residual.grad_fn] if residual.grad_fn else []
     seen = set(nodes)
     while nodes:
         node = nodes.pop()
         children = node.next_functions
-        if not children and hasattr(node, 'variable') and id(node.variable) not in known:
+        if not children and hasattr(node, 'variable') and id(node.variable) not in known_ids:
             raise RuntimeError(
                 'a function in a reversible chain uses a tensor of shape '
                 f'{tuple(node.variable.shape)} that requires a gradient but is neither one of its inputs nor '

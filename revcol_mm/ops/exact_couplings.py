@@ -135,9 +135,9 @@ def retreat(
     )
     if plan.wide is not None:  # the narrow code gave wrong values for these channels: replace them
         wrong = compute_checksum(join(before[:, plan.wide], low[:, plan.wide]).add_(offset))
-        arguments = [tensor[:, plan.wide] for tensor in arguments]
+        wide = [tensor[:, plan.wide] for tensor in arguments]
         grads = grads if grad is None else grads[:, plan.wide]
-        right = uncouple_op(*arguments, wide_code, vector[plan.wide], offset, 16, grads)
+        right = uncouple_op(*wide, wide_code, vector[plan.wide], offset, 16, grads)
         before[:, plan.wide], low[:, plan.wide], right_checksum, _, vector_grad[plan.wide] = right
         checksum = checksum - wrong + right_checksum
     state = State(_from_matrix(before, residual, dim), low, checksum, offset)

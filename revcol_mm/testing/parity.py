@@ -1,6 +1,6 @@
 """Comparing the gradients of two implementations of the same model."""
 
-from typing import Callable, NamedTuple, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +24,13 @@ def gradients(model: nn.Module, image: Tensor, weights: Sequence[Tensor]) -> dic
     image = image.detach().clone().requires_grad_()
     model.zero_grad(set_to_none=True)
     torch.manual_seed(0)
-    sum((output * weight).mean() for output, weight in zip(model(image), weights, strict=True)).backward()
+    terms = [(output * weight).mean() for output, weight in zip(model(image), weights, strict=True)]
+    torch.stack(terms).sum().backward()
     return {'input': image.grad, **{name: param.grad for name, param in model.named_parameters()}}
 
 
 def worst_errors(
-    actual: dict[str, Tensor | None], expected: dict[str, Tensor | None]
+    actual: Mapping[Any, Tensor | None], expected: Mapping[Any, Tensor | None]
 ) -> list[tuple[float, str]]:
     """Return the relative error of every gradient and its name, the largest error first.
 
@@ -122,13 +123,14 @@ def _outputs_and_gradients(
         for link in links:
             outputs = run(link, x, outputs)
         weights = [torch.randn_like(output) for output in outputs]
-        loss = sum((output * weight).mean() for output, weight in zip(outputs, weights))
+        loss = torch.stack([(output * weight).mean() for output, weight in zip(outputs, weights)]).sum()
     for index, link in enumerate(links):
         for coupling in link:
             place = f'link {index}, level {coupling.level}'
             inputs[f'alpha of {place}'] = coupling.alpha
-            for name, param in coupling.function.named_parameters():
-                inputs[f'{name} of {place}'] = param
+            if isinstance(coupling.function, nn.Module):
+                params = coupling.function.named_parameters()
+                inputs.update((f'{name} of {place}', param) for name, param in params)
     inputs = {name: tensor for name, tensor in inputs.items() if tensor.requires_grad}
     grads = torch.autograd.grad(loss, list(inputs.values()), allow_unused=True)
     return [output.detach() for output in outputs], dict(zip(inputs, grads))

@@ -14,6 +14,7 @@ from typing import Iterator, Sequence
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
 from revcol_mm.checkpoints.fitting import load_backbone
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
@@ -50,7 +51,7 @@ def _build_columns(
 
 def simple_pyramid(
     outputs: Sequence[nn.Module], channels: int, stride: int
-) -> tuple[list[nn.Module], list[int]]:
+) -> tuple[Sequence[nn.Module], list[int]]:
     """Resize four features of the same stride to four strides (ViTDet, arXiv 2203.16527, section 3).
 
     Args:
@@ -119,7 +120,7 @@ class ReversibleColumns(ColumnBackbone):
         is_config = isinstance(net, dict)
         if init_cfg and not is_config:
             raise ValueError('init_cfg needs the config of a network as net; a module keeps its weights')
-        network = MODELS.build(copy.deepcopy(net)) if is_config else net
+        network: AnyModule = MODELS.build(copy.deepcopy(net)) if is_config else net
         if save_memory and any(getattr(module, 'with_cp', False) for module in network.modules()):
             raise ValueError('net has with_cp=True and the backbone save_memory=True: use one of them')
         network.train()  # `_always_eval` below are the modules that stay in evaluation mode, as by norm_eval
@@ -214,9 +215,11 @@ class ReversibleColumns(ColumnBackbone):
         stages = split_stages(network)
         if columns[0] is self.columns[0]:
             self.stem.load_state_dict(stages.stem.state_dict())
-            for level, output in self.outputs.items():
-                own = output[0] if self.has_pyramid else output
-                own.load_state_dict(stages.outputs[int(level)].state_dict())
+            for index, output in self.outputs.items():
+                own: AnyModule = output
+                if self.has_pyramid:
+                    own = own[0]
+                own.load_state_dict(stages.outputs[int(index)].state_dict())
         for column in columns:
             for level, stage in zip(column.levels, stages.stages):
                 if not isinstance(level, LightLevel):
@@ -246,7 +249,7 @@ class ReversibleColumns(ColumnBackbone):
         return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
 
 
-def _depths(network: nn.Module, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
+def _depths(network: AnyModule, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
     """Return the depth of every parameter by part and name, and the number of depths.
 
     Depths come from the network's ``get_layer_depth``; without it, 0 is the stem and 1 + l level l.
@@ -257,10 +260,11 @@ def _depths(network: nn.Module, stages: Stages) -> tuple[dict[int | str, dict[st
         try:
             return network.get_layer_depth(names[id(param)])[0]
         except (AttributeError, NotImplementedError):  # MMPretrain's ResNet-18 raises the latter
-            return 0 if part == 'stem' else part + 1
+            return part + 1 if isinstance(part, int) else 0
 
+    parts: dict[int | str, nn.Module] = {'stem': stages.stem, **dict(enumerate(stages.stages))}
     depths = {
         part: {name: depth(param, part) for name, param in module.named_parameters()}
-        for part, module in (('stem', stages.stem), *enumerate(stages.stages))
+        for part, module in parts.items()
     }
     return depths, max(depth for each in depths.values() for depth in each.values()) + 2

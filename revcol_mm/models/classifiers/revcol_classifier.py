@@ -12,6 +12,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
+from revcol_mm.any_module import AnyModule
+
 from ..backbones import ColumnBackbone
 from ..compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
 from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer
@@ -125,7 +127,7 @@ class RevColClassifier(BaseModel):
         return PixelShuffleDecoder(backbone.out_channels[-1], backbone.out_strides[-1], backbone.in_channels)
 
     @property
-    def heads(self) -> list[PooledClassifier]:
+    def heads(self) -> list[AnyModule]:
         """The classification heads. The last one reads the last column and makes the prediction."""
         return [self.cls] if self.supervision is None else list(self.cls_blocks)
 
@@ -135,7 +137,7 @@ class RevColClassifier(BaseModel):
         columns = enumerate(self.backbone.forward_columns(inputs))
         return [features[level] for index, features in columns if index in self.columns]
 
-    def forward(self, inputs: Tensor, data_samples: Sequence[Any] | None = None, mode: str = 'tensor') -> Any:
+    def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Run the model in one of MMEngine's modes.
 
         Args:

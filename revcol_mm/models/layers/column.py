@@ -1,6 +1,6 @@
 """A column: a sub-network with several levels, connected to the previous column by reversible couplings."""
 
-from typing import Callable, Iterable, Sequence
+from typing import Callable, Iterable, Sequence, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Column(nn.Module):
     def alphas(self) -> list[nn.Parameter]:
         """The alpha of each level, (1, C_l, 1, 1)."""
         return [
-            level.alpha if _owns_alpha(level) else getattr(self, f'alpha{index}')
+            cast(nn.Parameter, level.alpha) if _owns_alpha(level) else getattr(self, f'alpha{index}')
             for index, level in enumerate(self.levels)
         ]
 

@@ -44,7 +44,7 @@ class LevelFusion(nn.Module):
     def __init__(self, below_channels: int | None, channels: int, above_channels: Sequence[int]) -> None:
         super().__init__()
         if below_channels is None:
-            self.down = nn.Identity()
+            self.down: nn.Module = nn.Identity()
         else:
             self.down = nn.Sequential(
                 nn.Conv2d(below_channels, channels, kernel_size=2, stride=2),

@@ -1,0 +1,6 @@
+"""The type of modules of other packages."""
+
+from typing import Any, TypeAlias
+
+# A module with the attributes of its class. To a type checker, attributes of nn.Module are tensors or modules.
+AnyModule: TypeAlias = Any
