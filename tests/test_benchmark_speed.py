@@ -27,28 +27,27 @@ CONFIGS = {
 }
 
 
-def stepper_of(config, shape, device):
-    cfg = Config.fromfile(REPO / config)
-    torch.manual_seed(0)
-    model = init_model(cfg, device=str(device))
-    return Stepper(model, cfg, lambda size: synthetic_batch(model, cfg.default_scope, size, *shape))
-
-
 @pytest.mark.parametrize('config', CONFIGS)
 def test_steps_of_every_family_keep_the_weights(config, device):
-    with DefaultScope.overwrite_default_scope(Config.fromfile(REPO / config).default_scope):
-        stepper = stepper_of(config, CONFIGS[config], device)
-        weights = {name: value.clone() for name, value in stepper.model.named_parameters()}
+    cfg = Config.fromfile(REPO / config)
+    model = init_model(cfg, device=str(device))
+    weights = {name: value.clone() for name, value in model.named_parameters()}
+
+    def make_batch(size):
+        return synthetic_batch(model, cfg.default_scope, size, *CONFIGS[config])
+
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        stepper = Stepper(model, cfg, make_batch)
         losses = stepper.step(Variant('training', 'fp32', False, 2))()
-        assert np.isfinite(losses['loss'].item()) and stepper.model.training
+        assert np.isfinite(losses['loss'].item()) and model.training
         assert all(state['exp_avg'].isfinite().all() for state in stepper.optimizer.state.values())
         moved = [bool(state['exp_avg'].any()) for state in stepper.optimizer.state.values()]
         assert np.mean(moved) > 0.8 and len(moved) > 100  # backward and the optimizer ran
         samples = stepper.step(Variant('inference', 'fp32', False, 1))()
-        assert len(samples) == 1 and not stepper.model.training
+        assert len(samples) == 1 and not model.training
         (predicted,) = (key for key in ('pred_instances', 'pred_sem_seg', 'pred_label') if key in samples[0])
         assert predicted
-    for name, value in stepper.model.named_parameters():
+    for name, value in model.named_parameters():
         assert torch.equal(value, weights[name]), name
 
 

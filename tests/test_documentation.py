@@ -94,8 +94,8 @@ def test_commands_use_existing_tools_configs_and_options(page):
             continue
         assert (REPO / words[0]).is_file(), words
         options = {'--'}
-        door = re.search(r'^from (revcol_mm\.cli\.\w+) import main$', (REPO / words[0]).read_text(), re.M)
-        for path in (f'{door[1].replace(".", "/")}.py' if door else words[0], *PARSERS):
+        wrapper = re.search(r'^from (revcol_mm\.cli\.\w+) import main$', (REPO / words[0]).read_text(), re.M)
+        for path in (f'{wrapper[1].replace(".", "/")}.py' if wrapper else words[0], *PARSERS):
             options |= set(re.findall(r"'(--[\w-]+)'", (REPO / path).read_text()))
         for word in words[1:]:
             if word == 'python':  # a nested command
@@ -131,7 +131,7 @@ def test_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
     for code in blocks(page, 'python'):
         (tmp_path / code.splitlines()[0].removeprefix('# ')).write_text(code + SMALL[name])
     (tmp_path / 'data').mkdir()
-    ran = []
+    executed = []
     for program, *words in commands(page):
         if program in ('make', 'source'):
             continue
@@ -140,7 +140,7 @@ def test_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
             shutil_as(program, *[tmp_path / word for word in words if not word.startswith('-')])
             continue
         assert program == 'python'
-        ran.append(words[0])
+        executed.append(words[0])
         if words[0] == 'tools/prepare_sample_data.py':
             shutil.copytree(sample_data, tmp_path / words[1])
         else:
@@ -148,7 +148,7 @@ def test_tutorial_runs_from_clone_to_predictions(name, sample_data, tmp_path):
                 words[1] = sorted((tmp_path / words[1]).iterdir())[0]
             run(*words, cwd=tmp_path)
     tools = ('analysis/browse_dataset', 'check_data', 'train', 'test', 'demo')
-    assert ran[1:] == [f'tools/{tool}.py' for tool in tools]
+    assert executed[1:] == [f'tools/{tool}.py' for tool in tools]
     assert list(tmp_path.glob('work_dirs/*/demo/**/*.jpg')) or list(
         tmp_path.glob('work_dirs/*/demo/**/*.png')
     )
@@ -191,8 +191,8 @@ def test_network_of_the_tutorial_becomes_columns(tmp_path):
     backbone = MODELS.build({key: value for key, value in model.backbone.items() if key != '_delete_'})
     assert backbone.num_columns == 2 and list(backbone.out_channels) == model.neck.in_channels
     training = 'stage.train()(torch.rand(1, 8, 16, 16, requires_grad=True)).mean().backward()'
-    said = run('-c', '\n'.join([*code, training]))
-    assert '(16, 32, 64) (4, 8, 16)' in said and 'output_error=0.0' in said
+    printed = run('-c', '\n'.join([*code, training]))
+    assert '(16, 32, 64) (4, 8, 16)' in printed and 'output_error=0.0' in printed
 
 
 def test_tests_named_in_the_reliability_guide_exist():

@@ -78,24 +78,27 @@ def test_every_run_is_executed_once_and_tabulated(sample_data, tmp_path, call_to
     assert lines[2] in call_tool(*arguments)[0]  # the same table without running again
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
     shutil.rmtree(tmp_path / 'runs')
-    assert (
-        lines[2] in call_tool(*arguments)[0] and not (tmp_path / 'runs').exists()
-    )  # the record is sufficient
+    assert lines[2] in call_tool(*arguments)[0]  # from the record in --out
+    assert not (tmp_path / 'runs').exists()
+
+
+def write_results(path, folder, changes, num_seeds):
+    """Write the config and the results of a completed run."""
+    for seed in range(num_seeds):
+        (folder / f'seed{seed}').mkdir(parents=True)
+        result = dict(mIoU=1.0 + seed, seconds_per_iteration=1.0, memory=1, curves=dict(loss={'1': 0.5}))
+        (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
+    tool['run_config'](tool['read_experiment'](path), changes).dump(folder / 'config.py')
 
 
 def test_changed_config_and_missing_metric_are_errors(tmp_path, call_tool):
-    path, folder = write_experiment(tmp_path), tmp_path / 'runs/small/plain'
-    cfg = tool['run_config'](tool['read_experiment'](path), {})
-    for seed in (0, 1):
-        (folder / f'seed{seed}').mkdir(parents=True)
-        cfg.dump(folder / 'config.py')
-        result = dict(mIoU=1.0, seconds_per_iteration=1.0, memory=1)
-        (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
+    path = write_experiment(tmp_path)
+    write_results(path, tmp_path / 'runs/small/plain', {}, num_seeds=2)
     arguments = TOOL, path, '--work-dir', tmp_path / 'runs'
-    assert "plain has no metric 'aAcc'; it has mIoU, memory, seconds" in call_tool(*arguments)[1]
+    assert "plain has no metric 'aAcc'; it has curves, mIoU, memory" in call_tool(*arguments)[1]
     write_experiment(tmp_path, metrics=['mIoU'])
     printed, error = call_tool(*arguments)
-    assert not error and '| plain | 2 | 1 (1 to 1) | 1.00 | 1 |' in printed
+    assert not error and '| plain | 2 | 1.5 (1 to 2) | 1.00 | 1 |' in printed
     write_experiment(tmp_path, metrics=['mIoU'], options={'optim_wrapper.optimizer.lr': 0.5})
     assert 'has a run with another config: remove it' in call_tool(*arguments)[1]
 
@@ -104,13 +107,7 @@ def test_record_grows_by_runs_and_seeds(tmp_path, call_tool):
     runs = {'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.5}}
     path, out = write_experiment(tmp_path, metrics=['mIoU'], runs=runs), tmp_path / 'out'
     for name, changes in runs.items():
-        folder = tmp_path / 'runs/small' / name
-        cfg = tool['run_config'](tool['read_experiment'](path), changes)
-        for seed in range(3):
-            (folder / f'seed{seed}').mkdir(parents=True)
-            result = dict(mIoU=1.0 + seed, seconds_per_iteration=1.0, memory=1, curves=dict(loss={'1': 0.5}))
-            (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
-        cfg.dump(folder / 'config.py')
+        write_results(path, tmp_path / 'runs/small' / name, changes, num_seeds=3)
     arguments = TOOL, path, '--work-dir', tmp_path / 'runs', '--out', out
     assert not call_tool(*arguments, '--runs', 'b', '--seeds', '2')[1]
     assert (out / 'table.md').read_text().splitlines()[2:] == ['| b | 1 | 3 | 1.00 | 1 |']

@@ -119,7 +119,7 @@ def test_page_quotes_the_records():
     )
     figures = [test['mIoU'], validation['mean'][-1], test['trimap/iou']]
     page = (REPO / 'docs/real_data.md').read_text()
-    assert re.findall(r'(\d+\.\d) (?:mIoU|on those|near outlines)', page) == [
+    assert re.findall(r'(\d+\.\d) (?:mIoU|on the validation|near outlines)', page) == [
         f'{each:.1f}' for each in figures
     ]
     detections = json.loads((REPO / 'docs/trainings/retinanet_bccd/test.json').read_text())

@@ -50,7 +50,8 @@ def swap_in(cfg: Config, backbone: dict[str, Any]) -> Config:
     in_colour = all(network.backbone.get('in_channels', 3) == 3 for network in networks)
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         for network in networks:
-            _swap(network, ConfigDict(backbone))
+            before, after = _replace_backbone(network, ConfigDict(backbone))
+            _adapt_neck_and_heads(network, before, after)
     for node in config_nodes(cfg._cfg_dict):
         if in_colour and 'mean' in node and 'std' in node:  # a data preprocessor
             node.update({**NORMALISATION, 'to_rgb' if 'to_rgb' in node else 'bgr_to_rgb': True})
@@ -75,8 +76,12 @@ def _networks(model: dict) -> Iterator[dict]:
     return (node for node in config_nodes(model) if 'type' in (node.get('backbone') or ()))
 
 
-def _swap(network: ConfigDict, new: ConfigDict) -> None:
-    """Replace the backbone of a network, in place."""
+def _replace_backbone(network: ConfigDict, new: ConfigDict) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Replace the backbone of a network, in place.
+
+    Returns:
+        The features of the old and of the new backbone.
+    """
     outer = copy.deepcopy(network.backbone)
     old = outer.get('backbone_cfg', outer)
     in_channels = old.get('in_channels', 3)
@@ -98,6 +103,11 @@ def _swap(network: ConfigDict, new: ConfigDict) -> None:
         network.pretrained = None
     if 'checkpoint' in (network.get('init_cfg') or ()):
         network.init_cfg = None
+    return before, after
+
+
+def _adapt_neck_and_heads(network: ConfigDict, before: Sequence[Tensor], after: Sequence[Tensor]) -> None:
+    """Adapt the neck and the heads of a network to new features of its backbone, in place."""
     if network.get('neck'):
         neck = copy.deepcopy(network.neck)
         first = network.neck[0] if isinstance(network.neck, (list, tuple)) else network.neck
