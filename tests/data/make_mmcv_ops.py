@@ -76,10 +76,7 @@ def call(case, inputs, ops=OPS):
 
 
 def compute(name, case, dtype=torch.float64, device='cpu', values=torch.float64, ops=OPS, change=lambda x: x):
-    """Return a dict of a case's output and its inputs' gradients, for a random gradient of the output.
-
-    ``change`` is applied to every input.
-    """
+    """Apply ``change`` to a case's inputs, and return output and gradients for a random output gradient."""
     inputs = {key: change(tensor) for key, tensor in draw(name, case, dtype, device, values).items()}
     leaves = {key: tensor for key, tensor in inputs.items() if tensor.requires_grad}
     output = call(case, inputs, ops)
