@@ -27,7 +27,7 @@ $(VENV)/installed: $(REQUIREMENTS) pyproject.toml
 	$(BIN)/python -m revcol_mm.check_env
 	touch $@
 
-$(SAMPLE): tools/prepare_sample_data.py | install
+$(SAMPLE): tools/prepare_sample_data.py $(wildcard tools/sample_data/*.py) | install
 	$(BIN)/python tools/prepare_sample_data.py $@
 
 demo: install $(SAMPLE)
