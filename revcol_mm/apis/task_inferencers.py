@@ -30,7 +30,7 @@ class DetectionInferencer(Inferencer):
     def __init__(self, model: BaseModel, score_threshold: float = 0.3) -> None:
         self.score_threshold = score_threshold
         super().__init__(model)
-        if getattr(model, 'with_mask', False):
+        if self.task == 'detection' and getattr(model, 'with_mask', False):
             self.task = 'instance segmentation'
 
     def _build(self) -> Any:
@@ -77,12 +77,9 @@ class DetectionInferencer(Inferencer):
 class PanopticInferencer(DetectionInferencer):
     """Predicts segments of things and stuff by :class:`mmdet.apis.DetInferencer`."""
 
+    task = 'panoptic segmentation'
     options = ()
     tile_merger = None
-
-    def __init__(self, model: BaseModel) -> None:
-        super().__init__(model)
-        self.task = 'panoptic segmentation'
 
     def _checked(self, sample: Any) -> Any:
         self._require(sample, 'pred_panoptic_seg')
