@@ -10,8 +10,8 @@ from revcol_mm.data.annotation_files import annotation_files
 from revcol_mm.preflight import PreflightHook
 from revcol_mm.training.runner import ResumableRunner
 
-from .small_datasets import detection_config
 from .bare_runner import Runner
+from .small_datasets import detection_config
 
 
 def test_mmdetection_reads_annotation_files_by_the_constructor_that_is_patched(tmp_path):
