@@ -8,10 +8,9 @@ Letters: N parameters of the model, C of its largest column, R outside of the co
 """
 
 import copy
-from contextlib import ExitStack
+from contextlib import contextmanager
 from math import ceil
-from typing import Any, NamedTuple
-from unittest.mock import patch
+from typing import Any, Iterator, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -135,6 +134,22 @@ def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
     return cfg
 
 
+@contextmanager
+def _sampling_as_on_gpus() -> Iterator[None]:
+    """Let MMCV's deformable attention on a CPU temporarily store no more than it does on a GPU."""
+    try:
+        from mmcv.ops import multi_scale_deform_attn
+    except ModuleNotFoundError:  # classification needs no MMCV
+        yield
+        return
+    original = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
+    multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = _Sampling.apply
+    try:
+        yield
+    finally:
+        multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = original
+
+
 def measure_activations(cfg: Config, height: int, width: int, device: str | torch.device = 'cpu') -> int:
     """Measure the peak bytes of forward and backward of one random image, without weights and gradients."""
     torch.manual_seed(0)
@@ -150,10 +165,7 @@ def measure_activations(cfg: Config, height: int, width: int, device: str | torc
         loss, _ = model.parse_losses(model(**data, mode='loss'))
         loss.backward()
 
-    with ExitStack() as stack, DefaultScope.overwrite_default_scope(cfg.default_scope):
-        if cfg.default_scope != 'mmpretrain':
-            sampling = 'mmcv.ops.multi_scale_deform_attn.multi_scale_deformable_attn_pytorch'
-            stack.enter_context(patch(sampling, _Sampling.apply))
+    with _sampling_as_on_gpus(), DefaultScope.overwrite_default_scope(cfg.default_scope):
         if torch.device(device).type == 'cuda':
             step()  # allocates the workspaces of cuBLAS and cuDNN
         return peak_bytes(step, device)

@@ -2,7 +2,6 @@
 
 from contextlib import contextmanager
 from typing import Iterator
-from unittest.mock import patch
 
 from .coco_content import check_coco_content
 from .coco_file import CocoFile
@@ -50,12 +49,14 @@ def annotation_files(strict: bool = True) -> Iterator[dict[str, CocoFile]]:
         if failure is not None:
             raise ValueError(f'{annotation_file}: {type(failure).__name__}: {failure}') from failure
 
+    COCO.__init__ = read_and_check
     try:
-        with patch.object(COCO, '__init__', read_and_check):
-            yield files
+        yield files
     except Exception:
         _report(files, strict)
         raise
+    finally:
+        COCO.__init__ = read
     _report(files, strict)
 
 
