@@ -110,7 +110,7 @@ def test_demo_takes_a_published_model(published, sample_data, tmp_path, call_too
 )
 def test_demo_needs_either_a_model_or_config_and_checkpoint(options, tmp_path, call_tool):
     _, error = call_tool('tools/demo.py', tmp_path, *options)
-    assert error == 'error: give --config and --checkpoint, or --model alone'
+    assert error == 'error: give either --config and --checkpoint, or --model'
 
 
 def test_repository_is_loaded_by_its_name(published, upload):

@@ -2,6 +2,7 @@
 
 import copy
 
+import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
@@ -10,6 +11,12 @@ from revcol_mm.ops import call
 from .test_reversible import compare, pair
 
 SHALLOW = dict(channels=(8, 16), layers=(1, 1), num_columns=3)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    """Other tests may have reached the limit on variants of a function, above which it is not compiled."""
+    torch._dynamo.reset()
 
 
 def test_compiled_plain_training_is_a_single_graph_with_the_same_gradients(device):
