@@ -2,5 +2,5 @@
 
 from typing import Any, TypeAlias
 
-# A module with the attributes of its class. To a type checker, attributes of nn.Module are tensors or modules.
+# A module with the attributes of its class. For type checkers, those of nn.Module are tensors or modules.
 AnyModule: TypeAlias = Any

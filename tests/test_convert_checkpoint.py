@@ -150,7 +150,9 @@ def test_pickled_code_neither_runs_nor_is_copied(tool, tmp_path, run_tool, trap)
 def test_input_is_not_overwritten(name, published, tmp_path, run_tool):
     (tmp_path / 'link.pth').symlink_to(published)
     before = published.read_bytes()
-    assert run_tool('convert_checkpoint', published, tmp_path / name).startswith('error: OUT and IN are the same file, ')
+    assert run_tool('convert_checkpoint', published, tmp_path / name).startswith(
+        'error: OUT and IN are the same file, '
+    )
     assert published.read_bytes() == before
 
 
@@ -170,7 +172,10 @@ def test_failure_leaves_the_previous_output(published, tmp_path, run_tool, monke
     'content, message',
     [
         (None, 'no checkpoint .*in.pth; published weights are at https://[^ ]*$'),
-        ({'conv1.weight': torch.zeros(1)}, r"the checkpoint has no weights of a backbone; .*\['conv1.weight'\]"),
+        (
+            {'conv1.weight': torch.zeros(1)},
+            r"the checkpoint has no weights of a backbone; .*\['conv1.weight'\]",
+        ),
     ],
 )
 def test_input_that_is_no_checkpoint_is_an_error(content, message, tmp_path, run_tool):

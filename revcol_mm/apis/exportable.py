@@ -40,7 +40,7 @@ class MatrixPool2d(nn.Module):
         return inside / inside.sum(1, keepdim=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Pool (B, C, H, W) to (B, C, *output_size)."""
+        """Pool (B, C, H, W) to (B, C, output_size[0], output_size[1])."""
         rows, columns = (
             self._averaging_matrix(length, bins, x) for length, bins in zip(x.shape[2:], self.output_size)
         )

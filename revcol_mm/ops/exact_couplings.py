@@ -42,7 +42,7 @@ def plan_codes(alphas: Sequence[Tensor]) -> list[CodePlan]:
         alphas: Float64 tensors on the CPU: their values determine the sizes of tensors.
 
     Raises:
-        ValueError: If an |alpha| is below ``MIN_ALPHA``.
+        ValueError: If an ``|alpha|`` is below ``MIN_ALPHA``.
     """
     plans = []
     for alpha in alphas:
