@@ -186,5 +186,5 @@ def test_docs_quote_recorded_experiments():
         assert tool['table'](report['results'], report['metrics']) + '\n' == path.read_text()
         assert path.read_text() in page
         experiment = tool['read_experiment'](REPO / f'configs/experiments/{path.parent.name}.py')
-        assert {*report['results']} == {*experiment['runs']}
+        assert {*report['results']} <= {*experiment['runs']}  # a record may lack runs
         assert report['iterations'] == experiment['iterations']

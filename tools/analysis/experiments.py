@@ -36,6 +36,7 @@ from mmengine.config import Config
 
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.analysis.machine import machine
+from revcol_mm.checkpoints.atomic_files import replacing
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.config.options import merge_options
 from revcol_mm.errors import errors_in_one_line
@@ -108,6 +109,12 @@ def call(tool: str, *arguments: object) -> int:
     return most // 2**20
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a file that is complete or not there, also if the process is killed."""
+    with replacing(path) as file:
+        file.unfinished.write_text(text)
+
+
 def check_unchanged(cfg: Config, folder: Path) -> None:
     """Check that the folder of a run contains no results of another config.
 
@@ -128,7 +135,7 @@ def train_and_test(cfg: Config, folder: Path, seed: int) -> Result:
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = folder.parent / CONFIG
-    cfg.dump(config)
+    write_text(config, cfg.pretty_text)
     resume = ['--resume'] if (folder / 'last_checkpoint').exists() else []
     memory = call('train.py', config, '--work-dir', folder, '--seed', seed, *resume)
     checkpoint = (folder / 'last_checkpoint').read_text()
@@ -170,7 +177,7 @@ def read_record(out: Path, experiment: dict[str, Any]) -> Results:
 def write_record(out: Path, experiment: dict[str, Any], results: Results) -> None:
     """Write results.json, table.md and loss.png."""
     results = {run: dict(sorted(results[run].items())) for run in experiment['runs'] if run in results}
-    (out / RECORD).write_text(json.dumps(dict(experiment, results=results), indent=1) + '\n')
+    write_text(out / RECORD, json.dumps(dict(experiment, results=results), indent=1) + '\n')
     (out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
     rows = [
         curve_row(
@@ -239,7 +246,7 @@ def main() -> None:
             folder = folders[name] / f'seed{seed}'
             done = folder / 'result.json'
             if not done.exists():
-                done.write_text(json.dumps(train_and_test(configs[name], folder, seed), indent=1) + '\n')
+                write_text(done, json.dumps(train_and_test(configs[name], folder, seed), indent=1) + '\n')
             results.setdefault(name, {})[str(seed)] = json.loads(done.read_text())
             print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
             if args.out:
