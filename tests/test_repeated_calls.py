@@ -137,3 +137,11 @@ def test_kernel_settings_changed_before_backward_are_named_in_the_error(monkeypa
             loss.backward()
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+def test_generator_states_are_kept_only_for_functions_that_draw():
+    links, x, start = chain_of([Conv(), Conv(nn.Dropout(0.5))])
+    outputs = run_links(ReversibleChain(links), links, x, start)
+    calls = [output.grad_fn.run.call for output in outputs]
+    assert calls[0].random_states is None
+    assert calls[1].random_states is not None

@@ -67,7 +67,7 @@ def param_grads(model):
 
 
 @pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
-@pytest.mark.parametrize('num_columns', [4, 48])
+@pytest.mark.parametrize('num_columns', [4, 8, 16, 32, 48])
 def test_gradients_are_the_same_at_any_depth(alphas, num_columns, device):
     compare(*pair(alphas, num_columns, device=device), torch.randn(IMAGE, device=device))
 
@@ -81,10 +81,10 @@ def test_outputs_are_bitwise_the_same(autocast, device):
             assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
+@pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
 def test_gradients_are_as_accurate_as_those_of_plain_training(alphas, device):
     """Compared with float64, averaged over images: on a single image either may be twice as accurate."""
-    _, model = pair(alphas, num_columns=16, device=device)
+    _, model = pair(alphas, num_columns=48, device=device)
     reversible_errors, plain_errors = [], []
     for seed in range(5):
         torch.manual_seed(seed)
@@ -96,7 +96,7 @@ def test_gradients_are_as_accurate_as_those_of_plain_training(alphas, device):
     assert sum(reversible_errors) <= 1.5 * sum(plain_errors)
 
 
-@pytest.mark.parametrize('alphas', ['spread', 1e-3])
+@pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
 @pytest.mark.parametrize('level_connection', ['standard', 'huge'])
 def test_backward_calls_every_level_again_with_bitwise_the_same_inputs(alphas, level_connection, device):
     """And with a graph in both passes: without one, a level might use other kernels."""
@@ -139,7 +139,7 @@ def autocast_gradients(model, image, weights, dtype):
     return {'input': leaf.grad, **param_grads(model)}
 
 
-@pytest.mark.parametrize('alphas', ['spread', 1e-3])
+@pytest.mark.parametrize('alphas', [0.5, 'spread', 1e-3])
 @pytest.mark.parametrize('dtype, tolerance', [(torch.bfloat16, 2e-2), (torch.float16, 4e-3)])
 def test_gradients_under_autocast_are_the_same(alphas, dtype, tolerance, device):
     """Those of the stem only approximately: they are summed over all columns in low precision."""
@@ -189,6 +189,21 @@ def test_drop_path_masks_and_the_generators_afterwards_are_the_same(device):
         sum(f.mean() for f in model(image)).backward()
         drawn.append([torch.rand(8), torch.rand(8, device=device)])
     assert all(map(torch.equal, *drawn))
+
+
+def test_every_trainable_parameter_gets_a_gradient(device):
+    _, model = pair(device=device)
+    sum(f.square().mean() for f in model(torch.randn(IMAGE, device=device))).backward()
+    assert [name for name, param in model.named_parameters() if param.grad is None] == []
+
+
+def test_forward_hooks_on_columns_and_blocks_fire_once_in_forward():
+    _, model = pair()
+    fired = []
+    for module in (model.subnet1, model.subnet1.level0.blocks[0]):
+        module.register_forward_hook(lambda m, i, o: fired.append(type(m).__name__))
+    model(torch.randn(IMAGE))
+    assert fired == ['ConvNeXtBlock', 'Column']
 
 
 def test_eval_before_backward_changes_nothing(device):

@@ -67,7 +67,7 @@ def test_training_steps_leave_no_tensor_behind(device):
     _, model = pair(device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     num_alive = []
-    for _ in range(20):
+    for _ in range(50):
         optimizer.zero_grad()
         sum(f.mean() for f in model(torch.randn(1, 3, 32, 32, device=device))).backward()
         optimizer.step()
