@@ -178,16 +178,26 @@ def write_record(out: Path, experiment: dict[str, Any], results: Results) -> Non
     """Write results.json, table.md and loss.png."""
     results = {run: dict(sorted(results[run].items())) for run in experiment['runs'] if run in results}
     write_text(out / RECORD, json.dumps(dict(experiment, results=results), indent=1) + '\n')
-    (out / 'table.md').write_text(table(results, experiment['metrics']) + '\n')
-    rows = [
-        curve_row(
-            run,
-            'loss',
-            [{int(at): loss for at, loss in seed['curves']['loss'].items()} for seed in seeds.values()],
-        )
-        for run, seeds in results.items()
-    ]
-    plot(rows).savefig(out / 'loss.png', dpi=110)
+    write_text(out / 'table.md', report(experiment, results) + '\n')
+    rows = []
+    for run, seeds in results.items():
+        curves = [seed['curves']['loss'] for seed in seeds.values() if 'curves' in seed]  # not in old records
+        if curves:
+            curves = [{int(at): loss for at, loss in curve.items()} for curve in curves]
+            rows.append(curve_row(run, 'loss', curves))
+    if rows:
+        plot(rows).savefig(out / 'loss.png', dpi=110)
+
+
+def report(experiment: dict[str, Any], results: Results) -> str:
+    """Format the results as a Markdown table, followed by the runs and seeds that are missing."""
+    missing = []
+    for run in experiment['runs']:
+        seeds = [str(seed) for seed in experiment['seeds'] if str(seed) not in results.get(run, {})]
+        if seeds:
+            missing.append(f'{run} (seed {", ".join(seeds)})')
+    parts = [table(results, experiment['metrics'])]
+    return '\n\n'.join(parts + ([f'Not run yet: {"; ".join(missing)}.'] if missing else []))
 
 
 def table(results: Results, metrics: list[str]) -> str:
@@ -248,11 +258,11 @@ def main() -> None:
             if not done.exists():
                 write_text(done, json.dumps(train_and_test(configs[name], folder, seed), indent=1) + '\n')
             results.setdefault(name, {})[str(seed)] = json.loads(done.read_text())
-            print(f'\n{table(results, experiment["metrics"])}\n', flush=True)
+            print(f'\n{report(experiment, results)}\n', flush=True)
             if args.out:
                 write_record(args.out, experiment, results)
         if not jobs:
-            print(table(results, experiment['metrics']))
+            print(report(experiment, results))
 
 
 if __name__ == '__main__':
