@@ -36,7 +36,7 @@ class _BuiltModel:
         cfg = for_arrays(model.cfg)
         # Without backends, since these would write event files.
         cfg.visualizer = ConfigDict(cfg.get('visualizer') or dict(type=visualizer), vis_backends=None)
-        super().__init__(cfg)  # type: ignore[call-arg]
+        super().__init__(cfg)  # type: ignore[call-arg]  # a mixin: the inferencer's
 
     def _init_model(self, *_: Any) -> BaseModel:
         """Override MMEngine's method, which builds a model."""

@@ -36,7 +36,7 @@ class _Inert:
     A Counter, because it is the only type whose items and state torch's unpickler both restores.
     """
 
-    def __new__(cls, *args: Any) -> Counter:  # type: ignore[misc]
+    def __new__(cls, *args: Any) -> Counter:  # type: ignore[misc]  # as described above
         return Counter()
 
 

@@ -156,9 +156,9 @@ class SupervisedModel:
     def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
         """Return the model's own losses and, in training mode, those of ``supervision``."""
         if not self.training:
-            return super().loss(inputs, data_samples)  # type: ignore[misc]
+            return super().loss(inputs, data_samples)  # type: ignore[misc]  # a mixin: the model's
         with self.supervision.keep_features(self.backbone) as features:
-            losses = super().loss(inputs, data_samples)  # type: ignore[misc]
+            losses = super().loss(inputs, data_samples)  # type: ignore[misc]  # likewise
         losses.update(self.supervision.loss(self, features, inputs, data_samples))
         return losses
 
