@@ -1,7 +1,7 @@
 # ADE20K with 640x640 crops.
 _base_ = [
     'ade20k_512x512.py'
-]  # before the import: MMEngine reads a file that begins with one as a lazy config
+]  # first: MMEngine takes files that begin with an import for lazy configs
 from revcol_mm.config.crop_size import pipelines_for_crops  # noqa: E402
 
 crop_size = (640, 640)
