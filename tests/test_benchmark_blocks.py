@@ -33,8 +33,11 @@ def test_difference_and_memory_of_every_beta(sample_data, tmp_path, device):
     'options, message',
     [
         (('--blocks', 'backbone.layers'), 'no such module; it has backbone.downsample_layers, '),
-        (('--blocks', 'backbone.downsample_layers'), 'has 0 blocks at its end that keep the shape'),
-        (('--blocks', 'backbone.stages.2', '--betas', 0), 'got 0.0'),
+        (
+            ('--blocks', 'backbone.downsample_layers'),
+            'has 0 blocks at its end that keep the shape, but at least 2 are needed',
+        ),
+        (('--blocks', 'backbone.stages.2', '--betas', 0), 'beta must be at least 0.004 and below 1, got 0.0'),
     ],
 )
 def test_invalid_options_are_errors(sample_data, options, message):

@@ -71,6 +71,14 @@ def test_the_size_of_minibatches_does_not_matter(size):
     assert cka_of(*zip(x.split(size), y.split(size)))[0, 1].item() == pytest.approx(expected, abs=0.03)
 
 
+def test_memory_does_not_grow_with_minibatches():
+    cka, sizes = MinibatchCKA(), []
+    for _ in range(3):
+        cka.update([gram(torch.randn(8, 30)) for _ in range(4)])
+        sizes.append(sum(value.nbytes for value in vars(cka).values()))
+    assert sizes == [4 * 4 * 8] * 3  # one number for each pair of representations, in float64
+
+
 def test_too_small_minibatches_and_features_off_the_grid_are_errors():
     with pytest.raises(ValueError, match='at least 4 images in a minibatch, got 3'):
         cka_of([torch.rand(3, 2)])
@@ -84,6 +92,7 @@ def test_layers_are_recorded_while_a_network_runs():
     first, last = layer_grams(network, image, ['0', '2'])
     torch.testing.assert_close(first, gram(network[0](image)))
     torch.testing.assert_close(last, gram(network(image)))
+    assert not any(module._forward_hooks for module in network.modules())
 
 
 def test_layers_without_a_tensor_as_output_are_errors():
@@ -132,7 +141,11 @@ def test_tool_compares_whole_images_of_a_classifier(sample_data, tmp_path, call_
         (CLASSIFIER, ('--batch-size', 3), '--batch-size must be at least 4 for an unbiased estimate, got 3'),
         (CLASSIFIER, ('--batch-size', 4, '--passes', 0), '--passes must be at least 1, got 0'),
         (SEGMENTOR, ('--batch-size', 5), 'the test split has 4 images, fewer than a batch of 5'),
-        (SEGMENTOR, ('--batch-size', 4, '--size', 60, 64), 'must be multiples of 32, got 60 and 64'),
+        (
+            SEGMENTOR,
+            ('--batch-size', 4, '--size', 60, 64),
+            'height and width must be multiples of 32, got 60 and 64',
+        ),
         (
             SEGMENTOR,
             ('--batch-size', 4, '--layers', 'blocks.*', '--plain', PLAIN_SEGMENTOR),

@@ -102,6 +102,7 @@ def test_label_images_equal_those_of_testing(demo, checkpoints, sample_data, tmp
     for path in sorted(images.iterdir()):
         labels[path.stem] = mmcv.imread(tmp_path / f'out/labels/{path.stem}.png', 'unchanged')
         assert np.array_equal(labels[path.stem], mmcv.imread(tested / f'{path.stem}.png', 'unchanged'))
+        assert labels[path.stem].dtype == np.uint8
         assert Image.open(tmp_path / f'out/overlays/{path.stem}.png').size == Image.open(path).size
     found = set().union(*map(np.unique, labels.values()))
     assert len(found) > 2 and 0 not in found  # 0 means other things, as in ADE20K's files
@@ -282,6 +283,26 @@ def test_image_formats_are_read_and_broken_files_reported(demo, sample_data, tmp
     assert demo(DETECTOR, folder / 'pixel.png')[0] == 0 == demo(CLASSIFIER, folder / 'pixel.png')[0]
 
 
+def test_results_stay_in_the_output_folder_and_replace_no_others(demo, sample_data, tmp_path):
+    image = sample_data / 'coco/val2017/scene_00000.jpg'
+    for path in ('a/x.jpg', 'b/x.jpg', 'b/c/x.jpg'):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, tmp_path / path)
+    before, out = set(files_in(tmp_path)), tmp_path / 'b/out'
+    inputs = [tmp_path / each for each in ('a/../b', 'a/*.jpg', 'a/x.jpg')]
+    assert demo(SEGMENTOR, *inputs, '--out', out)[0] == 0
+    assert files_in(out, 'labels') == ['labels/a/x.png', 'labels/b/c/x.png', 'labels/b/x.png']
+    assert set(files_in(tmp_path)) == before | {f'b/out/{name}' for name in files_in(out)}
+
+    demo(SEGMENTOR, tmp_path / 'b', '--out', out)  # does not read the results of the first run
+    assert [each['file_name'] for each in read_json(out / 'images.json')['images']] == ['c/x.jpg', 'x.jpg']
+
+    shutil.rmtree(out)
+    Image.open(image).save(tmp_path / 'b/x.png')
+    demo(SEGMENTOR, tmp_path / 'b')
+    assert files_in(tmp_path / 'out/labels') == ['c/x.jpg.png', 'x.jpg.png', 'x.png.png']
+
+
 def write_video(path, num_frames):
     codec = 'MJPG' if path.suffix == '.avi' else 'mp4v'
     video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 10, (64, 48))
@@ -314,3 +335,16 @@ def test_every_frame_of_a_video_is_predicted(demo, sample_data, tmp_path):
     drawn, original = (np.array([frame.ravel() for frame in video]) for video in (overlay, clip))
     similarity = np.corrcoef(drawn, original)[:5, 5:]
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_truncated_video_is_predicted_as_far_as_possible(demo, sample_data, tmp_path):
+    write_video(tmp_path / 'whole.mkv', 12)
+    data = (tmp_path / 'whole.mkv').read_bytes()
+    (tmp_path / 'cut.mkv').write_bytes(data[: len(data) * 2 // 3])
+    (tmp_path / 'no.mp4').write_bytes(b'no video')
+    inputs = tmp_path / 'no.mp4', tmp_path / 'cut.mkv', sample_data / 'coco/val2017/scene_00000.jpg'
+    status, printed = demo(CLASSIFIER, *inputs)
+    assert status == UNREADABLE
+    assert 'no.mp4: ends after 0 of 0 frames' in printed and 'of 12 frames' in printed
+    written = read_json(tmp_path / 'out/predictions.json')
+    assert 1 < len(written) < 13 and written[-1]['file_name'].endswith('scene_00000.jpg')

@@ -129,14 +129,26 @@ def test_file_that_differs_from_the_model_is_deleted(tmp_path, call_tool, monkey
 @pytest.mark.parametrize(
     'config, options, message',
     [
-        (models.CLASSIFIER, ('--format', 'torchscript', '--shape', 64, 32), '--shape must be at least 64'),
-        (models.CLASSIFIER, ('--format', 'torchscript', '--out', 'a.onnx'), 'must end in .pt, got a.onnx'),
+        (
+            models.CLASSIFIER,
+            ('--format', 'torchscript', '--shape', 64, 32),
+            '--shape must be at least 64, got 64 and 32',
+        ),
+        (
+            models.CLASSIFIER,
+            ('--format', 'torchscript', '--out', 'a.onnx'),
+            '--out: the name of a file in format torchscript must end in .pt, got a.onnx',
+        ),
         (
             models.CLASSIFIER,
             ('--format', 'torchscript', '--device', 'cuda:99'),
-            "there is no device 'cuda:99'",
+            "there is no device 'cuda:99'; available are cpu",
         ),
-        (models.CLASSIFIER, ('--format', 'torch-export', '--half'), '--half is only for --format onnx'),
+        (
+            models.CLASSIFIER,
+            ('--format', 'torch-export', '--half'),
+            '--half is only for --format onnx, got torch-export',
+        ),
         (models.DINO, ('--format', 'onnx', '--shape', 128, 128, '--half'), '--half is not for detectors'),
     ],
 )

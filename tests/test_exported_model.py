@@ -77,7 +77,9 @@ def test_other_files_are_errors(suffix, tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
 def test_onnx_without_gpu_support_is_an_error(tmp_path):
     (tmp_path / 'a.onnx').touch()
-    with pytest.raises(ValueError, match="onnxruntime cannot use 'cuda:0'"):
+    with pytest.raises(
+        ValueError, match="onnxruntime cannot use 'cuda:0': install onnxruntime-gpu, or use cpu"
+    ):
         init_inferencer(REPO / models.DINO, tmp_path / 'a.onnx', 'cuda:0')
 
 

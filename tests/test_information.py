@@ -46,6 +46,9 @@ def test_ridge_regression_equals_scikit_learn_for_any_batches():
     np.testing.assert_allclose(weights[:-1].numpy(), expected.coef_.T, rtol=1e-9)
     np.testing.assert_allclose(weights[-1].numpy(), expected.intercept_, rtol=1e-9)
     np.testing.assert_allclose(predict(weights, x).numpy(), expected.predict(x.numpy()), rtol=1e-9)
+    order = torch.randperm(60)
+    again, _ = fit_ridge(moments_of(x[order], y[order]), moments_of(x[60:], y[60:]), ridges=[0.1])
+    torch.testing.assert_close(again, weights, rtol=1e-9, atol=1e-12)
 
 
 def test_ridge_minimises_the_error_on_validation_samples():
@@ -133,6 +136,7 @@ def test_probes_recover_what_features_contain():
     means = F.avg_pool2d(images[40:], 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
     error = (means - images[40:]).square().sum().item()
     assert rows[1]['psnr'] == pytest.approx(psnr(error, num_values), abs=0.05)
+    assert psnr(error, num_values) == pytest.approx(10.8, abs=0.1)  # uniform values have variance 1 / 12
     known = labels[40:][labels[40:] != UNLABELLED]
     assert probes.confusion['labels', 0, 0].sum() == known.numel()
     assert rows[0]['accuracy'] > 100 * max(known.float().mean(), 1 - known.float().mean()) + 3
@@ -194,14 +198,14 @@ def test_batch_size_does_not_matter_for_a_classifier(sample_data, tmp_path, call
         (('--num-images', 1), 'imagenet', 'at least 2 training images'),
         (('--batch-size', 0), 'imagenet', 'must be at least 1, got 0'),
         (('--plain', CLASSIFIER, 'nothing.pth'), 'imagenet', 'has the same file name as CONFIG'),
-        ((), 'nothing', 'no data folder'),
+        ((), 'nothing', 'no data folder {}/nothing'),
     ],
 )
 def test_invalid_input_is_an_error_in_one_line(options, layout, message, sample_data, call_tool):
     checkpoint = random_checkpoint(CLASSIFIER)
     options = [checkpoint if option == 'nothing.pth' else option for option in options]
     _, error = call_tool(TOOL, CLASSIFIER, checkpoint, *options, *data_options(sample_data, layout))
-    assert error.startswith('error: ') and message in error
+    assert error.startswith('error: ') and message.format(sample_data) in error
 
 
 def test_missing_checkpoint_is_an_error_in_one_line(sample_data, call_tool):

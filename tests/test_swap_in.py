@@ -65,7 +65,10 @@ def test_method_trains_and_predicts(name):
     'changes, message',
     [
         ({'neck.in_channels': [1, 2, 3, 4]}, r'FPN cannot be built or run: RuntimeError'),
-        ({'backbone.strides': (1, 1, 2, 2)}, r'ResNet has strides \[4, 4, 8, 16\], which RevCol with'),
+        (
+            {'backbone.strides': (1, 1, 2, 2)},
+            r'ResNet has strides \[4, 4, 8, 16\], which RevCol with strides \[4, 8, 16, 32\]',
+        ),
         ({'backbone.depth': 51}, 'ResNet cannot be built or run: KeyError: .*51'),
         ({'backbone': None}, 'no backbone'),
     ],

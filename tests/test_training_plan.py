@@ -76,10 +76,8 @@ def test_tool_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device)
     assert not error and set(measured_on) == {device}
     assert len(re.findall(r'^\| (?:DDP|FullyShardedRunner) ', printed, re.M)) == 4
     rows = json.loads((tmp_path / 'plan_training.json').read_text())
-    images, per_day = (
-        1000 * 4 * 4,
-        4 * 156e12 * 0.3 * 86400,
-    )  # iterations x GPUs x images per GPU; FLOPs of 4 GPUs
+    images = 1000 * 4 * 4  # iterations x GPUs x images per GPU
+    per_day = 4 * 156e12 * 0.3 * 86400  # FLOPs of 4 GPUs
     assert all(row['days'] == pytest.approx(images * row['flops_per_image'] / per_day) for row in rows)
 
 
