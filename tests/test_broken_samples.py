@@ -105,8 +105,8 @@ def test_broken_samples_are_logged_once_and_training_continues(num_workers, fold
 def test_resumed_run_uses_the_same_replacements(folder, tmp_path):
     unbroken = runner(folder, tmp_path / 'unbroken').train()
     runner(folder, tmp_path / 'resumed', max_iters=10).train()
-    resumed = runner(folder, tmp_path / 'resumed', resume=True, num_workers=0).train()
-    assert torch.equal(resumed.weight, unbroken.weight)
+    resumed = runner(folder, tmp_path / 'resumed', resume=True, num_workers=0)
+    assert torch.equal(resumed.train().weight, unbroken.weight) and resumed.iter == 18
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
@@ -119,9 +119,17 @@ def test_sample_beyond_max_broken_is_an_error_that_names_the_file(num_workers, m
     assert re.fullmatch(rf'\S+/images/0[37]\.png is broken: {reason}{limit}', str(error.value))
 
 
+def test_training_ends_if_all_samples_are_broken(folder, tmp_path):
+    for path in folder.iterdir():
+        path.write_bytes(b'')
+    with pytest.raises(BrokenSampleError, match='max_broken=10 others were replaced before'):
+        runner(folder, tmp_path / 'work').train()
+
+
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_broken_sample_in_validation_is_an_error(num_workers, folder, tmp_path):
-    with pytest.raises(BrokenSampleError, match=r'/0[37]\.png is broken: UnidentifiedImageError'):
+    message = r'/0[37]\.png is broken: UnidentifiedImageError: cannot identify image file'
+    with pytest.raises(BrokenSampleError, match=message):
         runner(folder, tmp_path / 'work', num_workers=num_workers, validates=True).train()
 
 

@@ -63,7 +63,7 @@ def test_valid_data_passes(coco, log_warnings):
         (
             rename_images('images\\{}'.format),
             'missing image',
-            r'\d+ of \d+ images are missing, such as .*s\\SPLIT_0\.png; .*: replace .* by /',
+            r"\d+ of \d+ images are missing, such as .*s\\SPLIT_0\.png; .* Windows' .*: replace .* by /",
         ),
         (
             folder_in_names,

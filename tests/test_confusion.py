@@ -39,7 +39,7 @@ def test_counts_and_scores_equal_those_of_scikit_learn():
     'labels, predictions, message',
     [
         ([0, 3], [0, 0], 'label 3 is not a class: classes are 0 to 2'),
-        ([0, 1], [0, -1], 'prediction -1 is not a class'),
+        ([0, 1], [0, -1], 'prediction -1 is not a class: classes are 0 to 2'),
         ([0, 1], [0], r'labels have shape \(2,\), predictions \(1,\)'),
     ],
 )

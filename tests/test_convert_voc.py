@@ -151,7 +151,7 @@ def test_without_lists_all_annotations_become_one_file(voc, call_tool):
         (['--splits', 'tset'], r"no list .*tset\.txt; there are .*'train', 'val'"),
         (['--splits', 'cat_train'], 'a list of one class'),
         (['--classes', 'cat', 'cow'], "no object has the class 'cow'; there are cat, dog"),
-        (['--classes', 'cat', 'cat'], 'has a duplicate'),
+        (['--classes', 'cat', 'cat'], '--classes has a duplicate: cat cat'),
     ],
 )
 def test_a_wrong_option_is_an_error(arguments, message, voc, call_tool):

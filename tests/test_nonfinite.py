@@ -117,7 +117,7 @@ class TwoParameters(BaseModel):
 def test_bad_gradient_is_named_before_clipping_spreads_it(tmp_path):
     with pytest.raises(
         NonFiniteError,
-        match='gradient of iteration 1 .*outputs are finite, but the gradient of second.weight is',
+        match='gradient of iteration 1 .*outputs are finite, but the gradient of second.weight is not;',
     ):
         runner([GOOD], tmp_path, model=TwoParameters(), clip_grad=dict(max_norm=1.0)).train()
     assert all(w.isfinite().all() for w in saved_weights(tmp_path / 'nonfinite_iter_1.pth').values())

@@ -126,8 +126,10 @@ def test_categories_that_are_not_classes_are_a_warning(tmp_path, log_messages):
     images_of = {1: [7], 2: [], 3: [7, 8], 4: []}
     dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[1, 2, 3], cat_img_map=images_of)
     PreflightHook().before_run(Runner(dataset))
-    (message,) = log_messages
-    assert message.startswith('Dataset at somewhere: 1 categories of its annotation file are not among')
+    assert log_messages == [
+        'Dataset at somewhere: 1 categories of its annotation file are not among the classes; their objects '
+        'are left out'
+    ]
 
 
 @pytest.fixture

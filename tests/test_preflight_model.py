@@ -120,9 +120,10 @@ def test_class_weights_that_fail_at_ignored_pixels_are_a_warning(ignored, log_wa
     with pytest.raises(IndexError):
         head.loss_decode(scores, labels, ignore_index=ignored)
 
-    remedy = dict(reduction='sum', loss_weight=0.25)  # of the message
-    options['model.decode_head.loss_decode'] = dict(read(SEGMENTOR).model.decode_head.loss_decode, **remedy)
+    for key, value in dict(reduction='sum', loss_weight=0.25).items():  # the remedy of the message
+        options[f'model.decode_head.loss_decode.{key}'] = value
     head = bare_runner(read(SEGMENTOR, options)).model.decode_head
+    assert head.loss_decode.class_weight == [1.0] * 11
     del log_warnings[:]
     check_weighted_pixels(nn.ModuleDict(dict(decode_head=head)))
     assert log_warnings == []

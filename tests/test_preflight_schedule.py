@@ -35,37 +35,43 @@ def test_epochs_in_iteration_based_training_are_an_error(key, message):
         (
             SEGMENTOR,
             {'train_cfg.val_interval': 5000},
-            'one validation, at the end: train_cfg.val_interval is 5000, and training ends at iteration 300',
+            'there is one validation, at the end: train_cfg.val_interval is 5000, and training ends at '
+            'iteration 300',
         ),
         (
             EPOCHS,
             {'train_cfg.val_begin': 301},
-            'no validation: train_cfg.val_begin is 301, and training ends at epoch 300',
+            'there is no validation: train_cfg.val_begin is 301, and training ends at epoch 300',
         ),
         (
             SEGMENTOR,
             {'default_hooks.checkpoint.interval': 5000},
-            'there is one checkpoint, at the end: interval of CheckpointHook is 5000',
+            'there is one checkpoint, at the end: interval of CheckpointHook is 5000, and training ends at '
+            'iteration 300',
         ),
         (
             SEGMENTOR,
             {'default_hooks.checkpoint.interval': 5000, 'default_hooks.checkpoint.save_last': False},
-            'no checkpoint except the best is saved: interval of CheckpointHook is 5000',
+            'no checkpoint except the best is saved: interval of CheckpointHook is 5000, and training ends '
+            'at iteration 300, and save_last is False',
         ),
         (
             SEGMENTOR,
             {'param_scheduler.1.end': 160000},
-            r'does not reach the end .*: param_scheduler\.1 .* ends at iteration 160000, training at 300',
+            'the learning rate does not reach the end of its schedule: param_scheduler.1 (PolyLR) ends at '
+            'iteration 160000, training at 300',
         ),
         (
             SEGMENTOR,
             {'param_scheduler.1.end': 200},
-            r'is 0 before training ends: param_scheduler\.1 .* ends at iteration 200, training at 300',
+            'the learning rate is 0 before training ends: param_scheduler.1 (PolyLR) ends at iteration 200, '
+            'training at 300',
         ),
         (
             SEGMENTOR,
             {'custom_hooks': [dict(type='mmdet.YOLOXModeSwitchHook', num_last_epochs=15)]},
-            'YOLOXModeSwitchHook does nothing: it waits for an epoch',
+            'YOLOXModeSwitchHook does nothing: it waits for an epoch, but iteration-based training is a '
+            'single epoch',
         ),
     ],
 )
@@ -73,8 +79,7 @@ def test_unusual_lengths_are_a_warning(config, options, warning, log_warnings):
     runner = bare_runner(read(config, options))
     del log_warnings[:]
     check_schedule(runner)
-    (message,) = log_warnings
-    assert re.search(warning, message)
+    assert log_warnings == [warning]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +114,7 @@ def test_the_learning_rate_is_scaled_by_the_images_of_a_step(counts, world_size,
     assert optimizer.param_groups[0]['lr'] == 1.0
     runner.scale_lr(wrapper, dict(enable=True, base_batch_size=16))
     assert optimizer.param_groups[0]['lr'] == scale
-    with pytest.raises(PreflightError, match='base_batch_size .* got None'):
+    with pytest.raises(PreflightError, match='base_batch_size must be a number of images, got None'):
         runner.scale_lr(wrapper, dict(enable=True))
 
 
@@ -117,8 +122,8 @@ def test_the_learning_rate_is_scaled_by_the_images_of_a_step(counts, world_size,
     'option, message',
     [
         ('val_evaluator.iou_metrics=[mDice]', "save_best of CheckpointHook is 'mIoU'"),
-        ('val_evaluator.type=NoMetric', 'cannot build .*: .*NoMetric is not in'),
-        ('param_scheduler.0.end=0', 'cannot build .*: .*end should be larger than begin'),
+        ('val_evaluator.type=NoMetric', 'cannot build an evaluator: .*NoMetric is not in'),
+        ('param_scheduler.0.end=0', 'cannot build the schedule: .*end should be larger than begin'),
         ('train_dataloader.batch_size=1', 'batch_size is 1'),
         ('model.decode_head.loss_decode.class_weight=[1,1]', 'class_weight of the model has 2 numbers'),
     ],

@@ -1,7 +1,9 @@
 """A run resumes from the newest undamaged checkpoint, the same in all processes, or not at all."""
 
 import os
+import re
 import shutil
+import signal
 import struct
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
@@ -31,10 +33,13 @@ def flip_a_bit(path):
 
 
 def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    unbroken = make(tmp_path / 'unbroken', max_iters=6).train()
+    unbroken = make(tmp_path / 'unbroken', max_iters=6)
+    unbroken.train()
     (tmp_path / 'run').mkdir()
     shutil.copy(tmp_path / 'unbroken/iter_3.pth', tmp_path / 'run')
-    assert_equal_weights(resume(tmp_path / 'run', max_iters=6).model, unbroken)
+    resumed = resume(tmp_path / 'run', max_iters=6)
+    assert_equal_weights(resumed.model, unbroken.model)
+    assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
 
 
 def test_damaged_checkpoints_are_named_and_an_older_one_is_used(tmp_path):
@@ -42,8 +47,8 @@ def test_damaged_checkpoints_are_named_and_an_older_one_is_used(tmp_path):
     truncate(tmp_path / 'iter_4.pth')
     flip_a_bit(tmp_path / 'iter_3.pth')
     resumed = resume(tmp_path)
-    log = newest_log(tmp_path)
-    assert all(f'iter_{number}.pth is damaged and not used' in log for number in (4, 3))
+    damaged = re.findall(r'(iter_\d+.pth) is damaged and not used', newest_log(tmp_path))
+    assert damaged == ['iter_4.pth', 'iter_3.pth']
     assert len(resumed.model.seen) == 2
     assert_equal_weights(resumed.model, unbroken)
 
@@ -117,20 +122,39 @@ def test_all_processes_resume_from_the_same_iteration_or_fail(equal, tmp_path):
     assert all(expected in text for text in printed)
 
 
-def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
-    runner = make(tmp_path, scores=[1, 2])
+def train_with_signal_in_validation(runner, iteration, monkeypatch):
     process = Score.process
 
     def interrupted(self, *args):
-        if runner.iter == 4:
-            os.kill(os.getpid(), 15)
+        if runner.iter == iteration:
+            os.kill(os.getpid(), signal.SIGTERM)
         process(self, *args)
 
-    monkeypatch.setattr(Score, 'process', interrupted)
-    with pytest.raises(SystemExit) as exit:
-        runner.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(Score, 'process', interrupted)
+        with pytest.raises(SystemExit) as exit:
+            runner.train()
     assert exit.value.code == INTERRUPTED
-    monkeypatch.undo()
+
+
+def test_signal_in_validation_saves_the_weights_and_not_their_averages(tmp_path, monkeypatch):
+    options = dict(
+        scores=[1, 2],
+        custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
+    )
+    make(tmp_path / 'unbroken', **options).train()
+    train_with_signal_in_validation(make(tmp_path / 'run', **options), 2, monkeypatch)
+    assert [path.name for path in tmp_path.glob('run/*.pth')] == ['iter_2.pth']
+    resume(tmp_path / 'run', **options)
+    resumed, unbroken = (torch.load(tmp_path / run / 'iter_4.pth') for run in ('run', 'unbroken'))
+    for key in ('state_dict', 'ema_state_dict'):
+        for name, weight in unbroken[key].items():
+            assert torch.equal(resumed[key][name], weight), (key, name)
+
+
+def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
+    train_with_signal_in_validation(make(tmp_path, scores=[1, 2]), 4, monkeypatch)
     options = dict(scores=[7, 8], checkpoint=dict(save_best='score', rule='greater'))
     assert resume(tmp_path, **options).message_hub.get_scalar('val/score').current() == 7
     assert (tmp_path / 'best_score_iter_4.pth').exists()

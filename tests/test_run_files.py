@@ -13,6 +13,8 @@ from revcol_mm.checkpoints.run_files import is_complete, newest_complete_checkpo
 from revcol_mm.checkpoints.shards import REST, write_shards
 from revcol_mm.errors import CheckpointError
 
+from .tiny_runs import make
+
 NO_SPACE = OSError(28, 'No space left on device')
 
 
@@ -77,7 +79,10 @@ def test_file_dates_do_not_matter(tmp_path):
     for number in range(1, 5):
         save(tmp_path / f'iter_{number}.pth', number)
         os.utime(tmp_path / f'iter_{number}.pth', (5 - number, 5 - number))
-    assert newest_complete_checkpoint(tmp_path) == (tmp_path / 'iter_4.pth', [])
+    newest = tmp_path / 'iter_4.pth'
+    assert newest_complete_checkpoint(tmp_path) == (newest, [])
+    run_files.record_last(tmp_path, newest)
+    assert newest_complete_checkpoint(tmp_path) == (newest, [])
 
 
 def test_remote_checkpoints_must_be_copied_to_resume(tmp_path):
@@ -85,7 +90,7 @@ def test_remote_checkpoints_must_be_copied_to_resume(tmp_path):
         if last:
             (tmp_path / 'last_checkpoint').write_text(last)
         with pytest.raises(CheckpointError, match='cannot resume from s3://bucket: copy a checkpoint'):
-            newest_complete_checkpoint(tmp_path, 's3://bucket')
+            make(tmp_path, resume=True, checkpoint=dict(out_dir='s3://bucket'))
 
 
 def test_local_checkpoint_of_an_interrupted_run_is_used_though_others_are_remote(tmp_path):
@@ -117,7 +122,7 @@ def test_checkpoint_that_cannot_be_read_is_an_error_and_not_damaged(tmp_path, mo
     save(tmp_path / 'iter_2.pth')
     monkeypatch.setattr(run_files, 'check_size', fail_to_read)
     with pytest.raises(CheckpointError, match=r'cannot resume: .*iter_2\.pth: Input/output error'):
-        newest_complete_checkpoint(tmp_path)
+        make(tmp_path, resume=True)
 
 
 def test_shards_that_cannot_be_read_are_an_error_and_not_damaged(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from revcol_mm.errors import PreflightError
 from revcol_mm.preflight.check_data import check_data
 from revcol_mm.training.runner import ResumableRunner
 
-from .small_datasets import SPLITS, kinds, relabel, save_noise, segmentation_config, start_run
+from .small_datasets import NUM_IMAGES, SPLITS, kinds, relabel, save_noise, segmentation_config, start_run
 
 
 @pytest.fixture
@@ -57,9 +57,11 @@ def test_bad_mask_is_an_error(change, kind, message, split, masks, tmp_path):
     assert kind in kinds(masks)
 
 
-def test_missing_mask_is_an_error(masks, tmp_path):
-    (tmp_path / 'masks/val/val_3.png').unlink()
-    with pytest.raises(PreflightError, match=r'1 of 12 masks are missing, such as .*val_3\.png; add the'):
+@pytest.mark.parametrize('split', SPLITS)
+def test_missing_mask_is_an_error(split, masks, tmp_path):
+    (tmp_path / f'masks/{split}/{split}_3.png').unlink()
+    message = rf'1 of {NUM_IMAGES[split]} masks are missing, such as .*{split}_3\.png; add the files'
+    with pytest.raises(PreflightError, match=message):
         start_run(masks)
     assert 'missing mask' in kinds(masks)
 
@@ -115,9 +117,8 @@ def test_different_ignored_labels_of_data_and_model_are_an_error(masks):
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = ResumableRunner.build_dataloader(masks.train_dataloader).dataset
     splits = splits_of('train', dataset, model=nn.ModuleDict(dict(decode_head=head)))
-    with pytest.raises(
-        PreflightError, match='ignore_index=255, but decode_head of the model has ignore_index=11'
-    ):
+    message = 'ignore_index=255, but decode_head of the model has ignore_index=11; set both to the same'
+    with pytest.raises(PreflightError, match=message):
         report(check_run(splits))
 
 

@@ -1,6 +1,7 @@
 """What a run writes to, keeps in and deletes from its work dir."""
 
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from mmengine.fileio import FileClient, LocalBackend, register_backend
 
 from revcol_mm.errors import CheckpointError, PreflightError
 
-from .tiny_runs import make, newest_log, resume
+from .tiny_runs import Line, make, newest_log, resume
 
 
 def test_second_run_in_a_work_dir_is_refused_while_the_first_trains(tmp_path):
@@ -49,6 +50,22 @@ def test_error_of_a_full_disk_names_the_newest_checkpoint(tmp_path, monkeypatch)
     with pytest.raises(CheckpointError, match=message):
         make(tmp_path).train()
     assert not list(tmp_path.glob('*iter_3*'))
+
+
+def test_checkpoint_that_is_only_partly_written_leaves_no_file(tmp_path):
+    """A limit on the size of files stands in for a full disk."""
+    model = Line()
+    model.layer = torch.nn.Linear(1, 500_000)  # checkpoints of 12 MB
+    runner = make(tmp_path, model=model)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6_000_000, limits[1]))
+    message = rf'cannot write iter_1.pth in {tmp_path}: File too large; the newest checkpoint there is None'
+    try:
+        with pytest.raises(CheckpointError, match=message):
+            runner.train()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [path for path in tmp_path.rglob('*') if '.pth' in path.name]
 
 
 def test_old_checkpoint_is_deleted_after_the_new_one_is_written(tmp_path, monkeypatch):
