@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -104,8 +105,13 @@ class Trap:
         self.code = f'open({str(self.file)!r}, "w").close()'
 
     def pickled(self, function=eval):
-        """Return an object whose unpickling runs the code by ``eval``, ``exec`` or ``os.system``."""
-        return Pickled(function, f'touch {self.file}' if function is os.system else self.code)
+        """Return an object whose unpickling runs the code.
+
+        Args:
+            function: ``eval``, ``exec``, ``os.system`` or ``subprocess.call``.
+        """
+        commands = {os.system: f'touch {self.file}', subprocess.call: ['touch', str(self.file)]}
+        return Pickled(function, commands.get(function, self.code))
 
     def has_run(self):
         """Return whether the code has run since the last call."""

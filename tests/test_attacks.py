@@ -13,11 +13,12 @@ from mmseg.evaluation import IoUMetric
 from PIL import Image
 
 from revcol_mm import PredictionPicturesHook, RevCol
+from revcol_mm.apis import init_model
 from revcol_mm.errors import CheckpointError
 from revcol_mm.training.runner import ResumableRunner
 
-from .checkpoints import SMALL
-from .subprocesses import run
+from .checkpoints import SMALL, Pickled
+from .subprocesses import REPO, run
 
 SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 
@@ -64,42 +65,65 @@ def test_trap_runs_when_mmengine_reads_it_as_a_config(attack, trap):
     assert trap.has_run()
 
 
-@pytest.mark.parametrize(
-    'command',
-    [
-        'train {config} --resume {file} --seed 0 --work-dir {out} {options}',
-        'train {config} --resume --seed 0 --work-dir {folder} {options}',
-        'train {config} --work-dir {out} {options} load_from={file}',
-        'test {config} {file} --work-dir {out} {options}',
-        'demo {images} --checkpoint {file} --config {config} --out {out}',
-        'export {config} {file} --format torch-export --out {out}/a.pt2',
-        'convert_checkpoint {file} {out}/a.safetensors',
-        'publish_model {file} {out}/a.pth',
-        'analysis/confusion {config} {file} --out {out} {options}',
-    ],
-    ids=lambda command: ' '.join(command.replace('{config} ', '').split()[:2]),
-)
-def test_no_tool_runs_code_in_a_checkpoint(command, attack, sample_data, tmp_path, call_tool, trap):
+COMMANDS = [
+    'train {config} --resume {file} --seed 0 --work-dir {out} {options}',
+    'train {config} --resume --seed 0 --work-dir {folder} {options}',
+    'train {config} --work-dir {out} {options} load_from={file}',
+    'test {config} {file} --work-dir {out} {options}',
+    'demo {images} --checkpoint {file} --config {config} --out {out}',
+    'export {config} {file} --format torch-export --out {out}/a.pt2',
+    'convert_checkpoint {file} {out}/a.safetensors',
+    'publish_model {file} {out}/a.pth',
+    'analysis/confusion {config} {file} --out {out} {options}',
+]
+
+
+def each_command(commands):
+    ids = [' '.join(command.replace('{config} ', '').split()[:2]) for command in commands]
+    return pytest.mark.parametrize('command', commands, ids=ids)
+
+
+@pytest.fixture
+def run_command(sample_data, tmp_path, call_tool):
+    """A function that runs a command with a checkpoint, and returns its error message."""
+
+    def run(command, file):
+        tool, *arguments = command.split()
+        places = dict(
+            config=SEGMENTOR,
+            file=file,
+            folder=file.parent,
+            out=tmp_path / 'out',
+            images=sample_data / 'ade20k/images/validation',
+        )
+        filled = []
+        for argument in arguments:
+            is_options = argument == '{options}'
+            filled += short_training(sample_data) if is_options else [argument.format(**places)]
+        (tmp_path / 'out').mkdir()
+        _, error = call_tool(f'tools/{tool}.py', *filled)
+        return error
+
+    return run
+
+
+@each_command(COMMANDS)
+def test_no_tool_runs_code_in_a_checkpoint(command, attack, run_command, trap):
     """Neither text nor, where the checkpoint is accepted at all, pickled code."""
     if '--resume' not in command:  # which refuses checkpoints with pickled code
         content = torch.load(attack, weights_only=True)
         content['meta']['code'] = [({'deep': trap.pickled()},)]
         torch.save(content, attack)
-    tool, *arguments = command.split()
-    places = dict(
-        config=SEGMENTOR,
-        file=attack,
-        folder=attack.parent,
-        out=tmp_path / 'out',
-        images=sample_data / 'ade20k/images/validation',
-    )
-    filled = []
-    for argument in arguments:
-        is_options = argument == '{options}'
-        filled += short_training(sample_data) if is_options else [argument.format(**places)]
-    (tmp_path / 'out').mkdir()
-    _, error = call_tool(f'tools/{tool}.py', *filled)
-    assert not error
+    assert not run_command(command, attack)
+    assert not trap.has_run()
+
+
+@each_command([command for command in COMMANDS if '{file}' in command])
+def test_checkpoint_with_code_and_no_weights_is_an_error_in_one_line(command, run_command, tmp_path, trap):
+    content = {'meta': {'list': [({'deep': trap.pickled()},)]}, 'state_dict': {}}
+    torch.save(content, tmp_path / 'a.pth')
+    error = run_command(command, tmp_path / 'a.pth')
+    assert error.startswith('error: ') and '\n' not in error
     assert not trap.has_run()
 
 
@@ -119,7 +143,11 @@ def resume_automatically(path):
     ResumableRunner(torch.nn.Identity(), work_dir=str(path.parent), resume=True)
 
 
-@pytest.mark.parametrize('entry', [load_from, init_cfg, resume, resume_automatically])
+def inference(path):
+    init_model(REPO / SEGMENTOR, path)
+
+
+@pytest.mark.parametrize('entry', [load_from, init_cfg, resume, resume_automatically, inference])
 @pytest.mark.parametrize('function', [os.system, eval])
 @pytest.mark.parametrize('nested', [False, True])
 def test_no_code_in_a_checkpoint_runs(entry, function, nested, tmp_path, trap):
@@ -139,6 +167,7 @@ def test_no_code_in_a_checkpoint_runs(entry, function, nested, tmp_path, trap):
     'content, message',
     [
         pytest.param({'state_dict': {}}, "no metadata of a run .'meta'.*load_from", id='only weights'),
+        pytest.param({'meta': Pickled(os.system, 'true')}, 'cannot resume', id='code'),
         pytest.param([1], 'cannot resume', id='list'),
     ],
 )

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from revcol_mm import RevCol
 from revcol_mm.apis import init_model, pick_device
 from revcol_mm.config.command_line import read_config
 from revcol_mm.errors import CheckpointError, PreflightError, building
-from revcol_mm.preflight.feature_channels import check_channels
-from revcol_mm.preflight.schedule import check_length
+from revcol_mm.preflight import PreflightHook
+
+from .bare_runner import Dataset, Runner
 
 SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 DETECTOR = 'configs/dino_revcol_nano_sample.py'
@@ -19,7 +21,9 @@ CLASSIFIER = 'configs/revcol_nano_sample.py'
     'config, options, message',
     [
         pytest.param(SEGMENTOR, {'backbone.archh': 'tiny'}, "argument 'archh'", id='unknown argument'),
-        pytest.param(SEGMENTOR, {'backbone.arch': 'giant'}, "nano.*'giant'", id='unknown arch'),
+        pytest.param(
+            SEGMENTOR, {'backbone.arch': 'giant'}, "arch must be one of nano.*'giant'", id='unknown arch'
+        ),
         pytest.param(SEGMENTOR, {'backbone.type': 'RevColl'}, 'RevColl is not in', id='unknown backbone'),
         pytest.param(SEGMENTOR, {'decode_head.type': 'UperHead'}, 'UperHead is not in', id='unknown head'),
         pytest.param(
@@ -42,11 +46,22 @@ def test_checkpoint_error_in_building_is_unchanged():
         raise CheckpointError('no weights')
 
 
+def check(model, cfg):
+    """Check a model before a run without data."""
+    runner = Runner(Dataset([]))
+    runner.model, runner.cfg, runner._train_loop = model, Config(cfg), None
+    PreflightHook().before_run(runner)
+
+
 @pytest.mark.parametrize(
     'part, message',
     [
-        pytest.param(dict(neck=dict(in_channels=[32, 64])), r'neck\.in_channels is \[32, 64\]', id='neck'),
-        pytest.param(dict(decode_head=dict(in_channels=[8, 24])), r'decode_head.*\[8, 24\]', id='head'),
+        pytest.param(
+            dict(neck=dict(in_channels=[32, 64])), r'neck\.in_channels is \[32, 64\].*\[8, 16\]', id='neck'
+        ),
+        pytest.param(
+            dict(decode_head=dict(in_channels=[8, 24])), r'decode_head.*\[8, 24\].*\[8, 16\]', id='head'
+        ),
         pytest.param(
             dict(decode_head=dict(in_channels=8, in_index=1)), r'\[8\].*gives \[16\]', id='one level'
         ),
@@ -62,21 +77,23 @@ def test_wrong_channels_are_an_error(part, message):
     backbone = RevCol(dict(channels=(8, 16), layers=(1, 1), num_columns=2), out_indices=(0, 1))
     model = torch.nn.ModuleDict(dict(backbone=backbone))
     if message is None:
-        check_channels(model, part)
+        check(model, dict(model=part))
     else:
         with pytest.raises(PreflightError, match=message):
-            check_channels(model, part)
+            check(model, dict(model=part))
 
 
 @pytest.mark.parametrize(
     'option, value', [('max_iters', 0), ('max_iters', -5), ('max_epochs', 1.5), ('val_interval', 0)]
 )
 def test_training_length_that_is_no_positive_integer_is_an_error(option, value):
-    with pytest.raises(PreflightError, match=rf'train_cfg\.{option} .*, got {value}'):
-        check_length({option: value})
+    with pytest.raises(
+        PreflightError, match=rf'train_cfg\.{option} must be an integer of at least 1, got {value}'
+    ):
+        check(torch.nn.Identity(), dict(train_cfg={option: value}))
 
 
 @pytest.mark.parametrize('device', ['gpu', 'cuda:99', 'cuda:-1', 'cpu:x', '', 'meta', 'CUDA 0'])
 def test_missing_device_is_an_error(device):
-    with pytest.raises(ValueError, match='cpu'):
+    with pytest.raises(ValueError, match=f'there is no device {device!r}; available are cpu'):
         pick_device(device)

@@ -77,6 +77,13 @@ def test_torch_version_is_compared_with_tested_ones(version, state, monkeypatch)
     assert re.fullmatch(state, part.state) and bool(part.fix) == (version == '2.5.1+cpu')
 
 
+def test_gpu_is_named(monkeypatch):
+    monkeypatch.setattr('torch.version.cuda', '13.0')
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
+    monkeypatch.setattr('torch.cuda.get_device_name', lambda index: 'NVIDIA H100')
+    assert check_env.examine('torch').state.endswith('CUDA 13.0, NVIDIA H100')
+
+
 @pytest.mark.parametrize(
     'version, tested', [('3.9.1', False), ('3.10.0', True), ('3.13.1', True), ('3.14.0', False)]
 )

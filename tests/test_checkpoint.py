@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import subprocess
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from revcol_mm import RevCol
+from revcol_mm.apis import init_model
 from revcol_mm.checkpoints.fitting import load_backbone
 from revcol_mm.checkpoints.reading import read_checkpoint
 from revcol_mm.errors import CheckpointError
@@ -111,20 +113,22 @@ def test_both_archs_are_named_if_they_differ(path, other, described):
 
 
 @pytest.mark.parametrize(
-    'content',
+    'content, message',
     [
-        {},
-        {'epoch': 3},
-        {'state_dict': {}},
-        {'state_dict': 3},
-        {'state_dict': {'conv1.weight': torch.ones(1)}},
+        ({}, 'no weights in the checkpoint'),
+        ({'epoch': 3}, r"no weights in the checkpoint.*\['epoch'\]"),
+        ({'state_dict': {}}, 'no weights in the checkpoint'),
+        ({'state_dict': 3}, 'no weights in the checkpoint'),
+        ({'state_dict': {'conv1.weight': torch.ones(1)}}, 'the checkpoint has no RevCol'),
     ],
     ids=str,
 )
-def test_file_without_weights_of_a_revcol_is_an_error(content, tmp_path):
+def test_file_without_weights_of_a_revcol_is_an_error(content, message, tmp_path):
     torch.save(content, tmp_path / 'checkpoint.pth')
-    with pytest.raises(CheckpointError, match='no weights in the checkpoint|checkpoint has no RevCol'):
+    with pytest.raises(CheckpointError, match=message):
         load_backbone(RevCol(arch=SMALL), tmp_path / 'checkpoint.pth')
+    with pytest.raises(CheckpointError, match=message):
+        init_model(REPO / 'configs/upernet_revcol_nano_sample.py', tmp_path / 'checkpoint.pth')
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_larger_kernels_than_the_model_s_are_an_error(tmp_path):
         load_backbone(RevCol(arch=SMALL), tmp_path / 'checkpoint.pth')
 
 
-@pytest.mark.parametrize('function', [exec, eval])
+@pytest.mark.parametrize('function', [exec, eval, subprocess.call])
 def test_pickled_calls_are_replaced(function, source, tmp_path, trap):
     torch.save({'model': source.state_dict(), 'config': trap.pickled(function)}, tmp_path / 'a.pth')
     assert read_checkpoint(tmp_path / 'a.pth')['config'] == {}
@@ -169,7 +173,7 @@ def test_pickled_system_calls_are_refused(content, tmp_path, trap):
     assert not trap.has_run()
 
 
-@pytest.mark.parametrize('function', [exec, eval, os.system])
+@pytest.mark.parametrize('function', [exec, eval, os.system, subprocess.call])
 def test_trap_runs_when_it_is_unpickled_unsafely(function, tmp_path, trap):
     torch.save(trap.pickled(function), tmp_path / 'a.pth')
     torch.load(tmp_path / 'a.pth', weights_only=False)

@@ -39,14 +39,22 @@ def test_config_file_with_another_suffix_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     'tool, arguments, message',
     [
-        pytest.param('train', [SEGMENTOR, '--seed', -1], '--seed', id='negative seed'),
-        pytest.param('train', [SEGMENTOR, '--seed', 2**40], '--seed', id='seed over 32 bits'),
+        pytest.param(
+            'train', [SEGMENTOR, '--seed', -1], '--seed must be from 0 to 4294967295', id='negative seed'
+        ),
+        pytest.param(
+            'train',
+            [SEGMENTOR, '--seed', 2**40],
+            '--seed must be from 0 to 4294967295',
+            id='seed over 32 bits',
+        ),
         pytest.param('train', [SEGMENTOR, '--resume', 'no.pth'], 'no checkpoint no.pth', id='missing file'),
         pytest.param('test', ['configs', 'no.pth'], 'no checkpoint no.pth', id='missing checkpoint'),
         pytest.param('test', ['configs', 'README.md'], 'no config configs', id='folder as config'),
         pytest.param(
             'convert_checkpoint', ['README.md', 'a.pth'], 'cannot read README.md', id='text as checkpoint'
         ),
+        pytest.param('publish_model', ['README.md', 'a.pth'], 'cannot read README.md', id='text to publish'),
         pytest.param(
             'publish_model', ['configs', 'a.pth'], 'no checkpoint configs', id='folder as checkpoint'
         ),

@@ -172,6 +172,8 @@ def test_failure_leaves_the_previous_output(published, tmp_path, run_tool, monke
     'content, message',
     [
         (None, 'no checkpoint .*in.pth; published weights are at https://[^ ]*$'),
+        ({'epoch': 3}, r"no weights in the checkpoint.*\['epoch'\]"),
+        ([1, 2], 'cannot read .*in.pth: it holds a list, not a dict'),
         (
             {'conv1.weight': torch.zeros(1)},
             r"the checkpoint has no weights of a backbone; .*\['conv1.weight'\]",

@@ -94,7 +94,7 @@ BUG_IN_MODEL = 'build(type=users_module.Model, size=3)'
         pytest.param("open('no_such_file')", "'no_such_file'", id='missing file'),
         pytest.param(WRONG_ARGUMENT, "argument 'siez'", id='argument of a user class'),
         pytest.param("build(type='Modell')", 'Modell is not in', id='class'),
-        pytest.param("build(type='RevCol', arch='giant')", "'giant'", id='value'),
+        pytest.param("build(type='RevCol', arch='giant')", "or a dict, got 'giant'", id='value'),
         pytest.param("build(type='RevCol', archh='nano')", "argument 'archh'", id='argument'),
     ],
 )

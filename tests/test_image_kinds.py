@@ -54,4 +54,6 @@ def test_unusual_image_is_read_as_8_bit_bgr(kind, tmp_path):
 @pytest.mark.parametrize('size', [(1, 1), (5000, 4000)])
 def test_image_of_unusual_size_is_read(size, tmp_path):
     Image.new('RGB', size, RED).save(tmp_path / 'a.png', compress_level=1)
-    assert (read(tmp_path / 'a.png') == RED[::-1]).all()
+    image = read(tmp_path / 'a.png')
+    assert image.shape == (*size[::-1], 3) and image.dtype == np.uint8
+    assert (image == RED[::-1]).all()

@@ -15,6 +15,7 @@ from revcol_mm.errors import CheckpointError
 from .checkpoints import (
     SMALL,
     Segmentor,
+    assert_same_features,
     assert_same_weights,
     load_from,
     randomize,
@@ -30,8 +31,12 @@ def source():
 
 @pytest.fixture
 def published(source, tmp_path):
-    heads = {'cls.classifier.1.bias': torch.rand(10)}
-    return save_published(tmp_path / 'published.pth', {**source.state_dict(), **heads})
+    heads = {
+        'cls_blocks.0.classifier.1.weight': torch.rand(10, 32),
+        'decoder_blocks.0.projback.0.bias': torch.rand(48),
+    }
+    weights = {f'module.{name}': weight for name, weight in {**source.state_dict(), **heads}.items()}
+    return save_published(tmp_path / 'published.pth', weights)
 
 
 def test_published_classification_checkpoint_gives_the_backbone(source, published, tmp_path):
@@ -40,7 +45,7 @@ def test_published_classification_checkpoint_gives_the_backbone(source, publishe
     assert_same_weights(model.backbone.state_dict(), source.state_dict())
     assert f'published.pth into Segmentor:\n  matched {len(source.state_dict())}' in logged
     assert "missing 6: ['decode_head.weight'" in logged
-    assert "unexpected 1, by module: {'cls': 1}" in logged
+    assert "unexpected 2, by module: {'cls_blocks': 1, 'decoder_blocks': 1}" in logged
 
 
 def test_detection_or_segmentation_checkpoint_gives_backbone_and_heads(tmp_path):
@@ -85,6 +90,19 @@ def test_missing_weight_of_the_backbone_is_named(tmp_path):
     torch.save(checkpoint, path)
     with pytest.raises(CheckpointError, match=r'missing 1.*backbone\.stem\.0\.bias'):
         load_from(path, Segmentor(), tmp_path)
+
+
+def test_both_archs_are_named_if_they_differ(tmp_path):
+    path = save_mmcv1(tmp_path / 'mmcv1.pth', Segmentor())
+    with pytest.raises(CheckpointError, match='checkpoint has 2 columns.*\n.*model has 3 columns'):
+        load_from(path, Segmentor(num_columns=3), tmp_path)
+
+
+def test_padding_kernels_leaves_features_unchanged(source, published, tmp_path):
+    model = Segmentor()
+    model.backbone = RevCol(arch=SMALL, kernel_size=7)
+    load_from(published, model, tmp_path)
+    assert_same_features(model.backbone, source)
 
 
 def test_head_for_other_classes_is_left_unchanged_unless_strict(tmp_path):

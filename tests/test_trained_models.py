@@ -54,7 +54,7 @@ def test_config_is_read_as_data_again_when_the_model_is_used(trained, find, tmp_
     folder = trained('a')
     ((model,), _) = find()
     (folder / 'config.py').write_text(f'a = open({str(tmp_path / "it_ran")!r}, "w")\n')
-    with pytest.raises(ValueError, match='--models'):
+    with pytest.raises(ValueError, match='is no literal.*--models'):
         model.read_config()
     assert not (tmp_path / 'it_ran').exists()
 
@@ -101,5 +101,7 @@ def test_incomplete_work_dirs_are_skipped(trained, find):
     (folder / 'last_checkpoint').mkdir()
     models, skipped = find()
     assert not models and skipped.keys() == {'gone', 'two', 'empty', 'binary', 'folder'}
-    assert 'no checkpoint' in skipped['gone'] and '2 configs beside' in skipped['two']
+    assert 'no checkpoint' in skipped['gone']
+    assert '2 configs beside' in skipped['two'] and '--models' in skipped['two']
     assert 'default_scope is None' in skipped['empty']
+    assert not any('\n' in reason for reason in skipped.values())

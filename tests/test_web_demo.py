@@ -9,9 +9,11 @@ import re
 import shutil
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 from .subprocesses import REPO, run
@@ -86,6 +88,47 @@ def test_only_the_page_and_predict_are_served(client):
     assert "default-src 'none'" in page.headers['Content-Security-Policy']
     assert not re.search(r'(?:src|href|url)\s*[=(]\s*["\']?(?:https?:)?//', page.text)
     assert client.get('/../web_demo.py').status_code == 404 and client.get('/predict').status_code == 405
+
+
+@pytest.fixture
+def work_dir(models, tmp_path):
+    """A work dir of a trained model."""
+    folder = tmp_path / 'work_dirs/a'
+    folder.mkdir(parents=True)
+    config, checkpoint = models[0]
+    Config.fromfile(config, format_python_code=False).dump(folder / 'config.py')
+    shutil.copy(checkpoint, folder / 'iter_3.pth')
+    (folder / 'last_checkpoint').write_text(str(folder / 'iter_3.pth'))
+    return folder
+
+
+@pytest.fixture
+def client_of_work_dirs(tool, work_dir):
+    found = tool['find_models'](SimpleNamespace(models=[], work_dirs=work_dir.parent))
+    return Client(tool['WebDemo'](found, 'cpu'))
+
+
+def test_trained_model_below_a_folder_is_offered(client_of_work_dirs, image):
+    assert client_of_work_dirs.get('/').text.count('<option') == 1
+    answer = post(client_of_work_dirs, image=(image.open('rb'), image.name)).json
+    assert is_feature_maps(decode(answer['feature_maps']))
+
+
+def test_config_that_has_changed_since_it_was_offered_does_not_run(
+    client_of_work_dirs, work_dir, image, trap
+):
+    (work_dir / 'config.py').write_text(f'a = {trap.code}\n')
+    response = post(client_of_work_dirs, image=(image.open('rb'), image.name))
+    assert response.status_code == 400 and 'is no literal' in response.json['error']
+    assert not trap.has_run()
+
+
+def test_skipped_work_dirs_are_printed(tool, work_dir, capsys):
+    bad = work_dir.with_name('bad')
+    bad.mkdir()
+    (bad / 'last_checkpoint').write_text(str(bad / 'iter_3.pth'))
+    assert len(tool['find_models'](SimpleNamespace(models=[], work_dirs=work_dir.parent))) == 1
+    assert capsys.readouterr().err == f'skipped {bad}: no checkpoint {bad}/iter_3.pth\n'
 
 
 @pytest.mark.parametrize(
