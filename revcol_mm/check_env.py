@@ -1,6 +1,7 @@
 """Report which OpenMMLab packages are installed, which tasks can run, and how to install what is missing.
 
 ``python -m revcol_mm.check_env`` prints a report, and exits with status 1 if a package is missing or broken.
+MMEngine's ``collect_env``, with which every run's log begins, lists versions but does not judge them.
 This file imports only the standard library.
 """
 

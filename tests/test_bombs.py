@@ -1,9 +1,11 @@
 """Damaged and malicious checkpoint files are errors, and take no more memory than their size."""
 
 import pickle
-import resource
+import re
 import shutil
 import zipfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -45,6 +47,24 @@ def ask_for_bytearray(path, **options):
     torch.save({'a': Pickled(bytearray, 2**38)}, path, **options)
 
 
+@contextmanager
+def memory_below(limit):
+    """Check that the process never needs ``limit`` more bytes than before."""
+
+    def resident(name):
+        return 1024 * int(re.search(rf'^{name}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.M)[1])
+
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak, which earlier tests have raised
+    before = resident('VmRSS')
+    yield
+    assert resident('VmHWM') - before < limit
+
+
+def test_memory_below_sees_a_peak():
+    with pytest.raises(AssertionError), memory_below(128 * 2**20):
+        torch.ones(2**26)  # 256 MiB, freed at once
+
+
 @pytest.mark.parametrize(
     'damage, message',
     [
@@ -68,11 +88,12 @@ def ask_for_bytearray(path, **options):
 )
 def test_bad_file_is_an_error_and_takes_no_memory(damage, message, checkpoint):
     damage(checkpoint)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(CheckpointError, match=f'^cannot read .*{message}') as error:
+    with (
+        memory_below(128 * 2**20),
+        pytest.raises(CheckpointError, match=f'^cannot read .*{message}') as error,
+    ):
         read_checkpoint(checkpoint)
     assert '\n' not in str(error.value)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB: 128 MiB
     if 'compressed' in message or 'bytearray' in message:
         assert not is_complete(checkpoint)  # --resume ignores it
 

@@ -1,4 +1,8 @@
-"""Curves of the loss and of validation metrics over iterations, from MMEngine's logs."""
+"""Curves of the loss and of validation metrics over iterations, from MMEngine's logs.
+
+``analyze_logs.py`` of MMDetection and MMSegmentation are scripts that draw one run of their own tasks; this
+compares several runs of any task, with seeds.
+"""
 
 import itertools
 import json

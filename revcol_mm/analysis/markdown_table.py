@@ -1,4 +1,4 @@
-"""Markdown tables."""
+"""Markdown tables. OpenMMLab's packages bring no library that writes them compactly, such as tabulate."""
 
 from typing import Any, Iterable, Sequence
 

@@ -16,7 +16,7 @@ from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.network_weights import is_of_columns
 
-# All prefixes that MMEngine registers; test_attacks.py compares them with CheckpointLoader.
+# All prefixes that MMEngine registers; test_sources.py compares them with CheckpointLoader.
 _SCHEMES = (
     '',
     'http://',

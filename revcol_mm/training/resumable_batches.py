@@ -1,4 +1,8 @@
-"""Training batches that start where a resumed run was saved, without loading the batches before it."""
+"""Training batches that start where a resumed run was saved, without loading the batches before it.
+
+torchdata's StatefulDataLoader saves the state of one process and its workers, so a run could not continue
+with other numbers of them.
+"""
 
 import logging
 from typing import Any, Iterator
