@@ -15,6 +15,7 @@ from PIL import Image
 from torch import nn
 
 from revcol_mm import RevCol, RevColClassifier
+from revcol_mm.analysis.complexity import count_complexity
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
 from revcol_mm.apis import init_model
@@ -162,6 +163,12 @@ def test_single_layer_decoders_reconstruct_images_with_other_channels():
     )
     losses = model.loss(torch.rand(1, 2, 64, 64), [DataSample().set_gt_label(3)])
     assert losses['loss_rec_0'].isfinite()
+
+
+def test_channels_change_only_the_complexity_of_the_stem():
+    three, five = (count_complexity(read_config(SEGMENTOR, channels), (64, 64)) for channels in (3, 5))
+    assert five.flops['backbone'] - three.flops['backbone'] == 2 * 4 * 4 * 32 * 16 * 16
+    assert five.parameters['backbone'] - three.parameters['backbone'] == 2 * 4 * 4 * 32
 
 
 def test_swap_in_keeps_the_channels_and_their_normalisation():

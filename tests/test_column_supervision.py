@@ -1,6 +1,9 @@
 """Intermediate supervision as an option of detectors and segmentors."""
 
 import copy
+import gc
+import pickle
+import weakref
 
 import numpy as np
 import pytest
@@ -196,6 +199,34 @@ def test_prediction_and_evaluation_do_not_run_supervision():
                 assert torch.equal(*results)
             elif mode == 'loss':
                 assert list(results[0]) == list(results[1])
+
+
+@pytest.mark.parametrize('mode', ['tensor', 'loss'])
+def test_features_are_freed_after_a_forward_pass(mode):
+    model = build('upernet', reconstruction_weight=0.3, head=FCN).train()
+    features = []
+    model.backbone.columns[1].register_forward_hook(
+        lambda module, inputs, outputs: features.extend(map(weakref.ref, outputs))
+    )
+    model(**batch(model), mode=mode)
+    gc.collect()
+    assert [feature() for feature in features] == [None] * 4
+
+
+@pytest.mark.parametrize(
+    'copied', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))], ids=['copied', 'pickled']
+)
+def test_copied_or_pickled_model_supervises_its_own_columns(copied):
+    model = build('upernet', reconstruction_weight=0.3)
+    twin = copied(model)
+    with torch.no_grad():
+        for param in twin.parameters():
+            param.mul_(0.5)
+    data = batch(model)
+    (losses, _), (others, gradients) = (losses_and_gradients(each, data) for each in (model, twin))
+    assert type(twin) is type(model)
+    assert losses['supervision.1.loss_rec'] != others['supervision.1.loss_rec']
+    assert all(gradient is not None for gradient in gradients.values())
 
 
 def test_image_sizes_need_not_be_multiples_of_32():

@@ -41,11 +41,12 @@ def test_every_column_gets_the_weights_of_a_classifier(name, tmp_path):
 
 
 @torch.no_grad()
-def test_checkpoint_of_columns_is_loaded_as_it_is(tmp_path):
-    backbone = ReversibleColumns(NETWORKS['Swin'], num_columns=3)
+@pytest.mark.parametrize('name', ['ConvNeXt', 'ResNet', 'Swin'])
+def test_checkpoint_of_columns_is_loaded_as_it_is(name, tmp_path):
+    backbone = ReversibleColumns(NETWORKS[name], num_columns=3)
     for param in backbone.parameters():
         param.add_(0.01 * torch.randn_like(param))
-    again = load(NETWORKS['Swin'], backbone.state_dict(), tmp_path / 'columns.pth', num_columns=3)
+    again = load(NETWORKS[name], backbone.state_dict(), tmp_path / 'columns.pth', num_columns=3)
     for key, weight in again.state_dict().items():
         assert torch.equal(weight, backbone.state_dict()[key]), key
 

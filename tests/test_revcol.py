@@ -54,6 +54,17 @@ def test_outputs_loss_and_gradients_equal_the_published_model(golden, memory_for
 
 
 @torch.no_grad()
+def test_published_columns_are_reconstructed_from_the_last_one(golden):
+    model = golden_model(golden, torch.float64).eval()
+    image = golden['input'].double()
+    *_, last = model.forward_columns(image)  # the stored one is rounded to float32
+    reconstructed = model.reconstruct_columns(model.stem(image), last)
+    for actual, expected in zip(reconstructed, reversed(golden['columns'][:-1]), strict=True):
+        for level, reference in zip(actual, expected, strict=True):
+            assert_near(level, reference.double(), rtol=1e-6)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('arch', [SMALL, HUGE])
 def test_reconstruction_error_is_below_1e_8_after_8_columns_in_float64(arch, device):
     model = RevCol(arch=dict(arch, num_columns=9), layer_scale_init_value=0.3).to(device, torch.float64)

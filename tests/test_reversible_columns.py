@@ -128,8 +128,8 @@ def test_network_with_a_split_stages_method_is_supported():
     [
         (Wrong(), {}, r'Wrong cannot be split .* not compute its feature \(1, 16, 32, 32\)'),
         (dict(type='mmpretrain.HRNet', arch='w18'), {}, 'HRNet cannot be split .* a method split_stages'),
-        (dict(NETWORKS['ViT'], out_indices=(1, 3, 5)), {}, 'must return 4 levels, got 3'),
-        (dict(type='mmpretrain.ConvNeXt', arch=SMALL), {}, 'returns .1, 64., not a feature map: set'),
+        (dict(NETWORKS['ViT'], out_indices=(1, 3, 5)), {}, 'one stride .* must return 4 levels, got 3'),
+        (dict(type='mmpretrain.ConvNeXt', arch=SMALL), {}, 'ConvNeXt returns .1, 64., not a feature map'),
         (dict(NETWORKS['ResNet'], with_cp=True), dict(save_memory=True), 'with_cp=True and .* save_memory'),
         (NETWORKS['ConvNeXt'], dict(mode='heavy'), "mode must be one of copies, light, got 'heavy'"),
         (NETWORKS['ConvNeXt'], dict(num_columns=0), 'num_columns must be a positive integer, got 0'),

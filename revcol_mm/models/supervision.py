@@ -5,7 +5,7 @@ Letters: m supervised columns, i = 0..m-1; B batch, c, H and W channels and size
 
 import copy
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Iterator, Sequence
 
 from mmengine.model import BaseModel, BaseModule, ModuleDict, ModuleList
@@ -162,6 +162,23 @@ class SupervisedModel:
         losses.update(self.supervision.loss(self, features, inputs, data_samples))
         return losses
 
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Let pickle build the class again, because it cannot find a class that was built at run time."""
+        _, _, *state = tuple(super().__reduce_ex__(max(protocol, 2)))
+        return _new_supervised_model, (type(self).__mro__[2],), *state
+
+
+@cache
+def _supervised_class(model_class: Any) -> Any:
+    """Return the subclass with supervision. It keeps the name, by which tools recognise the kind of model."""
+    names = {'__module__': model_class.__module__}
+    return type(model_class.__name__, (SupervisedModel, model_class), names)
+
+
+def _new_supervised_model(model_class: Any) -> Any:
+    supervised_class = _supervised_class(model_class)
+    return supervised_class.__new__(supervised_class)
+
 
 @MODELS.register_module(name='SupervisedColumns')
 def build_supervised_model(model_type: str, supervision: dict, **model_cfg: Any) -> BaseModel:
@@ -191,8 +208,6 @@ def build_supervised_model(model_type: str, supervision: dict, **model_cfg: Any)
             'SupervisedColumns needs a model whose backbone is made of columns, such as RevCol, '
             f'got {type(backbone)}'
         )
-    # The new class keeps the name, by which tools recognise the kind of model.
-    names = {'__module__': type(model).__module__}
-    model.__class__ = type(type(model).__name__, (SupervisedModel, type(model)), names)
+    model.__class__ = _supervised_class(model.__class__)
     model.supervision = ColumnSupervision(backbone, model.data_preprocessor, **supervision)
     return model
