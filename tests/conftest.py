@@ -18,6 +18,7 @@ from mmengine.logging import MMLogger
 import revcol_mm  # noqa: F401  supplies mmcv's ops, which some test files import
 
 from .checkpoints import Trap
+from .small_datasets import detection_config
 from .subprocesses import REPO, run
 
 DATA = Path(__file__).parent / 'data'
@@ -117,3 +118,9 @@ def call_tool(monkeypatch, capsys):
         return capsys.readouterr().out, error
 
     return call
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """The config of a detector on a small data set in COCO's format."""
+    return detection_config(tmp_path)

@@ -10,7 +10,6 @@ from revcol_mm.preflight.check_data import check_data
 
 from .small_datasets import (
     as_corners,
-    detection_config,
     kinds,
     rewrite,
     segmentation_config,
@@ -18,11 +17,6 @@ from .small_datasets import (
     set_in_first,
 )
 from .subprocesses import run
-
-
-@pytest.fixture
-def coco(tmp_path):
-    return detection_config(tmp_path)
 
 
 def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):

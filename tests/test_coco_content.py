@@ -11,7 +11,6 @@ from .small_datasets import (
     SPLITS,
     as_corners,
     delete,
-    detection_config,
     kinds,
     rename_images,
     rewrite,
@@ -20,11 +19,6 @@ from .small_datasets import (
     start_run,
     swap_sizes,
 )
-
-
-@pytest.fixture
-def coco(tmp_path):
-    return detection_config(tmp_path)
 
 
 def as_fractions(each):

@@ -12,18 +12,12 @@ from .small_datasets import (
     NUM_IMAGES,
     SIZES,
     delete,
-    detection_config,
     kinds,
     rewrite,
     set_in_first,
     start_run,
     swap_sizes,
 )
-
-
-@pytest.fixture
-def coco(tmp_path):
-    return detection_config(tmp_path)
 
 
 def bbox_map(metric):
