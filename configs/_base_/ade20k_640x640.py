@@ -1,7 +1,6 @@
 # ADE20K with 640x640 crops.
-_base_ = [
-    'ade20k_512x512.py'
-]  # first: MMEngine takes files that begin with an import for lazy configs
+# `_base_` comes first: MMEngine takes files that begin with an import for lazy configs.
+_base_ = ['ade20k_512x512.py']
 from revcol_mm.config.crop_size import pipelines_for_crops  # noqa: E402
 
 crop_size = (640, 640)

@@ -1,8 +1,7 @@
 # ADE20K with 896x896 crops. MMSegmentation has no such recipe; InternImage and ViT-Adapter train their
 # largest models with this size.
-_base_ = [
-    'ade20k_512x512.py'
-]  # first: MMEngine takes files that begin with an import for lazy configs
+# `_base_` comes first: MMEngine takes files that begin with an import for lazy configs.
+_base_ = ['ade20k_512x512.py']
 from revcol_mm.config.crop_size import pipelines_for_crops  # noqa: E402
 
 crop_size = (896, 896)
