@@ -1,8 +1,11 @@
 """Broken images are named and replaced in training, and are an error in validation."""
 
 import logging
+import multiprocessing
 import pickle
 import re
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,8 +73,10 @@ def folder(tmp_path):
     return folder
 
 
-def runner(folder, work_dir, max_iters=18, num_workers=1, resume=False, validates=False, **train):
-    loader = dict(batch_size=2, num_workers=num_workers, dataset=Images(folder))
+def runner(
+    folder, work_dir, max_iters=18, num_workers=1, resume=False, validates=False, max_broken=10, **loader
+):
+    loader = dict(loader, batch_size=2, num_workers=num_workers, dataset=Images(folder))
     validation = dict(
         val_dataloader=dict(loader, sampler=dict(type='DefaultSampler')),
         val_cfg=dict(type='ValLoop'),
@@ -80,7 +85,7 @@ def runner(folder, work_dir, max_iters=18, num_workers=1, resume=False, validate
     return ResumableRunner(
         model=Model(),
         work_dir=str(work_dir),
-        train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler'), **train),
+        train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler'), max_broken=max_broken),
         train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5),
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)),
@@ -91,6 +96,14 @@ def runner(folder, work_dir, max_iters=18, num_workers=1, resume=False, validate
     )
 
 
+@contextmanager
+def broken_sample_error():
+    """Expect a BrokenSampleError, and let go of the data loader in its traceback, whose workers then end."""
+    with pytest.raises(BrokenSampleError) as error:
+        yield error
+    traceback.clear_frames(error.tb)
+
+
 @pytest.mark.parametrize('num_workers', [0, 2])
 def test_broken_samples_are_logged_once_and_training_continues(num_workers, folder, tmp_path):
     runner(folder, tmp_path / 'work', num_workers=num_workers).train()
@@ -99,6 +112,19 @@ def test_broken_samples_are_logged_once_and_training_continues(num_workers, fold
     assert len(lines) == 2  # in three passes over the data
     assert {re.search(r'(\d\d)\.png is broken', line)[1] for line in lines} == {'03', '07'}
     assert {re.search(r'replaced by another sample, (\d+) more', line)[1] for line in lines} == {'9', '8'}
+
+
+@pytest.mark.parametrize('persistent_workers', [False, True])
+def test_workers_end_with_the_loop(persistent_workers, folder, tmp_path):
+    (folder / '03.png').unlink()
+    (folder / '07.png').unlink()
+    training = runner(
+        folder, tmp_path / 'work', validates=True, num_workers=2, persistent_workers=persistent_workers
+    )
+    training.train()
+    assert multiprocessing.active_children() == []
+    assert training.val() == {'count': 10}
+    assert multiprocessing.active_children() == []
 
 
 @pytest.mark.slow
@@ -112,7 +138,7 @@ def test_resumed_run_uses_the_same_replacements(folder, tmp_path):
 @pytest.mark.parametrize('num_workers', [0, 1])
 @pytest.mark.parametrize('max_broken', [0, 1])
 def test_sample_beyond_max_broken_is_an_error_that_names_the_file(num_workers, max_broken, folder, tmp_path):
-    with pytest.raises(BrokenSampleError) as error:
+    with broken_sample_error() as error:
         runner(folder, tmp_path / 'work', num_workers=num_workers, max_broken=max_broken).train()
     limit = f'; max_broken={max_broken} others were replaced before' if max_broken else ''
     reason = r'UnidentifiedImageError: cannot identify image file .* \(\w+\.py:\d+\)'
@@ -122,15 +148,16 @@ def test_sample_beyond_max_broken_is_an_error_that_names_the_file(num_workers, m
 def test_training_ends_if_all_samples_are_broken(folder, tmp_path):
     for path in folder.iterdir():
         path.write_bytes(b'')
-    with pytest.raises(BrokenSampleError, match='max_broken=10 others were replaced before'):
+    with broken_sample_error() as error:
         runner(folder, tmp_path / 'work').train()
+    assert 'max_broken=10 others were replaced before' in str(error.value)
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
 def test_broken_sample_in_validation_is_an_error(num_workers, folder, tmp_path):
-    message = r'/0[37]\.png is broken: UnidentifiedImageError: cannot identify image file'
-    with pytest.raises(BrokenSampleError, match=message):
+    with broken_sample_error() as error:
         runner(folder, tmp_path / 'work', num_workers=num_workers, validates=True).train()
+    assert re.search(r'/0[37]\.png is broken: UnidentifiedImageError: cannot identify', str(error.value))
 
 
 def test_replacement_depends_only_on_the_seed_of_the_sample(folder):

@@ -35,7 +35,7 @@ from .resume_point import ResumePoint, call_in_main_process, find_resume_point
 from .resume_validation import ResumeValidationHook
 from .seeding import SeedHook
 from .work_dir_lock import locked
-from .worker_shutdown import exit_notice_of, shield_worker
+from .worker_shutdown import exit_notice_of, shield_worker, stop_workers
 
 MAX_BROKEN = 10  # default number of distinct broken samples that each process may replace in training
 
@@ -219,14 +219,31 @@ class ResumableRunner(Runner):
         super().register_hook(hook, *args, **kwargs)
 
     def train(self) -> nn.Module:
-        """Train while holding a lock on the work dir.
+        """Train while holding a lock on the work dir; stop the data loaders' workers at the end.
 
         Raises:
             PreflightError: If another run trains in the work dir.
         """
         with locked(self.work_dir):
             call_in_main_process(self._clean_work_dir)
-            return super().train()
+            try:
+                return super().train()
+            finally:
+                stop_workers(self._train_loop, self._val_loop)
+
+    def val(self) -> dict[str, float]:
+        """Validate; stop the data loader's workers at the end."""
+        try:
+            return super().val()
+        finally:
+            stop_workers(self._val_loop)
+
+    def test(self) -> dict[str, float]:
+        """Test; stop the data loader's workers at the end."""
+        try:
+            return super().test()
+        finally:
+            stop_workers(self._test_loop)
 
     def _clean_work_dir(self) -> None:
         """Remove unfinished checkpoints of a killed run, and warn of checkpoints that will be replaced."""

@@ -1,4 +1,4 @@
-"""Data-loader workers that ignore signals and exit together with the main process."""
+"""Data-loader workers that ignore signals and end with the training or with the main process."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from threading import Thread
+
+from mmengine.runner import BaseLoop, IterBasedTrainLoop
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -42,3 +44,16 @@ def shield_worker(worker_id: int, exit_notice: Connection) -> None:
 def _exit_with_parent(exit_notice: Connection) -> None:
     exit_notice.poll(None)
     os._exit(0)
+
+
+def stop_workers(*loops: BaseLoop | dict | None) -> None:
+    """Stop the worker processes of loops that have ended, by releasing the iterators over their data.
+
+    Left to Python's garbage collector, which closes the queue through which a worker is told to end before
+    torch sends the message, every worker would be waited for 5 seconds, and live on since it ignores SIGTERM.
+    """
+    for loop in loops:
+        if isinstance(loop, BaseLoop):
+            loop.dataloader._iterator = None  # that of persistent workers
+            if isinstance(loop, IterBasedTrainLoop):
+                loop.dataloader_iterator = None
