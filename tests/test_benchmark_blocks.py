@@ -10,15 +10,15 @@ from .subprocesses import run
 TOOL = 'tools/analysis/benchmark_blocks.py'
 
 
-def measure(sample_data, *options, **kwargs):
+def arguments(sample_data, *options):
     data = f'test_dataloader.dataset.data_root={sample_data / "ade20k"}/'
     checkpoint = random_checkpoint(PLAIN_SEGMENTOR)
-    return run(TOOL, PLAIN_SEGMENTOR, checkpoint, *options, '--cfg-options', data, **kwargs)
+    return TOOL, PLAIN_SEGMENTOR, checkpoint, *options, '--cfg-options', data
 
 
 def test_difference_and_memory_of_every_beta(sample_data, tmp_path, device):
     options = ('--blocks', 'backbone.stages.2', '--betas', 0.1, 0.02, '--repeats', 1, '--size', 320, 320)
-    printed = measure(sample_data, *options, '--device', device, '--out', tmp_path)
+    printed = run(*arguments(sample_data, *options, '--device', device, '--out', tmp_path))
     report = json.loads((tmp_path / 'benchmark_blocks.json').read_text())
     assert report['num_blocks'] == 9 and report['shape'] == [4, 148, 20, 20]
     large_beta, small_beta = (row['of_change'] for row in report['distances'])
@@ -40,5 +40,6 @@ def test_difference_and_memory_of_every_beta(sample_data, tmp_path, device):
         (('--blocks', 'backbone.stages.2', '--betas', 0), 'beta must be at least 0.004 and below 1, got 0.0'),
     ],
 )
-def test_invalid_options_are_errors(sample_data, options, message):
-    assert message in measure(sample_data, *options, expect=1)
+def test_invalid_options_are_errors(sample_data, options, message, call_tool):
+    _, error = call_tool(*arguments(sample_data, *options))
+    assert message in error

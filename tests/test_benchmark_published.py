@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from .subprocesses import run
 
 TOOL = 'tools/analysis/benchmark_published.py'
@@ -19,6 +21,7 @@ def revcol_tiny(save_memory, inter_supv=True, drop_path=0.1):
 """
 
 
+@pytest.mark.slow
 def test_tool_compares_outputs_and_prints_ratios(tmp_path):
     (tmp_path / 'models').mkdir()
     code = tmp_path / 'models/revcol.py'

@@ -42,7 +42,7 @@ def load(path):
     [
         (models.UPERNET, '.onnx', ['--dynamic']),
         (models.UPERNET, '.pt', ['--dynamic']),
-        (models.UPERNET, '.pt2', ['--dynamic']),
+        pytest.param(models.UPERNET, '.pt2', ['--dynamic'], marks=pytest.mark.slow),
         (models.CLASSIFIER, '.onnx', []),
         (models.MMPRETRAIN, '.pt', ['--dynamic']),
         (models.DINO, '.pt', ['--dynamic', '--backbone-only']),

@@ -81,7 +81,15 @@ def test_outputs_are_bitwise_the_same(autocast, device):
             assert torch.equal(actual, expected)
 
 
-@pytest.mark.parametrize('alphas', [0.5, 'spread', 'some at 1e-3', 1e-3])
+@pytest.mark.parametrize(
+    'alphas',
+    [
+        0.5,
+        'some at 1e-3',
+        pytest.param('spread', marks=pytest.mark.slow),
+        pytest.param(1e-3, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_are_as_accurate_as_those_of_plain_training(alphas, device):
     """Compared with float64, averaged over images: on a single image either may be twice as accurate."""
     _, model = pair(alphas, num_columns=48, device=device)

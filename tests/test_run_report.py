@@ -73,6 +73,7 @@ def table(tree, number):
     return {row[0]: row[1:] for row in rows}
 
 
+@pytest.mark.slow
 def test_report_of_a_training_is_complete_and_self_contained(sample_data, tmp_path, page):
     work_dir = tmp_path / 'a <b>run</b>'
     columns = 'default_hooks.column_statistics'

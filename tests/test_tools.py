@@ -85,6 +85,7 @@ def test_testing_prints_metrics_and_writes_predictions_and_pictures(trained, sam
     assert all(picture.width > 1000 and picture.height > 400 for picture in pictures)  # enlarged
 
 
+@pytest.mark.slow
 def test_testing_with_test_time_augmentation(trained, sample_data, tmp_path):
     options = '--work-dir', tmp_path, '--tta', *on(sample_data, 'ade20k')
     printed = run('tools/test.py', DEMO, trained / 'iter_4.pth', *options)
