@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmengine.model import BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from revcol_mm import RevCol
+from revcol_mm.errors import PreflightError
+from revcol_mm.training.column_statistics import ColumnStatisticsHook
 from revcol_mm.training.nonfinite import NonFiniteError, NonFiniteHook
 from revcol_mm.training.runner import ResumableRunner
 
@@ -148,6 +151,17 @@ def test_hook_does_not_change_training(tmp_path):
         torch.manual_seed(1)
         run.train()
     assert_equal_weights(watched.model.state_dict(), unwatched.model.state_dict())
+
+
+@pytest.mark.parametrize(
+    'hook', [NonFiniteHook(), ColumnStatisticsHook()], ids=lambda hook: type(hook).__name__
+)
+def test_several_optimizers_are_refused(hook):
+    model = Model()
+    wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=1.0))
+    runner = SimpleNamespace(model=model, optim_wrapper=OptimWrapperDict(generator=wrapper, critic=wrapper))
+    with pytest.raises(PreflightError, match='work with one optimizer, .* has several: generator, critic'):
+        hook.before_train(runner)
 
 
 def test_negative_max_skips_is_refused():

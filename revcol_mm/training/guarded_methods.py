@@ -6,7 +6,9 @@ clipped by then, and it cannot skip a step.
 
 from typing import Any, Callable
 
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+
+from revcol_mm.errors import PreflightError
 
 
 def guard(optim_wrapper: OptimWrapper, name: str, allow: Callable[..., bool]) -> None:
@@ -16,7 +18,17 @@ def guard(optim_wrapper: OptimWrapper, name: str, allow: Callable[..., bool]) ->
         optim_wrapper: The optimizer wrapper, whose attribute is replaced until :func:`remove_guards`.
         name: Name of the method: 'update_params', or 'step', which runs before gradients are clipped.
         allow: Called each time. Several guards of one method can be nested.
+
+    Raises:
+        PreflightError: If the run has several optimizers: when the second one is about to make its step, the
+            first one has already changed weights.
     """
+    if isinstance(optim_wrapper, OptimWrapperDict):
+        names = ', '.join(optim_wrapper.keys())
+        raise PreflightError(
+            'NonFiniteHook and ColumnStatisticsHook work with one optimizer, but optim_wrapper has several: '
+            f'{names}; remove the hooks from the config'
+        )
     method = getattr(optim_wrapper, name)
 
     def guarded(*args: Any, **kwargs: Any) -> None:
