@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN on RevCol-B, IN-1K weights, COCO, 36 epochs. Published result: 53.0 box AP, 45.9 mask AP.
-_base_ = ['_base_/cascade_mask_rcnn.py']
+_base_ = ['_base_/cascade_mask_rcnn_coco.py']
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 # Cascade Mask R-CNN on RevCol-L, IN-22K weights, COCO, 36 epochs. Published result: 55.9 box AP, 48.4 mask
 # AP.
-_base_ = ['_base_/cascade_mask_rcnn.py']
+_base_ = ['_base_/cascade_mask_rcnn_coco.py']
 
 model = dict(
     backbone=dict(

@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN on the sample data. All hyper-parameters are ours.
-_base_ = ['_base_/cascade_mask_rcnn.py', '_base_/coco_sample.py']
+_base_ = ['_base_/cascade_mask_rcnn_coco.py', '_base_/coco_sample.py']
 
 num_classes = len(_base_.digits)
 width = 64

@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN on RevCol-S, IN-1K weights, COCO, 36 epochs. Published result: 52.6 box AP, 45.5 mask AP.
-_base_ = ['_base_/cascade_mask_rcnn.py']
+_base_ = ['_base_/cascade_mask_rcnn_coco.py']
 
 model = dict(
     backbone=dict(

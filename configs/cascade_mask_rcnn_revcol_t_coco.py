@@ -1,5 +1,5 @@
 # Cascade Mask R-CNN on RevCol-T, IN-1K weights, COCO, 36 epochs. Published result: 50.8 box AP, 44.0 mask AP.
-_base_ = ['_base_/cascade_mask_rcnn.py']
+_base_ = ['_base_/cascade_mask_rcnn_coco.py']
 
 model = dict(
     backbone=dict(

@@ -1,7 +1,7 @@
 # Cascade R-CNN, without masks, on BCCD, from scratch. All hyper-parameters are ours.
 _base_ = ['_base_/cascade_mask_rcnn.py', '_base_/bccd.py']
 
-num_classes = len(_base_.bccd_classes)
+num_classes = len(_base_.classes)
 width = 64
 norm_cfg = dict(type='BN', requires_grad=True)  # also in the neck: it helps on little data
 bbox_heads = _base_.model.roi_head.bbox_head
@@ -18,7 +18,7 @@ rcnn = _base_.model.train_cfg.rcnn
 for stage in rcnn:
     stage.sampler.update(num=128)
 model = dict(
-    data_preprocessor=dict(pad_mask=False),
+    data_preprocessor=_base_.data_preprocessor,
     backbone=dict(arch='nano', drop_path_rate=0.0, layer_scale_init_value=1.0),
     neck=dict(in_channels=_base_.revcol_channels['nano'], out_channels=width, norm_cfg=norm_cfg),
     rpn_head=dict(in_channels=width, feat_channels=width, anchor_generator=dict(scales=[4])),
@@ -35,29 +35,9 @@ model = dict(
     ),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=200)),
 )
-train_dataloader = _base_.bccd_train_dataloader
-val_dataloader = _base_.bccd_val_dataloader
-test_dataloader = _base_.bccd_test_dataloader
-train_pipeline = train_dataloader.dataset.pipeline
-test_pipeline = test_dataloader.dataset.pipeline
-tta_pipeline = _base_.bccd_tta_pipeline
-data_root = _base_.bccd_data_root
-val_evaluator = dict(ann_file=data_root + 'val.json', metric='bbox')
-test_evaluator = dict(ann_file=data_root + 'test.json', metric='bbox')
-
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(lr=1e-3),
     clip_grad=dict(max_norm=10.0),
     paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
-)
-max_iters = _base_.bccd_iters
-param_scheduler = _base_.bccd_schedule
-train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 6)
-log_processor = dict(by_epoch=False)
-auto_scale_lr = dict(base_batch_size=4)
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=max_iters // 6),
-    visualization=dict(interval=20),
 )

@@ -1,5 +1,5 @@
 # DINO on the sample data. All hyper-parameters are ours.
-_base_ = ['_base_/dino.py', '_base_/coco_sample.py']
+_base_ = ['_base_/dino_coco.py', '_base_/coco_sample.py']
 
 ffn = dict(feedforward_channels=256)
 model = dict(

@@ -1,6 +1,6 @@
 # DINO, 4 scales, on RevCol-T, IN-1K weights, COCO, 12 epochs. Drop path and layer decay are those of
 # RevCol-T's Cascade Mask R-CNN.
-_base_ = ['_base_/dino.py']
+_base_ = ['_base_/dino_coco.py']
 
 model = dict(
     backbone=dict(

@@ -1,6 +1,6 @@
 # RetinaNet on BCCD, from scratch. Values of the method are those of MMDetection's retinanet_r50_fpn, all
 # others are ours.
-_base_ = ['_base_/coco.py', '_base_/bccd.py']
+_base_ = ['_base_/bccd.py']
 
 width = 64
 norm_cfg = dict(type='BN', requires_grad=True)
@@ -19,7 +19,7 @@ model = dict(
     ),
     bbox_head=dict(
         type='RetinaHead',
-        num_classes=len(_base_.bccd_classes),
+        num_classes=len(_base_.classes),
         in_channels=width,
         stacked_convs=2,
         feat_channels=width,
@@ -53,30 +53,10 @@ model = dict(
         max_per_img=100,
     ),
 )
-train_dataloader = _base_.bccd_train_dataloader
-val_dataloader = _base_.bccd_val_dataloader
-test_dataloader = _base_.bccd_test_dataloader
-train_pipeline = train_dataloader.dataset.pipeline
-test_pipeline = test_dataloader.dataset.pipeline
-tta_pipeline = _base_.bccd_tta_pipeline
-data_root = _base_.bccd_data_root
-val_evaluator = dict(ann_file=data_root + 'val.json')
-test_evaluator = dict(ann_file=data_root + 'test.json')
-
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
     clip_grad=dict(max_norm=10.0),
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=1.0),  # the backbone is not pretrained
-)
-max_iters = _base_.bccd_iters
-param_scheduler = _base_.bccd_schedule
-train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=max_iters // 6)
-log_processor = dict(by_epoch=False)
-auto_scale_lr = dict(base_batch_size=4)
-default_hooks = dict(
-    logger=dict(log_metric_by_epoch=False),
-    checkpoint=dict(by_epoch=False, interval=max_iters // 6),
-    visualization=dict(interval=20),
 )

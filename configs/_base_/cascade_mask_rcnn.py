@@ -1,7 +1,6 @@
-# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss, 36 epochs. Recipe: RevCol's released config; parts
-# that it inherits from MMDetection (FPN, RPN, assigners, samplers, NMS) have MMDetection's values.
-_base_ = ['coco.py']
-
+# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss. Recipe: RevCol's released config; parts that it inherits
+# from MMDetection (FPN, RPN, assigners, samplers, NMS) have MMDetection's values. A config adds data, with
+# `data_preprocessor`.
 num_classes = 80
 bbox_head = dict(
     type='ConvFCBBoxHead',
@@ -22,7 +21,6 @@ sampler = dict(type='RandomSampler', num=512, pos_fraction=0.25, neg_pos_ub=-1, 
 nms = dict(type='nms', iou_threshold=0.7)
 model = dict(
     type='CascadeRCNN',
-    data_preprocessor=dict(pad_mask=True, **_base_.data_preprocessor),
     backbone=dict(type='RevCol'),
     neck=dict(type='FPN', out_channels=256, num_outs=5),
     rpn_head=dict(
@@ -111,17 +109,6 @@ model = dict(
         ),
     ),
 )
-train_pipeline = _base_.train_pipeline
-train_pipeline[1].update(with_mask=True)
-test_pipeline = _base_.test_pipeline
-test_pipeline[2].update(with_mask=True)
-custom_imports = dict(imports=[*_base_.custom_imports.imports, 'revcol_mm.models.instance_tta'])
-tta_model = dict(type='InstanceTTAModel')
-train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
-test_dataloader = val_dataloader
-val_evaluator = dict(metric=['bbox', 'segm'])
-test_evaluator = val_evaluator
 
 optim_wrapper = dict(
     type='AmpOptimWrapper',
@@ -129,9 +116,3 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.85),
 )
-max_epochs = 36
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, begin=0, end=500, by_epoch=False),
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[27, 33], gamma=0.1),
-]

@@ -1,7 +1,5 @@
-# DINO with 4 scales, 12 epochs. RevCol's DINO recipe is not published. Unless a comment says otherwise,
-# values are those of MMDetection's dino-4scale_r50_8xb2-12e_coco.
-_base_ = ['coco.py']
-
+# DINO with 4 scales. RevCol's DINO recipe is not published. Unless a comment says otherwise, values are those
+# of MMDetection's dino-4scale_r50_8xb2-12e_coco. A config adds data, with `data_preprocessor`.
 num_levels = 4
 num_classes = 80
 embed_dims = 256
@@ -12,7 +10,6 @@ model = dict(
     with_box_refine=True,
     as_two_stage=True,
     num_feature_levels=num_levels,
-    data_preprocessor=dict(**_base_.data_preprocessor),
     backbone=dict(type='RevCol', out_indices=(1, 2, 3)),
     neck=dict(
         type='ChannelMapper',
@@ -64,12 +61,6 @@ model = dict(
     ),
     test_cfg=dict(max_per_img=300),
 )
-coarse_resize = _base_.coarse_resize
-coarse_resize.update(scales=[(side, 4200) for side in (400, 500, 600)])  # as in DETR: in effect no limit
-train_pipeline = _base_.train_pipeline
-train_pipeline[3].update(transforms=[[_base_.resize], [coarse_resize, _base_.crop, _base_.resize]])
-train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=False), pipeline=train_pipeline))
-tta_model = dict(tta_cfg=dict(max_per_img=300))
 
 optim_wrapper = dict(
     type='OptimWrapper',
@@ -78,8 +69,3 @@ optim_wrapper = dict(
     constructor='LayerDecayOptimWrapperConstructor',
     paramwise_cfg=dict(decay_rate=0.85),  # RevCol's Cascade Mask R-CNN; MMDetection: 0.1 lr
 )
-max_epochs = 12
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=1)
-param_scheduler = [
-    dict(type='MultiStepLR', begin=0, end=max_epochs, by_epoch=True, milestones=[11], gamma=0.1)
-]

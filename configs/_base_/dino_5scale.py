@@ -1,6 +1,6 @@
 # DINO with 5 scales for large backbones, trained reversibly. Values are those of MMDetection's
 # dino-5scale_swin-l_8xb2-12e_coco.
-_base_ = ['dino.py']
+_base_ = ['dino_coco.py']
 
 num_levels = 5
 model = dict(
