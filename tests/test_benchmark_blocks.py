@@ -16,6 +16,7 @@ def arguments(sample_data, *options):
     return TOOL, PLAIN_SEGMENTOR, checkpoint, *options, '--cfg-options', data
 
 
+@pytest.mark.slow
 def test_difference_and_memory_of_every_beta(sample_data, tmp_path, device):
     options = ('--blocks', 'backbone.stages.2', '--betas', 0.1, 0.02, '--repeats', 1, '--size', 320, 320)
     printed = run(*arguments(sample_data, *options, '--device', device, '--out', tmp_path))

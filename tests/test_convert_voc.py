@@ -164,6 +164,7 @@ def test_a_folder_without_annotations_is_an_error(tmp_path, call_tool):
     assert error == f'error: no folder {tmp_path / "Annotations"}'
 
 
+@pytest.mark.slow
 def test_the_tutorial_s_commands_and_config_run(voc, tmp_path):
     for name in 'abc':  # MMDetection leaves out images of less than 32 pixels
         objects = element('cat', (1, 1, 40, 30)), element('dog', (5, 6, 20, 21))

@@ -158,7 +158,7 @@ def assert_same_training(actual, expected):
     assert sorted(moved)[len(moved) // 2] > 5e-4  # else equal weights would be trivial
 
 
-@pytest.fixture(scope='module', params=['mask2former', pytest.param('dino', marks=pytest.mark.slow)])
+@pytest.fixture(scope='module', params=['mask2former', 'dino'])
 def one_process(request, tmp_path_factory):
     """Return the config's name, its training in one process, and the file of that, with initial weights."""
     out = tmp_path_factory.mktemp(request.param) / 'one.pt'
@@ -175,7 +175,7 @@ def check_processes(number, one_process, tmp_path, *options):
 @pytest.mark.parametrize(
     'number, runner_type',
     [
-        (2, 'ResumableRunner'),
+        pytest.param(2, 'ResumableRunner', marks=pytest.mark.slow),
         pytest.param(4, 'ResumableRunner', marks=pytest.mark.reliability),
         pytest.param(4, 'FullyShardedRunner', marks=pytest.mark.reliability),
     ],

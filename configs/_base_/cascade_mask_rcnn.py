@@ -1,6 +1,6 @@
-# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss. Recipe: RevCol's released config; parts that it inherits
-# from MMDetection (FPN, RPN, assigners, samplers, NMS) have MMDetection's values. A config adds data, with
-# `data_preprocessor`.
+# Cascade Mask R-CNN with 4conv1fc heads and GIoU loss. Recipe: RevCol's released config; parts that it
+# inherits from MMDetection (FPN, RPN, assigners, samplers, NMS) have MMDetection's values. A config adds
+# data, with `data_preprocessor`.
 num_classes = 80
 bbox_head = dict(
     type='ConvFCBBoxHead',
