@@ -16,6 +16,8 @@ from revcol_mm.checkpoints.sources import local_checkpoint, zoo_url
 from revcol_mm.errors import CheckpointError
 from revcol_mm.training.load_from import restrict_loading
 
+from .subprocesses import run
+
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
@@ -89,6 +91,29 @@ def test_equal_file_names_at_different_urls_are_cached_separately(site):
     paths = [local_checkpoint(f'{url}/{folder}/model.bin') for folder in 'abab']
     assert [path.read_bytes() for path in paths] == [b'1', b'2'] * 2
     assert requests == ['/a/model.bin', '/b/model.bin']  # once each
+
+
+FETCH = """
+import sys, torch.distributed as dist
+from revcol_mm.checkpoints.sources import local_checkpoint
+
+dist.init_process_group('gloo')
+try:
+    local_checkpoint(sys.argv[1])
+except FileNotFoundError as error:
+    print(f'process {dist.get_rank()}: {error}\\n', end='')
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_if_fetching_fails_all_processes_raise_the_error(site, tmp_path):
+    script = tmp_path / 'fetch.py'
+    script.write_text(FETCH)
+    launch = '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node=2'
+    printed = run(*launch, script, f'{site[0]}/none.pth', TORCH_HOME=str(tmp_path))
+    assert all(f'process {rank}: cannot fetch {site[0]}/none.pth' in printed for rank in (0, 1))
+    assert site[2] == ['/none.pth']  # the other process has not tried
 
 
 @pytest.mark.parametrize('length', [8, 64])

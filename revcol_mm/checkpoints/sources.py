@@ -7,7 +7,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, is_main_process
+from mmengine.dist import all_gather_object, is_main_process
 from mmengine.runner import checkpoint as zoos
 
 from revcol_mm.errors import CheckpointError
@@ -54,14 +54,20 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
         return path
     fetch = hub_file if source.startswith(HUB) else _download
     fetched: list[Path] = []
+    problem: Exception | None = None
     # The main process downloads first; the processes of other machines, which have their own disk, follow.
+    # If one fails, all raise its error: the others would wait for it in their next collective operation.
     for may_fetch in (is_main_process(), True):
         if may_fetch and not fetched:
             try:
                 fetched.append(fetch(source))
             except FileNotFoundError as error:
-                raise FileNotFoundError(f'{error}{advice}') from error
-        barrier()
+                problem = FileNotFoundError(f'{error}{advice}')
+            except Exception as error:
+                problem = error
+        for each in all_gather_object(problem):
+            if each is not None:
+                raise each
     return fetched[0]
 
 
