@@ -169,7 +169,10 @@ def test_score_threshold_applies_to_files_and_pictures(demo, sample_data, tmp_pa
     assert min(record['score'] for record in written[0]) >= 0.092
     shown = mmcv.imread(str(image), channel_order='rgb')
     nothing = InstanceData(
-        bboxes=torch.zeros(0, 4), labels=torch.zeros(0, dtype=torch.long), scores=torch.zeros(0)
+        bboxes=torch.zeros(0, 4),
+        labels=torch.zeros(0, dtype=torch.long),
+        scores=torch.zeros(0),
+        masks=np.zeros((0, *shown.shape[:2]), bool),
     )
     visualizer = DetLocalVisualizer()  # with some versions of matplotlib even an empty drawing changes pixels
     visualizer.dataset_meta = dict(classes=DIGITS)

@@ -111,9 +111,11 @@ def write_onnx(
     size = sum(tensor.nbytes for tensor in (*graph.parameters(), *graph.buffers()))
     if half:
         import onnx
-        from onnxruntime.transformers.float16 import convert_float_to_float16
+        from onnxruntime.transformers.float16 import DEFAULT_OP_BLOCK_LIST, convert_float_to_float16
 
-        model = convert_float_to_float16(program.model_proto, keep_io_types=True)
+        # onnxruntime 1.23, the last for Python 3.10, converts the output of ConstantOfShape, not its value.
+        keep = [*DEFAULT_OP_BLOCK_LIST, 'ConstantOfShape']
+        model = convert_float_to_float16(program.model_proto, keep_io_types=True, op_block_list=keep)
         beside = size // 2 > MAX_ONE_FILE
         onnx.save_model(model, out, save_as_external_data=beside, location=f'{out.name}.data')
     else:
