@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from revcol_mm import RevCol
+from revcol_mm.checkpoints.reading import read_checkpoint
 from revcol_mm.errors import PreflightError
 from revcol_mm.training.column_statistics import ColumnStatisticsHook
 from revcol_mm.training.nonfinite import NonFiniteError, NonFiniteHook
@@ -87,7 +88,7 @@ def runner(values, work_dir, max_skips=0, runner_type=Runner, model=None, seed=0
 
 
 def saved_weights(path):
-    return torch.load(path)['state_dict']
+    return read_checkpoint(path)['state_dict']
 
 
 def assert_equal_weights(actual, expected):

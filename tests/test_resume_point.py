@@ -42,6 +42,12 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
 
 
+def test_run_is_resumed_although_another_package_has_forbidden_mmengine_s_types(tmp_path, monkeypatch):
+    make(tmp_path, max_iters=2).train()
+    monkeypatch.setattr('torch._weights_only_unpickler._marked_safe_globals_set', set())
+    assert resume(tmp_path, max_iters=4).iter == 4
+
+
 def test_damaged_checkpoints_are_named_and_an_older_one_is_used(tmp_path):
     unbroken = make(tmp_path).train()
     truncate(tmp_path / 'iter_4.pth')

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from revcol_mm.errors import CheckpointError
 
+from .safe_globals import allow_mmengine_globals
 from .shards import REST, is_sharded, read_weights
 from .sources import is_remote, local_checkpoint
 
@@ -109,6 +110,7 @@ def _read(path: Path, suffix: str) -> dict[str, Any]:
     if suffix == '.safetensors':
         return _read_safetensors(path)
     check_size(path)
+    allow_mmengine_globals()
     try:
         unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # the format before torch 1.6 cannot be examined: read with torch's own allow-list

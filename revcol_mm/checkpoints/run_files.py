@@ -14,6 +14,7 @@ from revcol_mm.errors import CheckpointError
 
 from .atomic_files import replacing
 from .reading import check_size, reason_in_one_line
+from .safe_globals import allow_mmengine_globals
 from .shards import REST, has_all_shards
 from .sources import is_remote
 
@@ -62,6 +63,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         CheckpointError: If it cannot be read, or lacks the iteration, the epoch or the seed.
     """
     file = checkpoint / REST if checkpoint.is_dir() else checkpoint
+    allow_mmengine_globals()
     try:
         content = torch.load(file, 'cpu', mmap=True, weights_only=True)
         meta = content['meta']

@@ -21,7 +21,11 @@ def _statistics_method(owner: Any, name: str) -> Callable:
 
 
 def allow_mmengine_globals() -> None:
-    """Allow ``weights_only=True`` to read the message hub's log buffers, and NumPy arrays and scalars."""
+    """Allow ``weights_only=True`` to read the message hub's log buffers, and NumPy arrays and scalars.
+
+    Import calls this once, and the readers of this package again: MMEngine of the onedl forks forbids these
+    types after each file that it reads.
+    """
     dtypes = {type(np.dtype(name)) for name in ('f2', 'f4', 'f8', 'i1', 'i4', 'i8', 'u1', 'bool')}
     rebuild_array: Any = np.empty(0).__reduce__()[0]
     rebuild_scalar: Any = np.float64(0).__reduce__()[0]
