@@ -63,8 +63,9 @@ def test_with_another_batch_size_no_sample_is_left_out(batch_size, tmp_path):
     assert [*chain(*runner.model.seen)] == samples[begin : begin + 2 * batch_size]
 
 
-def test_finite_sampler_continues_with_the_next_pass_over_the_data(tmp_path):
+def test_finite_sampler_continues_with_the_next_pass_over_the_data(tmp_path, monkeypatch):
     """Two resumptions within the second and in the third pass see the samples of an uninterrupted run."""
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # MMEngine sleeps 2 seconds before each pass
     loader = dict(
         num_workers=0,
         batch_size=4,
