@@ -108,7 +108,10 @@ def test_ddp_gradients_equal_those_of_one_process_without_find_unused_parameters
     assert worst_errors(*work('ddp', tmp_path, backbone=backbone))[0][0] <= 2e-5
 
 
-@pytest.mark.parametrize('unit, backbone', [('model', REVCOL), ('columns', REVCOL), ('columns', CONVNEXT)])
+@pytest.mark.parametrize(
+    'unit, backbone',
+    [('model', REVCOL), ('columns', REVCOL), pytest.param('columns', CONVNEXT, marks=pytest.mark.slow)],
+)
 def test_fully_sharded_gradients_equal_those_of_one_process(unit, backbone, tmp_path):
     assert worst_errors(*work(unit, tmp_path, backbone=backbone))[0][0] <= 2e-5
 

@@ -4,6 +4,7 @@ import ast
 import logging
 import runpy
 import sys
+import traceback
 
 import pytest
 from mmengine.logging import MMLogger
@@ -65,6 +66,8 @@ def run_program(tmp_path, monkeypatch, capsys):
         (tmp_path / 'program.py').write_text(PROGRAM.format(call=call))
         with pytest.raises(SystemExit) as exit:
             runpy.run_path(str(tmp_path / 'program.py'), run_name='__main__')
+        # Lets go of the data loader, whose workers then end: the garbage collector would wait for them.
+        traceback.clear_frames(exit.value.__context__.__traceback__)
         assert exit.value.code.startswith('error: ') and '\n' not in exit.value.code
         return exit.value.code, capsys.readouterr().err
 

@@ -177,6 +177,7 @@ def test_tool_reports_columns_stages_and_trivial_predictions(sample_data, tmp_pa
     assert (tmp_path / 'information.png').stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_matter_for_a_classifier(sample_data, tmp_path, call_tool, device):
     reports = []
     for batch_size in (3, 16):

@@ -112,6 +112,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('equal', [True, False])
 def test_all_processes_resume_from_the_same_iteration_or_fail(equal, tmp_path):
     """Two machines that do not share the work dir."""

@@ -221,6 +221,7 @@ def test_page_in_a_browser(browser, address, image, tmp_path):
     assert [url for url in urls if not url.startswith((f'{address}/', 'data:', 'blob:'))] == []
 
 
+@pytest.mark.slow
 def test_port_in_use_is_an_error(address, models):
     port = address[0].rpartition(':')[2]
     printed = run('tools/web_demo.py', '--models', *models[0], '--port', port, '--device', 'cpu', expect=1)
