@@ -1,11 +1,12 @@
 """tools/analysis/benchmark_blocks.py, which compares reversible blocks with those of a network."""
 
 import json
+import runpy
 
 import pytest
 
 from .random_checkpoint import PLAIN_SEGMENTOR, random_checkpoint
-from .subprocesses import run
+from .subprocesses import REPO, run
 
 TOOL = 'tools/analysis/benchmark_blocks.py'
 
@@ -44,3 +45,10 @@ def test_difference_and_memory_of_every_beta(sample_data, tmp_path, device):
 def test_invalid_options_are_errors(sample_data, options, message, call_tool):
     _, error = call_tool(*arguments(sample_data, *options))
     assert message in error
+
+
+def test_docs_quote_the_record():
+    docs = (REPO / 'docs/tutorials/network.md').read_text()
+    record = json.loads((REPO / 'docs/figures/benchmark_blocks.json').read_text())
+    assert runpy.run_path(str(REPO / TOOL))['table'](record) in docs
+    assert record['distances'][-1]['beta'] == 0.004 and record['distances'][-1]['of_output'] < 0.01

@@ -1,9 +1,13 @@
 """Peak memory of a function."""
 
+import os
 from typing import Callable
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+# Otherwise torch 2.14's profiler prints each start and stop and, as an error, that there is no GPU.
+os.environ.setdefault('KINETO_LOG_LEVEL', '99')
 
 
 def peak_bytes(function: Callable[[], object], device: str | torch.device = 'cpu') -> int:
