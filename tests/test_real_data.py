@@ -122,6 +122,14 @@ def test_page_quotes_the_records():
     assert re.findall(r'(\d+\.\d) (?:mIoU|on the validation|near outlines)', page) == [
         f'{each:.1f}' for each in figures
     ]
+    trainings = ' '.join((REPO / 'docs/trainings.md').read_text().split())
+    mask2former = json.loads((REPO / 'docs/trainings/mask2former_camvid/test.json').read_text())
+    backbones = json.loads((REPO / 'docs/trainings/camvid_backbones/results.json').read_text())['results']
+    for sentence, metrics in (
+        ('Mask2Former has {} mIoU on the test pictures and {} near outlines', mask2former),
+        ('UPerNet with the same backbone {} and {} after as many iterations', backbones['RevCol']['0']),
+    ):
+        assert sentence.format(*(f'{metrics[key]:.1f}' for key in ('mIoU', 'trimap/iou'))) in trainings
     detections = json.loads((REPO / 'docs/trainings/retinanet_bccd/test.json').read_text())
     precisions = [each['coco/bbox_mAP'] for each in detections.values()]
     assert re.findall(r'(0\.\d{3}) AP', page) == [f'{each:.3f}' for each in precisions]
