@@ -109,6 +109,8 @@ def call_tool(monkeypatch, capsys):
 
     def call(tool, *arguments):
         monkeypatch.chdir(REPO)
+        # Loggers that the tool creates write to the captured output, which is closed after the test.
+        monkeypatch.setattr(MMLogger, '_instance_dict', MMLogger._instance_dict.copy())
         monkeypatch.setattr(sys, 'argv', [tool, *map(str, arguments)])
         error = ''
         try:
