@@ -27,7 +27,7 @@ def guard(optim_wrapper: OptimWrapper, name: str, allow: Callable[..., bool]) ->
         names = ', '.join(optim_wrapper.keys())
         raise PreflightError(
             'NonFiniteHook and ColumnStatisticsHook work with one optimizer, but optim_wrapper has several: '
-            f'{names}; remove the hooks from the config'
+            f'{names}; remove the hooks, the first by default_hooks = dict(nonfinite=None)'
         )
     method = getattr(optim_wrapper, name)
 

@@ -35,8 +35,9 @@ from .resume_point import ResumePoint, call_in_main_process, find_resume_point
 from .resume_validation import ResumeValidationHook
 from .seeding import SeedHook
 from .work_dir_lock import locked
-from .worker_shutdown import exit_notice_of, shield_worker, stop_workers
+from .worker_shutdown import exit_notice_of, shield_worker, stopping_workers
 
+MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler', 'checkpoint')
 MAX_BROKEN = 10  # default number of distinct broken samples that each process may replace in training
 
 
@@ -211,6 +212,12 @@ class ResumableRunner(Runner):
                 )
             super().scale_lr(wrapper, {**auto_scale_lr, 'base_batch_size': base / counts})
 
+    def register_default_hooks(self, hooks: dict | None = None) -> None:
+        """Register hooks; None removes one, by its name. MMEngine takes None for its own hooks alone."""
+        hooks = hooks or {}
+        removed = {name for name, hook in hooks.items() if hook is None} - {*MMENGINE_HOOKS}
+        super().register_default_hooks({name: hooks[name] for name in hooks if name not in removed})
+
     def register_hook(self, hook: Hook | dict, *args: Any, **kwargs: Any) -> None:
         """Register a hook; CheckpointHook is replaced by KeepingCheckpointHook."""
         names = (CheckpointHook, 'CheckpointHook', 'mmengine.CheckpointHook')
@@ -224,26 +231,19 @@ class ResumableRunner(Runner):
         Raises:
             PreflightError: If another run trains in the work dir.
         """
-        with locked(self.work_dir):
+        with locked(self.work_dir), stopping_workers(self, '_train_loop', '_val_loop'):
             call_in_main_process(self._clean_work_dir)
-            try:
-                return super().train()
-            finally:
-                stop_workers(self._train_loop, self._val_loop)
+            return super().train()
 
     def val(self) -> dict[str, float]:
         """Validate; stop the data loader's workers at the end."""
-        try:
+        with stopping_workers(self, '_val_loop'):
             return super().val()
-        finally:
-            stop_workers(self._val_loop)
 
     def test(self) -> dict[str, float]:
         """Test; stop the data loader's workers at the end."""
-        try:
+        with stopping_workers(self, '_test_loop'):
             return super().test()
-        finally:
-            stop_workers(self._test_loop)
 
     def _clean_work_dir(self) -> None:
         """Remove unfinished checkpoints of a killed run, and warn of checkpoints that will be replaced."""

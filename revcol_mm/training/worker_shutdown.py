@@ -2,13 +2,15 @@
 
 import os
 import signal
+from contextlib import contextmanager
 from functools import cache
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from threading import Thread
+from typing import Iterator
 
-from mmengine.runner import BaseLoop, IterBasedTrainLoop
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -46,14 +48,22 @@ def _exit_with_parent(exit_notice: Connection) -> None:
     os._exit(0)
 
 
-def stop_workers(*loops: BaseLoop | dict | None) -> None:
-    """Stop the worker processes of loops that have ended, by releasing the iterators over their data.
+@contextmanager
+def stopping_workers(runner: Runner, *loops: str) -> Iterator[None]:
+    """Stop the worker processes of a runner's loops at the end, by releasing the iterators over their data.
 
     Left to Python's garbage collector, which closes the queue through which a worker is told to end before
     torch sends the message, every worker would be waited for 5 seconds, and live on since it ignores SIGTERM.
+
+    Args:
+        runner: The runner.
+        loops: Names of the attributes with its loops, which may be built inside the context.
     """
-    for loop in loops:
-        if isinstance(loop, BaseLoop):
-            loop.dataloader._iterator = None  # that of persistent workers
-            if isinstance(loop, IterBasedTrainLoop):
-                loop.dataloader_iterator = None
+    try:
+        yield
+    finally:
+        for loop in (getattr(runner, name) for name in loops):
+            if isinstance(loop, BaseLoop):
+                loop.dataloader._iterator = None  # that of persistent workers
+                if isinstance(loop, IterBasedTrainLoop):
+                    loop.dataloader_iterator = None
