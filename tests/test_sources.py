@@ -101,7 +101,7 @@ dist.init_process_group('gloo')
 try:
     local_checkpoint(sys.argv[1])
 except FileNotFoundError as error:
-    print(f'process {dist.get_rank()}: {error}\\n', end='')
+    print(f'process {dist.get_rank()}: {error}')
 dist.destroy_process_group()
 """
 

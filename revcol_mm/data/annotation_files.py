@@ -52,7 +52,7 @@ def annotation_files(strict: bool = True) -> Iterator[dict[str, CocoFile]]:
     COCO.__init__ = read_and_check
     try:
         yield files
-    except Exception:
+    except Exception:  # of any type: the findings may say why
         _report(files, strict)
         raise
     finally:

@@ -6,9 +6,6 @@ from typing import Callable
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-# Otherwise torch 2.14's profiler prints each start and stop and, as an error, that there is no GPU.
-os.environ.setdefault('KINETO_LOG_LEVEL', '99')
-
 
 def peak_bytes(function: Callable[[], object], device: str | torch.device = 'cpu') -> int:
     """Call a function and return the peak of allocated memory in bytes, relative to that before the call.
@@ -23,6 +20,8 @@ def peak_bytes(function: Callable[[], object], device: str | torch.device = 'cpu
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
+    # Otherwise torch 2.14's profiler prints each start and stop and, as an error, that there is no GPU.
+    os.environ.setdefault('KINETO_LOG_LEVEL', '99')
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == '[memory]']
