@@ -70,8 +70,8 @@ trainings: install $(SAMPLE)
 # which CAMVID and BCCD say where they are. What has run is not run again; OUT=docs/trainings runs what the record
 # there lacks.
 OUT ?= work_dirs/trainings_record
-EXPERIMENTS ?= camvid_recipe camvid_learning_rates camvid_backbones camvid_columns camvid_training \
-    camvid_growth bccd_detectors bccd_transfer
+EXPERIMENTS ?= camvid_ablation camvid_learning_rates camvid_backbones camvid_growth \
+    bccd_detectors bccd_transfer
 experiments: install
 	@for name in $(EXPERIMENTS); do
 	    $(BIN)/python tools/analysis/experiments.py "configs/experiments/$$name.py" --out "$(OUT)/$$name"

