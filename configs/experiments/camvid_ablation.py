@@ -1,5 +1,5 @@
-# Ablate upernet_revcol_nano_camvid.py: each run changes one setting. Runs of 1, 2 and 8 columns have the FLOPs
-# and parameters of the recipe, which has 4, within 5%.
+# Ablate upernet_revcol_nano_camvid.py: each run changes one setting. Runs of 1, 2 and 8 columns have the
+# FLOPs and parameters of the recipe, which has 4, within 5%.
 config = 'configs/upernet_revcol_nano_camvid.py'
 iterations = 1000
 seeds = [0]
