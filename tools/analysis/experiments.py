@@ -1,6 +1,6 @@
 """Train, test and compare the runs of an experiment, each with several seeds.
 
-    python tools/analysis/experiments.py configs/experiments/camvid_growth.py --out docs/trainings/camvid_growth
+    python tools/analysis/experiments.py configs/experiments/camvid_growth.py --out work_dirs/camvid_growth
 
 An experiment is a Python file that defines
 
