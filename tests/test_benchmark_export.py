@@ -2,9 +2,11 @@
 
 import json
 import runpy
+from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
 
 from revcol_mm.apis import init_model
 
@@ -30,6 +32,20 @@ def test_share_of_same_answers():
     assert share(('scores',), [torch.tensor([[0.2, 0.8]])], [torch.tensor([[0.3, 0.7]])]) == 1
 
 
+@pytest.mark.parametrize('name', ['upernet_revcol_nano_sample', 'dino_revcol_nano_sample'])
+def test_pictures_are_spread_over_the_test_data(name, sample_data):
+    cfg = Config.fromfile(REPO / f'configs/{name}.py')
+    dataset = cfg.test_dataloader.dataset
+    dataset.data_root = str(sample_data / Path(dataset.data_root).name)
+    choose = runpy.run_path(str(REPO / TOOL))['pictures_for_testing']
+    pictures = choose(cfg, 20)
+    assert len(pictures) == 4 and all(Path(picture).is_file() for picture in pictures)
+    assert choose(cfg, 2) == [pictures[0], pictures[-1]]
+    dataset.data_root = 'nowhere'
+    with pytest.raises(FileNotFoundError, match='nowhere'):
+        choose(cfg, 2)
+
+
 @pytest.mark.slow
 def test_classifier_and_segmentor_are_compared(sample_data, tmp_path):
     models = []
@@ -38,7 +54,8 @@ def test_classifier_and_segmentor_are_compared(sample_data, tmp_path):
         meta = dict(dataset_meta=dict(classes=tuple('0123456789'))) if name.startswith('revcol') else {}
         torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / f'{name}.pth')
         models += ['--models', f'configs/{name}.py', tmp_path / f'{name}.pth']
-    said = run(TOOL, sample_data / 'ade20k/images/validation', *models, '--out', tmp_path)
+    pictures = '--pictures', sample_data / 'ade20k/images/validation'
+    said = run(TOOL, *models, *pictures, '--out', tmp_path)
     report = json.loads((tmp_path / 'benchmark_export.json').read_text())
     classifier, segmentor = report['models']
     assert (classifier['task'], segmentor['task']) == ('classification', 'semantic segmentation')

@@ -1,9 +1,10 @@
 """Compare exported models with the original models on pictures: predictions, file size and speed.
 
-    python tools/analysis/benchmark_export.py photos --models CONFIG CHECKPOINT --models CONFIG2 CHECKPOINT2
+    python tools/analysis/benchmark_export.py --models CONFIG CHECKPOINT --models CONFIG2 CHECKPOINT2
 
 exports every model to ONNX with dynamic sizes and runs it with onnxruntime and with torch in turn, on one
-picture at a time in the size of the config's test pipeline. 'same' is the share of equal predictions.
+picture at a time in the size of the config's test pipeline. The pictures are from the config's test data,
+evenly spread over them, unless --pictures names others. 'same' is the share of equal predictions.
 Segmentation: the share of pixels with the same label or segment. Detection: the share of torch's detections
 with a score of at least 0.3 for which the exported model has one of the same class, with an IoU of at least
 0.99 and a score within 0.001. Classification: the share of pictures with the same class. 'difference' is the
@@ -22,10 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from revcol_mm.analysis.command_line import write_report
+from revcol_mm.analysis.labelled_images import innermost_dataset
 from revcol_mm.analysis.machine import machine
 from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_inferencer
@@ -35,6 +39,7 @@ from revcol_mm.apis.image_files import find_sources, read_pictures
 from revcol_mm.apis.image_graph import ImageGraph
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.preflight import check_files
 
 MIN_SCORE = 0.3  # detections with lower scores are not compared
 
@@ -112,8 +117,22 @@ def table(rows: list[dict[str, Any]]) -> str:
     return markdown_table(heads, cells)
 
 
-def benchmark(config: str, checkpoint: str, pictures: list[str]) -> dict[str, Any]:
-    """Export a model and compare it with the exported file."""
+def pictures_for_testing(cfg: Config, number: int) -> list[str]:
+    """Return the paths of pictures that are evenly spread over the test data of a config.
+
+    Raises:
+        FileNotFoundError: If the data are missing.
+    """
+    check_files(cfg, ('test_dataloader',), evaluators=False)
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        dataset = DATASETS.build(innermost_dataset(cfg.test_dataloader.dataset))
+    indices = torch.linspace(0, len(dataset) - 1, min(number, len(dataset))).round().int().tolist()
+    return [dataset.get_data_info(index)['img_path'] for index in indices]
+
+
+def benchmark(config: str, checkpoint: str, pictures: list[str] | None, number: int) -> dict[str, Any]:
+    """Export a model and compare it with the exported file on named pictures or some of its test data."""
+    pictures = pictures or pictures_for_testing(Config.fromfile(config), number)
     inferencer = init_inferencer(config, checkpoint, 'cpu')
     problems: list[str] = []
     sources = find_sources(pictures, leave_out=Path('nowhere'))
@@ -139,16 +158,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('pictures', nargs='+', metavar='PICTURES', help='files, folders or patterns')
     parser.add_argument('--models', nargs=2, action='append', required=True, metavar=('CONFIG', 'CHECKPOINT'))
+    parser.add_argument(
+        '--pictures',
+        nargs='+',
+        metavar='PICTURES',
+        help="files, folders or patterns [the config's test data]",
+    )
+    parser.add_argument('--num-pictures', type=int, default=20, help='from the test data [%(default)s]')
     parser.add_argument('--out', type=Path, help='folder for benchmark_export.json')
     args = parser.parse_args()
+    if args.num_pictures < 1:
+        parser.error(f'--num-pictures must be at least 1, got {args.num_pictures}')
     with errors_in_one_line():
         if args.out:
             check_writable(args.out)
         rows = []
         for config, checkpoint in args.models:
-            rows.append(benchmark(config, checkpoint, args.pictures))
+            rows.append(benchmark(config, checkpoint, args.pictures, args.num_pictures))
             print(f'\n{table(rows)}\n', flush=True)
         if args.out:
             report = dict(machine=machine(torch.device('cpu')), models=rows)
