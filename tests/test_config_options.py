@@ -1,9 +1,17 @@
-"""--cfg-options: misspelt keys are errors, and keys that the config or its classes know are accepted."""
+"""--cfg-options: misspelt keys are errors, and keys that the config or its classes know are accepted.
+
+Also what other arguments of `revcol train` change in a config.
+"""
+
+import sys
 
 import pytest
 from mmengine.config import Config
 
+from revcol_mm.cli import train
 from revcol_mm.config.options import merge_options, warn_about_misspelt_keys
+from revcol_mm.preflight import files
+from revcol_mm.training.runner import ResumableRunner
 
 from .subprocesses import REPO
 
@@ -36,6 +44,10 @@ def cfg():
         'param_scheduler.0.convert_to_iter_based',
         'default_hooks.checkpoint.priority',
         'model_wrapper_cfg.find_unused_parameters',
+        'find_unused_parameters',
+        'sync_bn',
+        'activation_checkpointing',
+        'efficient_conv_bn_eval',
         'val_cfg.fp16',
         'train_cfg.by_epoch',
         'train_dataloader.max_broken',
@@ -121,3 +133,52 @@ def test_options_may_change_a_type_or_add_a_hook(cfg):
     assert cfg.default_hooks.column_statistics == dict(type='ColumnStatisticsHook', interval=7)
     with pytest.raises(ValueError, match="column_statistics has no 'every'"):
         merge_options(cfg, {f'{hook}.every': 7})
+
+
+@pytest.fixture
+def train_config(tmp_path, monkeypatch):
+    """A function that returns the config from which `revcol train` builds its runner; no data are needed."""
+    built = []
+
+    class Built:
+        def train(self): ...
+
+    monkeypatch.setattr(files, 'missing_data', lambda *_: {})
+    monkeypatch.setattr(ResumableRunner, 'from_cfg', lambda cfg: built.append(cfg) or Built())
+
+    def configure(content, *arguments):
+        path = tmp_path / 'config.py'
+        path.write_text(f"_base_ = ['{REPO}/configs/upernet_revcol_nano_sample.py']\n{content}")
+        monkeypatch.setattr(
+            sys, 'argv', ['train', str(path), '--work-dir', str(tmp_path / 'run'), *arguments]
+        )
+        train.main()
+        return built.pop()
+
+    return configure
+
+
+def test_resuming_keeps_load_from_for_a_new_run_and_does_not_need_it(train_config, tmp_path):
+    cfg = train_config("load_from = 'gone.pth'", '--resume')
+    assert (cfg.resume, cfg.load_from) == ('auto', 'gone.pth')
+    named = tmp_path / 'iter_1.pth'
+    named.touch()
+    cfg = train_config("load_from = 'gone.pth'", '--resume', str(named))
+    assert (cfg.resume, cfg.load_from) == (True, str(named))
+
+
+def test_seed_and_deterministic_keep_the_other_randomness(train_config):
+    content = 'randomness = dict(seed=1, diff_rank_seed=True)'
+    assert train_config(content).randomness == dict(seed=1, diff_rank_seed=True)
+    cfg = train_config(content, '--seed', '5')
+    assert cfg.randomness == dict(seed=5, diff_rank_seed=True)
+    cfg = train_config(content, '--deterministic')
+    assert cfg.randomness == dict(seed=1, diff_rank_seed=True, deterministic=True)
+
+
+@pytest.mark.parametrize(
+    'hook, expected', [('None', None), ("dict(type='LoadFromHook', strict=True)", True)], ids=str
+)
+def test_load_from_hook_of_a_config_is_kept(hook, expected, train_config):
+    hook = train_config(f'default_hooks = dict(load_from={hook})').default_hooks.load_from
+    assert (hook and hook.strict) is expected

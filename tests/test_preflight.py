@@ -66,6 +66,15 @@ def test_data_of_a_wrapped_data_set_are_checked(ade):
         check_files(ade, LOADERS)
 
 
+def test_several_initialisations_of_a_backbone_are_checked(ade):
+    ade.model.backbone.init_cfg = [
+        dict(type='Kaiming', layer='Conv2d'),
+        dict(type='Pretrained', checkpoint='nowhere.pth'),
+    ]
+    with pytest.raises(FileNotFoundError, match='nowhere.pth'):
+        check_files(ade, LOADERS)
+
+
 @pytest.mark.parametrize('content', [None, ''])
 def test_a_missing_or_empty_annotation_file_is_an_error(ade, tmp_path, content):
     ade.train_dataloader.dataset.ann_file = 'instances.json'

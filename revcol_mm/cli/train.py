@@ -41,17 +41,21 @@ def main() -> None:
             raise FileNotFoundError(f'no checkpoint {args.resume} to resume from')
         if args.seed is not None and not 0 <= args.seed < 2**32:
             raise ValueError(f'--seed must be from 0 to {2**32 - 1}, got {args.seed}')
+        options = args.cfg_options
+        if args.resume == 'auto':
+            options['resume'] = 'auto'
+        elif args.resume:
+            options.update(resume=True, load_from=args.resume)
+        if args.seed is not None:
+            options['randomness.seed'] = args.seed
+        if args.deterministic:
+            options['randomness.deterministic'] = True
         cfg = load_config(args, loaders=('train_dataloader', 'val_dataloader'))
         runner_type = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner'))
         if runner_type is None:
             raise ValueError(
                 f'runner_type must be ResumableRunner or FullyShardedRunner, got {cfg.runner_type!r}'
             )
-        if args.resume:
-            cfg.resume = True
-            cfg.load_from = None if args.resume == 'auto' else args.resume
-        if args.seed is not None or args.deterministic:
-            cfg.randomness = dict(seed=args.seed, deterministic=args.deterministic)
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
         adapt_to_device(cfg)

@@ -41,6 +41,10 @@ DOCUMENTED_KEYS = dict(  # of dicts that may also have other keys
     metainfo={'classes', 'palette'},
     norm_cfg={'requires_grad'},
 )
+RUNNER_KEYS = {  # which runners read from the config besides their arguments
+    *('activation_checkpointing', 'compile', 'efficient_conv_bn_eval', 'find_unused_parameters'),
+    *('model_wrapper_cfg', 'runner_type', 'sync_bn'),
+}
 FREE = ('metainfo', 'custom_keys')  # dicts in which users choose the keys
 
 
@@ -134,7 +138,7 @@ def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[se
     """
     if not place:
         arguments = set(inspect.signature(Runner.__init__).parameters) - {'self'}
-        return {*node, *arguments, 'compile', 'model_wrapper_cfg', 'runner_type'}, True
+        return {*node, *arguments, *RUNNER_KEYS}, True
     name, is_top = place[-1], len(place) == 1
     types = [node[key] for key in ('type', 'model_type') if key in node]  # model_type: of SupervisedColumns
     types = types or (DEFAULT_TYPES.get(name, []) if is_top else [])

@@ -31,11 +31,12 @@ def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) 
         raise FileNotFoundError(
             '\n'.join(f'{problem} ({", ".join(places)})' for problem, places in problems.items())
         )
-    init_cfg = cfg.model.get('backbone', {}).get('init_cfg') or {}
+    init_cfgs = cfg.model.get('backbone', {}).get('init_cfg') or []
     rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID') or '0'
     if 'train_dataloader' in loaders and rank == '0':  # one process downloads for all
-        if init_cfg.get('type') == 'Pretrained' and not is_remote(init_cfg['checkpoint']):
-            local_checkpoint(init_cfg['checkpoint'])
+        for init_cfg in init_cfgs if isinstance(init_cfgs, (list, tuple)) else [init_cfgs]:
+            if init_cfg.get('type') == 'Pretrained' and not is_remote(init_cfg['checkpoint']):
+                local_checkpoint(init_cfg['checkpoint'])
         load_from = cfg.get('load_from')
         if load_from and not cfg.get('resume') and not is_remote(load_from):
             local_checkpoint(load_from, 'load_from')

@@ -54,7 +54,9 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     check_files(cfg, loaders)
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     hooks.setdefault('preflight', dict(type='PreflightHook'))
-    hooks.setdefault('load_from', dict(type='LoadFromHook'))['strict'] = 'train_dataloader' not in loaders
+    load_from = hooks.setdefault('load_from', dict(type='LoadFromHook'))
+    if load_from is not None and 'train_dataloader' not in loaders:
+        load_from['strict'] = True
     # MMEngine logs all of env_cfg and ignores unknown keys.
     cfg.setdefault('env_cfg', ConfigDict()).update(
         command=shlex.join(sys.argv), git_commit=get_git_hash(fallback='none')
