@@ -14,7 +14,7 @@ import torch
 from revcol_mm import RevCol
 from revcol_mm.checkpoints.reading import plain, read_checkpoint
 from revcol_mm.checkpoints.run_files import is_complete
-from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights, write_shards
+from revcol_mm.checkpoints.shards import REST, read_weights, write_shards
 from revcol_mm.errors import CheckpointError
 
 from .checkpoints import SMALL, Pickled
@@ -180,7 +180,7 @@ def test_shards_outside_of_their_folder_are_refused(where, shards, change_metada
 
     shutil.copy(next(shards.glob('*.distcp')), shards.parent / 'outside.distcp')
     change_metadata(move)
-    assert not has_all_shards(shards)
+    assert not is_complete(shards)
     with pytest.raises(pickle.UnpicklingError, match='none of the files of a sharded checkpoint'):
         read_weights(shards)
 

@@ -9,6 +9,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from revcol_mm.errors import CheckpointError
+from revcol_mm.training.runner import ResumableRunner
 
 from .tiny_runs import Line, assert_equal_weights, make, make_by_epoch, newest_log, resume
 
@@ -61,6 +62,13 @@ def test_with_another_batch_size_no_sample_is_left_out(batch_size, tmp_path):
     runner = resume(tmp_path / 'run', max_iters=4 + 2, batch_size=batch_size)
     begin = 8 // batch_size * batch_size
     assert [*chain(*runner.model.seen)] == samples[begin : begin + 2 * batch_size]
+
+
+def test_other_batch_size_with_as_many_batches_in_an_epoch_skips_none(tmp_path):
+    make_by_epoch(tmp_path, 2, batch_size=5).train()  # 5, 5 and 2 of 12 samples
+    runner = make_by_epoch(tmp_path, 3, batch_size=4, resume=True)
+    runner.train()
+    assert sorted(chain(*runner.model.seen)) == [*range(12)]
 
 
 def test_finite_sampler_continues_with_the_next_pass_over_the_data(tmp_path, monkeypatch):
@@ -121,6 +129,14 @@ def test_change_that_the_saved_state_does_not_fit_is_refused(changes, message, t
         changes = dict(model=changes['model']())
     with pytest.raises(CheckpointError, match=message):
         resume(tmp_path, **changes)
+
+
+def test_changed_parameters_are_refused_before_anything_is_loaded(tmp_path, monkeypatch):
+    """Loading shards of other parameters fails without naming the cause."""
+    make(tmp_path).train()
+    monkeypatch.setattr(ResumableRunner, 'load_checkpoint', None, raising=False)
+    with pytest.raises(CheckpointError, match="of the optimizer's parameters have changed"):
+        resume(tmp_path, model=renamed_line())
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,18 @@ def test_missing_file_error_says_what_to_do(tmp_path):
         load_from(tmp_path / 'nowhere.pth', Segmentor(), tmp_path)
 
 
+def test_advice_to_go_without_a_checkpoint_is_not_given_in_testing(tmp_path):
+    with pytest.raises(CheckpointError, match=r'no checkpoint .*nowhere\.pth') as error:
+        load_from(tmp_path / 'nowhere.pth', Segmentor(), tmp_path, strict=True)
+    assert 'load_from=None' not in str(error.value)
+
+
+def test_checkpoint_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    save_mmcv1(tmp_path / 'mmcv1.pth', Segmentor())
+    assert 'matched' in load_from('~/mmcv1.pth', Segmentor(), tmp_path)
+
+
 def test_missing_weight_of_the_backbone_is_named(tmp_path):
     path = save_mmcv1(tmp_path / 'mmcv1.pth', Segmentor())
     checkpoint = torch.load(path, weights_only=True)

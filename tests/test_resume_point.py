@@ -14,6 +14,7 @@ import torch
 from revcol_mm.checkpoints.run_files import newest_complete_checkpoint
 from revcol_mm.errors import CheckpointError
 from revcol_mm.training.interruption import INTERRUPTED
+from revcol_mm.training.worker_shutdown import SIGNALS
 
 from .subprocesses import run
 from .tiny_runs import Score, assert_equal_weights, make, newest_log, resume
@@ -76,12 +77,32 @@ def test_without_checkpoints_a_new_run_starts(tmp_path):
     assert f'nothing to resume from in {tmp_path}: starting a new run' in newest_log(tmp_path)
 
 
+def test_without_checkpoints_a_new_run_starts_from_the_weights_of_load_from(tmp_path):
+    trained = make(tmp_path / 'trained').train()
+    options = dict(resume='auto', load_from=str(tmp_path / 'trained/iter_4.pth'))
+    resting = dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.0)))
+    new = make(tmp_path / 'new', max_iters=2, **options, **resting)
+    assert_equal_weights(new.train(), trained)
+    assert len(new.model.seen) == 2
+    resumed = make(tmp_path / 'new', max_iters=3, **options, **resting)  # load_from is not used
+    resumed.train()
+    assert len(resumed.model.seen) == 1
+
+
+def test_checkpoint_without_the_optimizer_is_refused(tmp_path):
+    make(tmp_path, scores=[1, 2], checkpoint=dict(save_best='score', rule='greater')).train()
+    with pytest.raises(
+        CheckpointError, match=r'best_score_iter_4.pth has no state of the optimizer.*load_from'
+    ):
+        make(tmp_path, resume=True, load_from=str(tmp_path / 'best_score_iter_4.pth'))
+
+
 def test_missing_named_checkpoint_is_an_error(tmp_path):
     with pytest.raises(CheckpointError, match='cannot resume: missing.pth is damaged or does not exist'):
         make(tmp_path, resume=True, load_from='missing.pth')
 
 
-@pytest.mark.parametrize('options', [dict(filename_tmpl='step_{}.pth'), dict(out_dir='{}/elsewhere')])
+@pytest.mark.parametrize('options', [dict(filename_tmpl='step_{:06d}_v2.pth'), dict(out_dir='{}/elsewhere')])
 def test_checkpoints_in_other_folders_or_with_other_names_are_found(options, tmp_path):
     if 'out_dir' in options:
         options = dict(out_dir=f'{tmp_path}/elsewhere')
@@ -167,6 +188,19 @@ def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
     assert (tmp_path / 'best_score_iter_4.pth').exists()
     monkeypatch.setattr(Score, 'process', None)  # fails if called
     resume(tmp_path, **options)
+
+
+def test_signal_in_a_validation_that_is_run_again_is_obeyed(tmp_path, monkeypatch):
+    train_with_signal_in_validation(make(tmp_path, scores=[1, 2]), 2, monkeypatch)
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    train_with_signal_in_validation(make(tmp_path, resume=True, scores=[1, 2]), 2, monkeypatch)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_validation_of_an_earlier_run_in_the_work_dir_does_not_count(tmp_path):
+    make(tmp_path, scores=[1, 2]).train()
+    make(tmp_path).train()
+    assert resume(tmp_path, scores=[7]).message_hub.get_scalar('val/score').current() == 7
 
 
 def test_testing_does_not_build_the_training_loop(tmp_path):

@@ -24,7 +24,8 @@ def backend():
 
 
 def save(path, iteration=0):
-    torch.save(dict(a=torch.ones(100), meta=dict(iter=iteration, epoch=0, seed=0)), path)
+    meta = dict(iter=iteration, epoch=0, seed=0)
+    torch.save(dict(a=torch.ones(100), meta=meta, optimizer={}), path)
 
 
 def save_sharded(path, iteration=4):
@@ -112,6 +113,23 @@ def test_incomplete_sharded_checkpoint_is_not_used(tmp_path):
     shutil.copytree(tmp_path / 'iter_4.pth', tmp_path / '.iter_8.pth')
     next((tmp_path / '.iter_8.pth').glob('*.distcp')).unlink()
     assert newest_complete_checkpoint(tmp_path)[0] == tmp_path / 'iter_4.pth'
+
+
+@pytest.mark.parametrize(
+    'pickled', [b'\x80\x04X\x01\x00\x00\x00\xff.', b'\x80\x04K\x01)R.', b'0.', b''], ids=repr
+)
+def test_sharded_checkpoint_with_a_damaged_description_is_damaged(pickled, tmp_path):
+    """Unpickling raises UnicodeDecodeError, TypeError, IndexError or UnpicklingError, and EOFError."""
+    save_sharded(tmp_path / 'iter_4.pth')
+    (tmp_path / 'iter_4.pth/.metadata').write_bytes(pickled)
+    assert not is_complete(tmp_path / 'iter_4.pth')
+
+
+def test_order_of_unreadable_checkpoints_is_that_of_the_number_in_the_template(tmp_path):
+    for number in (9, 10):
+        (tmp_path / f'step_{number:04d}_v2.pth').touch()
+    paths = run_files.saved_checkpoints(tmp_path, filename_tmpl='step_{:04d}_v2.pth')
+    assert [path.name for path in paths] == ['step_0010_v2.pth', 'step_0009_v2.pth']
 
 
 def fail_to_read(path):

@@ -2,12 +2,14 @@
 
 import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from filelock import FileLock
 from mmengine.fileio import FileClient, LocalBackend, register_backend
+from mmengine.hooks import Hook
 
 from revcol_mm.errors import CheckpointError, PreflightError
 
@@ -33,8 +35,9 @@ def test_new_run_warns_that_it_replaces_checkpoints_of_an_earlier_one(tmp_path):
 def test_unfinished_files_of_a_killed_run_are_removed(tmp_path):
     (tmp_path / '.iter_3.pth.part').write_bytes(b'half')
     (tmp_path / '.iter_4.pth').mkdir()
+    (tmp_path / '._iter_4.pth').write_bytes(b'of macOS')
     make(tmp_path, max_iters=1).train()
-    assert [path.name for path in tmp_path.glob('.*')] == ['.lock']
+    assert sorted(path.name for path in tmp_path.glob('.*')) == ['._iter_4.pth', '.lock']
 
 
 def test_error_of_a_full_disk_names_the_newest_checkpoint(tmp_path, monkeypatch):
@@ -113,6 +116,31 @@ def test_checkpoint_cannot_have_other_files_deleted(kind, tmp_path):
     torch.save(content, path)
     resume(tmp_path / 'run', max_iters=4, **options)
     assert other.exists()
+
+
+def interrupt(runner, iteration):
+    """Train until SIGTERM arrives in an iteration."""
+
+    class Signal(Hook):
+        def before_train_iter(self, runner, *_, **__):
+            if runner.iter + 1 == iteration:
+                signal.raise_signal(signal.SIGTERM)
+
+    runner.register_hook(Signal())
+    with pytest.raises(SystemExit):
+        runner.train()
+
+
+def test_checkpoints_of_interruptions_are_deleted_after_the_next_regular_one(tmp_path):
+    options = dict(max_iters=9, checkpoint=dict(interval=4, max_keep_ckpts=1))
+    for iteration in (1, 3, 4):  # the last one is a regular one, too
+        interrupt(make(tmp_path, resume='auto', **options), iteration)
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_4.pth']
+    interrupt(make(tmp_path, resume='auto', **options), 7)
+    assert {path.name for path in tmp_path.glob('iter_*')} == {'iter_4.pth', 'iter_7.pth'}
+    resume(tmp_path, **options)
+    assert [path.name for path in tmp_path.glob('iter_*')] == ['iter_9.pth']
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 class Bucket(LocalBackend):

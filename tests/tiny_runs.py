@@ -77,7 +77,7 @@ def make(work_dir, max_iters=4, batch_size=2, scores=(), length=12, checkpoint=(
             dict(type='PolyLR', begin=1, end=max(max_iters, 2), by_epoch=False),
         ],
         default_hooks=dict(
-            checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=1, **dict(checkpoint))
+            checkpoint={**dict(type='CheckpointHook', by_epoch=False, interval=1), **dict(checkpoint)}
         ),
         randomness=dict(seed=None if options.get('resume') else 3),
         experiment_name=f'{time.time_ns()}',

@@ -42,9 +42,9 @@ def is_complete(checkpoint: Path) -> bool:
     Raises:
         OSError: If the file exists but cannot be read, so that it is unknown whether it is damaged.
     """
-    if checkpoint.is_dir():
-        return is_complete(checkpoint / REST) and has_all_shards(checkpoint)
     try:
+        if checkpoint.is_dir():
+            return is_complete(checkpoint / REST) and has_all_shards(checkpoint)
         check_size(checkpoint)
         with zipfile.ZipFile(checkpoint) as file:
             return file.testzip() is None
@@ -52,7 +52,7 @@ def is_complete(checkpoint: Path) -> bool:
         return False
     except OSError:
         raise
-    except Exception:  # zipfile raises errors of many classes for damaged archives
+    except Exception:  # zipfile and pickle raise errors of many classes for damaged files
         return False
 
 
@@ -60,7 +60,7 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
     """Read the ``meta`` of a checkpoint that a training run wrote, with ``weights_only=True``.
 
     Raises:
-        CheckpointError: If it cannot be read, or lacks the iteration, the epoch or the seed.
+        CheckpointError: If it cannot be read, or lacks the iteration, the epoch, the seed or the optimizer.
     """
     file = checkpoint / REST if checkpoint.is_dir() else checkpoint
     allow_mmengine_globals()
@@ -69,13 +69,18 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
         meta = content['meta']
         if not all(isinstance(meta[key], int) for key in ('iter', 'epoch', 'seed')):
             raise KeyError('meta')
-        return meta
     except (KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
             f'cannot resume: {file} has no metadata of a run ({error}); use load_from for weights alone'
         ) from error
     except Exception as error:  # torch raises errors of many classes for damaged files
         raise CheckpointError(f'cannot resume: {file}: {reason_in_one_line(error)}') from error
+    if 'optimizer' not in content:
+        raise CheckpointError(
+            f'cannot resume: {checkpoint} has no state of the optimizer, like every best checkpoint; use '
+            'load_from for weights alone'
+        )
+    return meta
 
 
 def checkpoint_folder(work_dir: str | Path, out_dir: str | None) -> str:
@@ -95,10 +100,10 @@ def saved_checkpoints(
     Args:
         work_dir: Folder of the run.
         out_dir: The CheckpointHook's, if set.
-        filename_tmpl: The CheckpointHook's, if set, such as 'step_{}.pth'.
+        filename_tmpl: The CheckpointHook's, if set, such as 'step_{:06d}.pth'.
     """
     templates = filter(None, ('iter_{}.pth', 'epoch_{}.pth', filename_tmpl))
-    names = [re.escape(template).replace(r'\{\}', r'\d+') for template in templates]
+    names = [re.sub(r'\\\{[^}]*\}', r'(\\d+)', re.escape(template)) for template in templates]
     pattern = re.compile(rf'\.?(?:{"|".join(names)})')
     folders = dict.fromkeys([Path(work_dir), Path(checkpoint_folder(work_dir, out_dir))])
     found = [
@@ -115,7 +120,7 @@ def saved_checkpoints(
             iteration = read_meta(path)['iter']
         except CheckpointError:
             iteration = float('inf')
-        number = int(re.findall(r'\d+', path.name)[-1])
+        number = int(next(filter(None, pattern.fullmatch(path.name).groups()), 0))
         return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, number
 
     return sorted(found, key=order, reverse=True)
@@ -189,5 +194,6 @@ def remove_unfinished(folder: str | Path) -> None:
     """Remove unfinished checkpoints of a killed process; no other process may be writing to the folder."""
     for path in Path(folder).glob('.*.pth.part'):
         path.unlink(missing_ok=True)
-    for path in Path(folder).glob('.*.pth'):  # sharded
-        shutil.rmtree(path)
+    for path in Path(folder).glob('.*.pth'):
+        if path.is_dir():  # sharded; macOS adds files such as ._iter_4000.pth
+            shutil.rmtree(path)

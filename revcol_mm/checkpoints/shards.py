@@ -86,13 +86,11 @@ def has_all_shards(path: Path) -> bool:
     """Return whether the files of a sharded checkpoint are as long as its description says.
 
     Raises:
-        OSError: If a file exists but cannot be read, so that it is unknown whether it is damaged.
+        OSError: If a file does not exist or cannot be read.
+        Exception: Of any other class if the description is damaged, since it is pickled.
     """
-    try:
-        stored = _Reader(path).read_metadata().storage_data.values()
-        return all((path / s.relative_path).stat().st_size >= s.offset + s.length for s in stored)
-    except (FileNotFoundError, EOFError, AttributeError, pickle.UnpicklingError):
-        return False
+    stored = _Reader(path).read_metadata().storage_data.values()
+    return all((path / s.relative_path).stat().st_size >= s.offset + s.length for s in stored)
 
 
 def write_shards(tensors: dict[str, Any], path: Path) -> None:

@@ -46,7 +46,7 @@ def local_checkpoint(source: str | Path, setting: str | None = 'model.backbone.i
     source = zoo_url(str(source))
     advice = f'. To go without: --cfg-options {setting}=None' if setting else ''
     if not source.startswith((HUB, 'http://', 'https://')):
-        path = Path(source)
+        path = Path(source).expanduser()
         if not path.is_file() and not is_sharded(path):
             raise FileNotFoundError(
                 f'no checkpoint {path}; published weights are at {PUBLISHED_WEIGHTS}{advice}'

@@ -1,11 +1,18 @@
 """A CheckpointHook that deletes an old checkpoint only after the new one is written."""
 
 import os
+import shutil
+from pathlib import Path
 from typing import Any
 
+from mmengine.dist import is_main_process
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+
+INTERRUPTIONS = (
+    'interruptions'  # in the message hub: iterations of checkpoints that InterruptionHook has saved
+)
 
 
 class _DeferredDeletion:
@@ -35,8 +42,9 @@ class _DeferredDeletion:
 class KeepingCheckpointHook(CheckpointHook):
     """MMEngine's CheckpointHook, but an old checkpoint is deleted after the new one is written, not before.
 
-    ResumableRunner uses it in place of CheckpointHook. It deletes nothing outside of the checkpoint folder,
-    even if the resumed checkpoint names such a file as the best checkpoint.
+    ResumableRunner uses it in place of CheckpointHook. With ``max_keep_ckpts``, it also deletes checkpoints
+    of interruptions. It deletes nothing outside of the checkpoint folder and the work dir, even if the
+    resumed checkpoint names such a file as the best checkpoint.
     """
 
     def before_train(self, runner: Runner) -> None:
@@ -58,9 +66,17 @@ class KeepingCheckpointHook(CheckpointHook):
         name = os.path.basename(str(path).replace('\\', '/'))
         return self.file_backend.join_path(self.out_dir, name) if name.startswith('best_') else None
 
-    def _save_checkpoint_with_step(self, *args: Any, **kwargs: Any) -> None:
-        super()._save_checkpoint_with_step(*args, **kwargs)
+    def _save_checkpoint_with_step(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
+        super()._save_checkpoint_with_step(runner, *args, **kwargs)
         self._delete_outdated()
+        iterations = runner.message_hub.pop_info(INTERRUPTIONS, ())
+        if self.max_keep_ckpts > 0 and is_main_process():
+            kept = {
+                os.path.join(self.out_dir, self.filename_tmpl.format(step)) for step in self.keep_ckpt_ids
+            }
+            for path in (os.path.join(runner.work_dir, f'iter_{int(number)}.pth') for number in iterations):
+                if path not in kept:
+                    shutil.rmtree(path) if os.path.isdir(path) else Path(path).unlink(missing_ok=True)
 
     def _save_best_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         super()._save_best_checkpoint(*args, **kwargs)

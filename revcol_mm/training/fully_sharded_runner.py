@@ -154,9 +154,7 @@ class FullyShardedRunner(ResumableRunner):
     ) -> dict[str, Any]:
         """Load a sharded checkpoint when resuming, else the weights of any checkpoint."""
         if self._resume:
-            checkpoint = self._load_shards(filename)
-            self._check_optimizer(checkpoint)
-            return checkpoint
+            return self._load_shards(filename)
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger=self.logger)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
         own = self.model.state_dict()

@@ -11,13 +11,14 @@ from mmengine.runner import Runner
 
 from revcol_mm.checkpoints.run_files import record_last
 
+from .checkpoint_hook import INTERRUPTIONS
 from .worker_shutdown import SIGNALS
 
 INTERRUPTED = 75  # exit status, EX_TEMPFAIL: the run was saved and can be resumed
 
 
-class _SignalRecorder:
-    """Records the first SIGTERM or SIGINT in place of its handler; a second one has its usual effect.
+class SignalRecorder:
+    """Records the first SIGTERM or SIGINT within a context; a second one has its usual effect.
 
     Attributes:
         received: Number of the signal, 0 if there was none.
@@ -27,16 +28,16 @@ class _SignalRecorder:
         self.received = 0
         self.handlers: dict[int, Any] = {}
 
-    def start(self) -> None:
+    def __enter__(self) -> None:
         self.handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
 
-    def stop(self) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = number
-        self.stop()
+        self.__exit__()
 
 
 class InterruptionHook(Hook):
@@ -44,20 +45,17 @@ class InterruptionHook(Hook):
 
     All processes of a distributed run end after the same iteration, if any of them has received a signal.
 
+    Args:
+        signals: What this process has received.
+
     Raises:
         SystemExit: After the checkpoint is written.
     """
 
     priority = 'LOWEST'  # after CheckpointHook
 
-    def __init__(self) -> None:
-        self.signals = _SignalRecorder()
-
-    def before_train(self, runner: Runner) -> None:
-        self.signals.start()
-
-    def after_train(self, runner: Runner) -> None:
-        self.signals.stop()
+    def __init__(self, signals: SignalRecorder) -> None:
+        self.signals = signals
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         self._save_and_exit_if_signalled(runner, runner.iter + 1)
@@ -81,6 +79,8 @@ class InterruptionHook(Hook):
             return
         name = f'iter_{num_iters}.pth'
         meta = dict(epoch=runner.epoch, iter=num_iters)
+        earlier = runner.message_hub.runtime_info.get(INTERRUPTIONS, ())
+        runner.message_hub.update_info(INTERRUPTIONS, [*earlier, num_iters])
         runner.save_checkpoint(runner.work_dir, name, meta=meta, by_epoch=False)
         if is_main_process():
             record_last(runner.work_dir, Path(runner.work_dir, name))

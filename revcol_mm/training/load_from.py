@@ -1,6 +1,5 @@
 """Load published checkpoints with ``load_from`` of MMEngine's runner, and read all checkpoints safely."""
 
-import os
 from typing import Any
 
 from mmengine.hooks import Hook
@@ -16,21 +15,6 @@ from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.network_weights import is_of_columns
 
-# All prefixes that MMEngine registers; test_sources.py compares them with CheckpointLoader.
-_SCHEMES = (
-    '',
-    'http://',
-    'https://',
-    'pavi://',
-    r'(\S+\:)?s3://',
-    r'(\S+\:)?petrel://',
-    'modelzoo://',
-    'torchvision://',
-    'open-mmlab://',
-    'openmmlab://',
-    'mmcls://',
-)
-
 
 def restrict_loading() -> None:
     """Let MMEngine read every checkpoint with :func:`read_checkpoint`, to the CPU, until the process ends.
@@ -38,11 +22,11 @@ def restrict_loading() -> None:
     MMEngine 0.10.7 unpickles downloaded files without ``weights_only``; the onedl fork does so whenever
     ``weights_only`` fails. Both would execute code in a checkpoint.
     """
-    CheckpointLoader.register_scheme(_SCHEMES, _read, force=True)
+    CheckpointLoader.register_scheme(tuple(CheckpointLoader._schemes), _read, force=True)
 
 
 def _read(filename: str, map_location: Any = None) -> dict[str, Any]:
-    checkpoint = read_checkpoint(os.path.expanduser(filename), setting=None)
+    checkpoint = read_checkpoint(filename, setting=None)
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
         meta.pop('config', None)  # from MMEngine before 0.3; Runner.resume would execute it as Python
@@ -81,7 +65,7 @@ class LoadFromHook(Hook):
         if source is None or runner._resume or is_remote(source):
             return
         try:
-            local_checkpoint(source, 'load_from')
+            local_checkpoint(source, setting=None if self.strict else 'load_from')
         except FileNotFoundError as error:
             raise CheckpointError(error) from error
 

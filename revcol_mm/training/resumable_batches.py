@@ -73,7 +73,7 @@ class ResumableBatchSampler:
             self.next_epoch, self.skip = divmod(num_iters, max(1, len(self)))
 
     def _same_place(self, num_iters: int, before: dict[str, int]) -> int:
-        """Convert iterations of the resumed run to the number of present batches with as many samples."""
+        """Convert the iterations of the resumed run to batches of the present size with as many samples."""
         if num_iters == 0 or before == self.extent:
             return num_iters
         change = ', '.join(
@@ -88,6 +88,8 @@ class ResumableBatchSampler:
             )
         message = f'the data or batch size has changed since the checkpoint was saved: {change}'
         print_log(message, 'current', level=logging.WARNING)
+        if self.by_epoch:  # its epochs have as many batches as before
+            return num_iters
         return num_iters * before['batch_size'] // self.extent['batch_size']
 
     def __len__(self) -> int:

@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.dist import is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
 from revcol_mm.checkpoints.atomic_files import replacing
+
+from .resume_point import call_in_main_process
 
 RECORD = 'last_validation'  # file in the work dir: the iteration of the last completed validation
 
@@ -18,12 +20,16 @@ class ResumeValidationHook(Hook):
     priority = 'LOWEST'
 
     def before_train(self, runner: Runner) -> None:
-        if runner.val_loop is None or not runner.iter or not _is_due(runner.train_loop):
-            return
         record = Path(runner.work_dir, RECORD)
-        is_done = [record.is_file() and record.read_text() == str(runner.iter)]
-        broadcast_object_list(is_done)  # only the main process writes the record
-        if not is_done[0]:
+
+        def is_done() -> bool:
+            if record.is_file() and record.read_text() == str(runner.iter):
+                return True
+            record.unlink(missing_ok=True)  # of another run, or of later iterations that will be repeated
+            return False
+
+        done = call_in_main_process(is_done)  # which alone writes the record
+        if not done and runner.val_loop is not None and runner.iter and _is_due(runner.train_loop):
             runner.logger.info(f'the validation after iteration {runner.iter} was not completed: running it')
             runner.val_loop.run()
 

@@ -28,7 +28,7 @@ from revcol_mm.errors import CheckpointError, PreflightError, building
 from . import seeded_dataset  # noqa: F401  registers SeededDataset, which configs of data loaders get
 from .changed_config import changed_settings, parameter_order, replay_schedule, training_settings
 from .checkpoint_hook import KeepingCheckpointHook
-from .interruption import InterruptionHook
+from .interruption import InterruptionHook, SignalRecorder
 from .load_from import restrict_loading
 from .resumable_batches import ResumableBatchSampler, ResumedBatches
 from .resume_point import ResumePoint, call_in_main_process, find_resume_point
@@ -53,6 +53,8 @@ class ResumableRunner(Runner):
     - A resumed run continues at its position in the data, also within an epoch, without loading earlier
       batches, and runs a validation that was interrupted. If the config has changed, the run follows the new
       length, schedule, optimizer options and batch size, or refuses to resume.
+    - ``resume='auto'`` continues the run in the work dir, and starts a new one from ``load_from`` if there is
+      none. With ``resume=True``, as in MMEngine, ``load_from``, if set, is the checkpoint to resume from.
     - Only one run trains in a work dir at a time.
     - After SIGTERM or SIGINT the run finishes the iteration, saves, and exits with status 75 (EX_TEMPFAIL).
       On Windows this holds for Ctrl-C only, since SIGTERM ends a process at once.
@@ -75,11 +77,12 @@ class ResumableRunner(Runner):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         restrict_loading()
         self._resume_point: ResumePoint | None = None
-        self._resume_args = (kwargs.get('resume'), kwargs.get('load_from'))
+        resume, load_from = kwargs.get('resume'), kwargs.get('load_from')
+        self._resume_args = resume, None if resume == 'auto' else load_from
         self._checkpoint_hook = (kwargs.get('default_hooks') or {}).get('checkpoint') or {}
         self._settings = training_settings(kwargs)
         # setup_env, which MMEngine calls before it reads this dict, sets the seed of a resumed run.
-        self._randomness = kwargs['randomness'] = dict(kwargs.get('randomness') or dict(seed=None))
+        self._randomness = kwargs['randomness'] = {'seed': None, **(kwargs.get('randomness') or {})}
         with building('a run'):
             super().__init__(*args, **kwargs)
         if self._resume_point:
@@ -89,7 +92,8 @@ class ResumableRunner(Runner):
         elif self._resume:
             self._resume = False
             self.logger.warning(f'nothing to resume from in {self.work_dir}: starting a new run')
-        for hook in (SeedHook(), ResumeValidationHook(), InterruptionHook()):
+        self._signals = SignalRecorder()
+        for hook in (SeedHook(), ResumeValidationHook(), InterruptionHook(self._signals)):
             self.register_hook(hook)
 
     def setup_env(self, env_cfg: dict) -> None:
@@ -231,7 +235,7 @@ class ResumableRunner(Runner):
         Raises:
             PreflightError: If another run trains in the work dir.
         """
-        with locked(self.work_dir), stopping_workers(self, '_train_loop', '_val_loop'):
+        with locked(self.work_dir), stopping_workers(self, '_train_loop', '_val_loop'), self._signals:
             call_in_main_process(self._clean_work_dir)
             return super().train()
 
@@ -258,22 +262,6 @@ class ResumableRunner(Runner):
                 'will replace one by one; --resume continues that run, another --work-dir keeps it'
             )
 
-    def load_checkpoint(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Load a checkpoint; when resuming, check that the optimizer has the same parameters."""
-        checkpoint = super().load_checkpoint(*args, **kwargs)
-        if self._resume:
-            self._check_optimizer(checkpoint)
-        return checkpoint
-
-    def _check_optimizer(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the state of each parameter, which is saved by number, is for the same parameter."""
-        saved = checkpoint['meta'].get('parameter_order')
-        if saved and self._has_one_optimizer and saved != parameter_order(self.optim_wrapper, self.model):
-            raise CheckpointError(
-                f"cannot resume from {self._load_from}: the names or the order of the optimizer's parameters "
-                'have changed with model or optim_wrapper; start a new run from the weights with load_from'
-            )
-
     @property
     def _has_one_optimizer(self) -> bool:
         return isinstance(self.optim_wrapper, OptimWrapper) and not isinstance(
@@ -288,6 +276,12 @@ class ResumableRunner(Runner):
         """
         meta = self._resume_point.meta if self._resume_point else {}
         changed = changed_settings(meta.get('settings', self._settings), self._settings)
+        order = meta.get('parameter_order')  # the saved state has only the numbers of parameters
+        if order and self._has_one_optimizer and order != parameter_order(self.optim_wrapper, self.model):
+            raise CheckpointError(
+                f"cannot resume from {self._load_from}: the names or the order of the optimizer's parameters "
+                'have changed with model or optim_wrapper; start a new run from the weights with load_from'
+            )
         loop = self.train_loop
         batches = loop.dataloader.batch_sampler
         if (self.auto_scale_lr or {}).get('enable') and 'data' in meta:
