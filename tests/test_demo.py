@@ -5,6 +5,7 @@ import runpy
 import shutil
 import sys
 from itertools import islice
+from unittest.mock import Mock
 
 import cv2
 import mmcv
@@ -340,6 +341,15 @@ def test_every_frame_of_a_video_is_predicted(demo, sample_data, tmp_path):
     assert similarity.argmax(1).tolist() == [0, 1, 2, 3, 4]
 
 
+def test_video_that_cannot_be_encoded_is_reported_and_leaves_no_results(demo, tmp_path, monkeypatch):
+    write_video(tmp_path / 'clip.mp4', 3)
+    writer = Mock(**{'return_value.isOpened.return_value': False}, fourcc=cv2.VideoWriter.fourcc)
+    monkeypatch.setattr(cv2, 'VideoWriter', writer)
+    status, printed = demo(SEGMENTOR, tmp_path / 'clip.mp4')
+    assert status != 0 and 'cannot write a video of 64 x 48 pixels at 10.0 frames per second' in printed
+    assert read_json(tmp_path / 'out/images.json')['images'] == []
+
+
 def test_truncated_video_is_predicted_as_far_as_possible(demo, sample_data, tmp_path):
     write_video(tmp_path / 'whole.mkv', 12)
     data = (tmp_path / 'whole.mkv').read_bytes()
@@ -348,6 +358,6 @@ def test_truncated_video_is_predicted_as_far_as_possible(demo, sample_data, tmp_
     inputs = tmp_path / 'no.mp4', tmp_path / 'cut.mkv', sample_data / 'coco/val2017/scene_00000.jpg'
     status, printed = demo(CLASSIFIER, *inputs)
     assert status == UNREADABLE
-    assert 'no.mp4: ends after 0 of 0 frames' in printed and 'of 12 frames' in printed
+    assert 'no.mp4: not a video, or a broken one' in printed and 'of 12 frames' in printed
     written = read_json(tmp_path / 'out/predictions.json')
     assert 1 < len(written) < 13 and written[-1]['file_name'].endswith('scene_00000.jpg')

@@ -116,9 +116,24 @@ def test_record_grows_by_runs_and_seeds(tmp_path, call_tool):
     rows = ['| a | 2 | 1.5 (1 to 2) | 1.00 | 1 |', '| b | 3 | 2 (1 to 3) | 1.00 | 1 |']
     assert (out / 'table.md').read_text().splitlines()[2:] == rows
 
+    write_experiment(tmp_path, metrics=['mIoU'], runs=runs, seeds=[0, 1, 2, 3])
+    assert call_tool(*arguments, '--runs', 'a', '--seeds', '0') == call_tool(*arguments, '--seeds', '0')
+    missing = 'Not run yet: a (seed 2, 3); b (seed 3).'
+    assert (out / 'table.md').read_text().splitlines()[2:] == [*rows, '', missing]  # also without a new run
+
     write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.25}})
     error = call_tool(*arguments)[1]
     assert re.search(r'has b with runs .*0\.5.* but the experiment has .*0\.25.*: give another --out', error)
+
+
+def test_results_of_calls_at_the_same_time_are_merged(tmp_path):
+    experiment = dict(
+        tool['read_experiment'](write_experiment(tmp_path)), metrics=['mIoU'], runs={'a': {}, 'b': {}}
+    )
+    result = dict(mIoU=1.0, seconds_per_iteration=1.0, memory=1)
+    for name in ('b', 'a'):  # each call has read the record before the other has written it
+        tool['write_record'](tmp_path, experiment, {name: {'0': result}})
+    assert [*json.loads((tmp_path / 'results.json').read_text())['results']] == ['a', 'b']
 
 
 def test_columns_are_compared_at_equal_flops_and_parameters():
@@ -134,7 +149,7 @@ def test_columns_are_compared_at_equal_flops_and_parameters():
         assert len(numbers) == 4 and numbers == pytest.approx([numbers[0]] * 4, rel=0.05), kind
 
 
-def test_schedule_is_scaled_to_the_iterations_of_the_experiment(tmp_path, call_tool):
+def test_schedule_is_scaled_to_the_iterations_of_the_experiment(tmp_path):
     experiment = tool['read_experiment'](write_experiment(tmp_path, iterations=30))
     cfg = tool['run_config'](experiment, {'optim_wrapper.optimizer.lr': 0.5})
     assert [(each.begin, each.end) for each in cfg.param_scheduler] == [(0, 5), (5, 30)]

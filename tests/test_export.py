@@ -7,7 +7,7 @@ import torch
 from mmengine.config import Config
 from torch.utils._pytree import tree_leaves
 
-from revcol_mm.apis.build_image_graph import build_image_graph
+from revcol_mm.export.build_image_graph import build_image_graph
 
 from . import exported_models as models
 from .test_exported_model import assert_predicts_like_checkpoint
@@ -131,7 +131,7 @@ def test_file_that_differs_from_the_model_is_deleted(tmp_path, call_tool, monkey
     [
         (
             models.CLASSIFIER,
-            ('--format', 'torchscript', '--shape', 64, 32),
+            ('--format', 'torchscript', '--dynamic', '--shape', 64, 32),
             '--shape must be at least 64, got 64 and 32',
         ),
         (

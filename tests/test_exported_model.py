@@ -9,8 +9,10 @@ from skimage import data
 from torch.nn import functional as F
 
 from revcol_mm.apis import init_inferencer, init_model
-from revcol_mm.apis.build_image_graph import build_image_graph
 from revcol_mm.apis.exported_model import ExportedModel
+from revcol_mm.export.build_image_graph import build_image_graph
+from revcol_mm.export.exported_file import open_onnx, open_torch_export, write_onnx, write_torch_export
+from revcol_mm.export.image_graph import ImageGraph
 
 from . import exported_models as models
 from .subprocesses import REPO
@@ -78,9 +80,40 @@ def test_other_files_are_errors(suffix, tmp_path):
 def test_onnx_without_gpu_support_is_an_error(tmp_path):
     (tmp_path / 'a.onnx').touch()
     with pytest.raises(
-        ValueError, match="onnxruntime cannot use 'cuda:0': install onnxruntime-gpu, or use cpu"
+        ValueError,
+        match="onnxruntime cannot use 'cuda:0': install onnxruntime-gpu and give cuda, or give cpu",
     ):
         init_inferencer(REPO / models.DINO, tmp_path / 'a.onnx', 'cuda:0')
+
+
+class Positions(torch.nn.Module):
+    """Adds a tensor that the graph makes to an image."""
+
+    def forward(self, image):
+        return image + torch.arange(image.shape[-1], device=image.device)
+
+
+def positions_graph():
+    return ImageGraph(None, Positions(), dict(sums='the image and the index of each column'))
+
+
+def test_onnx_that_falls_back_to_the_cpu_is_an_error(tmp_path, monkeypatch):
+    """As it does where onnxruntime-gpu is installed without the CUDA libraries that it needs."""
+    import onnxruntime
+
+    write_onnx(positions_graph(), torch.rand(1, 3, 8, 8), False, {}, tmp_path / 'a.onnx')
+    monkeypatch.setattr(onnxruntime, 'get_available_providers', lambda: ['CUDAExecutionProvider'])
+    with pytest.raises(ValueError, match="onnxruntime cannot use 'cuda'"):
+        open_onnx(tmp_path / 'a.onnx', 'cuda')
+    with pytest.raises(ValueError, match="onnxruntime cannot use 'mps'"):
+        open_onnx(tmp_path / 'a.onnx', 'mps')
+
+
+def test_torch_export_runs_on_another_device_than_that_of_export(tmp_path):
+    image = torch.rand(1, 3, 8, 8)
+    write_torch_export(positions_graph(), image, False, {}, tmp_path / 'a.pt2')
+    moved = open_torch_export(tmp_path / 'a.pt2', torch.device('meta')).run(image)
+    assert moved.device.type == 'meta' and moved.shape == image.shape
 
 
 def test_file_of_fixed_size_pads_smaller_images_and_refuses_larger_ones(tmp_path, call_tool):

@@ -16,13 +16,18 @@ def folder(tmp_path):
     return tmp_path
 
 
-def names(inputs, leave_out):
+def names(inputs, leave_out=None):
     return [source.name for source in find_sources([str(each) for each in inputs], leave_out)]
 
 
 def test_sources_are_found_once_and_results_are_left_out(folder):
     inputs = (folder / 'a/../b', folder / 'a' / '*.jpg', folder / 'a/x.jpg', folder / 'b/notes.txt')
     assert names(inputs, folder / 'b/out') == ['b/c/x', 'b/x', 'a/x', 'b/notes']
+
+
+def test_sources_below_the_current_folder_are_found(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert names(['b']) == ['c/x', 'out/overlays/x', 'x']
 
 
 @pytest.mark.parametrize('other', ['x.png', 'c', 'c.png'])
@@ -45,7 +50,7 @@ def test_names_keep_suffixes_where_results_would_collide(other, folder):
     [
         ('whole.mkv', 12, None),
         ('cut.mkv', None, 'of 12 frames'),
-        ('no.mp4', 0, 'ends after 0 of 0 frames'),
+        ('no.mp4', 0, 'not a video, or a broken one'),
     ],
 )
 def test_truncated_video_is_read_as_far_as_possible(file, count, problem, tmp_path):

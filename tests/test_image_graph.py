@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from revcol_mm.apis import init_model
-from revcol_mm.apis.build_image_graph import build_image_graph
-from revcol_mm.apis.exportable import MatrixPool2d, exportable
+from revcol_mm.export.build_image_graph import build_image_graph
+from revcol_mm.export.exportable import MatrixPool2d, exportable
 
 from . import exported_models as models
 from .subprocesses import REPO

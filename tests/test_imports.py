@@ -82,6 +82,7 @@ LAYERS = [
     'preflight',
     'training',
     'visualization',
+    'export',
     'apis',
     'analysis',
     'cli',

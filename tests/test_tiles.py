@@ -14,7 +14,8 @@ from pycocotools import mask as coco_mask
 from skimage import data
 
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.tile_mergers import DetectionMerger, LabelMerger, encode, neighbours
+from revcol_mm.apis.inferencer import MAX_PICTURE, _scaled_down
+from revcol_mm.apis.tile_mergers import DetectionMerger, LabelMerger, encode_mask, neighbours
 from revcol_mm.apis.tiles import Tiling
 
 from .subprocesses import REPO
@@ -66,7 +67,7 @@ def test_tile_mask_is_encoded_in_the_image(shape):
         mask = random.random(shape) < share
         whole = np.zeros((9, 8), np.uint8)
         whole[2 : 2 + shape[0], 1 : 1 + shape[1]] = mask
-        rle = encode(mask, 1, 2, 9, 8)
+        rle = encode_mask(mask, 1, 2, 9, 8)
         assert np.array_equal(coco_mask.decode(rle), whole)
         assert rle == coco_mask.encode(np.asfortranarray(whole))
 
@@ -200,6 +201,10 @@ def test_predict_command_in_tiles(tmp_path, call_tool, monkeypatch):
     assert Image.open(tmp_path / 'out/labels/large.png').size == (500, 400)
     for record in json.loads((tmp_path / 'out/predictions.json').read_text()):
         assert record['segmentation']['size'] == [400, 500]
+
+
+def test_picture_of_a_thin_image_is_one_pixel_high():
+    assert _scaled_down(np.zeros((1, 5 * MAX_PICTURE, 3), np.uint8)).shape == (1, MAX_PICTURE, 3)
 
 
 @pytest.mark.parametrize(

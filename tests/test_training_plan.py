@@ -81,6 +81,12 @@ def test_tool_prints_and_writes_a_plan(tmp_path, call_tool, monkeypatch, device)
     assert all(row['days'] == pytest.approx(images * row['flops_per_image'] / per_day) for row in rows)
 
 
+def test_number_of_images_is_refused_where_iterations_are_counted(call_tool):
+    config = 'configs/dino_revcol_nano_sample.py'
+    _, error = call_tool(TOOL, config, '--gpus', 8, '--shape', 800, 1280, '--num-images', 10)
+    assert error.endswith('counts iterations, not epochs: leave out --num-images')
+
+
 @pytest.mark.parametrize(
     'config, message',
     [

@@ -1,4 +1,4 @@
-"""Check data: ``revcol check-data``, without installing the package."""
+"""Check data: the same as ``revcol check-data``."""
 
 from revcol_mm.cli.check_data import main
 

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: ``revcol convert``, without installing the package."""
+"""Convert a checkpoint: the same as ``revcol convert``."""
 
 from revcol_mm.cli.convert import main
 

@@ -1,4 +1,4 @@
-"""Predict on images and videos: ``revcol predict``, without installing the package."""
+"""Predict on images and videos: the same as ``revcol predict``."""
 
 from revcol_mm.cli.predict import main
 

@@ -1,4 +1,4 @@
-"""Export a model: ``revcol export``, without installing the package."""
+"""Export a model: the same as ``revcol export``."""
 
 from revcol_mm.cli.export import main
 

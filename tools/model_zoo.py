@@ -15,6 +15,7 @@ from typing import Iterator
 import yaml
 
 from revcol_mm.analysis.complexity import count_complexity
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.config.command_line import read_config
 
 ROOT = Path(__file__).parents[1]
@@ -138,8 +139,7 @@ def span(values: list[float]) -> str:
 def markdown(rows: list[dict[str, str]]) -> str:
     """Format rows with the same keys as a Markdown table without empty columns."""
     columns = [column for column in rows[0] if any(row[column] for row in rows)]
-    lines = [columns, ['---'] * len(columns), *([row[column] for column in columns] for row in rows)]
-    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+    return markdown_table(columns, [[row[column] for column in columns] for row in rows])
 
 
 def main() -> None:

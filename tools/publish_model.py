@@ -1,4 +1,4 @@
-"""Publish weights: ``revcol publish``, without installing the package."""
+"""Publish weights: the same as ``revcol publish``."""
 
 from revcol_mm.cli.publish import main
 

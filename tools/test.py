@@ -1,4 +1,4 @@
-"""Test a checkpoint: ``revcol test``, without installing the package."""
+"""Test a checkpoint: the same as ``revcol test``."""
 
 from revcol_mm.cli.test import main
 

@@ -1,4 +1,4 @@
-"""Train a model: ``revcol train``, without installing the package."""
+"""Train a model: the same as ``revcol train``."""
 
 from revcol_mm.cli.train import main
 

@@ -1,4 +1,4 @@
-"""Inference, export and publishing of models."""
+"""Inference with models, from files or a hub."""
 
 from .inferencer import Inferencer
 from .init_inferencer import init_inferencer

@@ -1,4 +1,4 @@
-"""An exported file that can be tested and predicted with like the model it was made of.
+"""An exported file that predicts like the model it was made of.
 
 Shapes: B batch, C, H and W channels, height and width of the images, N boxes.
 """
@@ -14,7 +14,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from .exported_file import open_onnx, open_torch_export
+from revcol_mm.export.exported_file import open_onnx, open_torch_export
+
+from .init_model import pick_device
 
 
 class ExportedModel(BaseModel):
@@ -27,7 +29,7 @@ class ExportedModel(BaseModel):
     Args:
         cfg: Config of the exported model.
         path: ONNX or torch.export file. Reading a torch.export file may run code that it contains.
-        device: See :func:`revcol_mm.apis.exported_file.open_onnx`.
+        device: See :func:`pick_device`; onnxruntime can only use a CPU or an NVIDIA GPU.
 
     Attributes:
         output_names: Names of the file's outputs.
@@ -43,9 +45,11 @@ class ExportedModel(BaseModel):
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f'no file {path}')
-        open_file = open_onnx if path.suffix == '.onnx' else open_torch_export
         try:
-            self.run, self.shape, metadata = open_file(path, device)
+            if path.suffix == '.onnx':
+                self.run, self.shape, metadata = open_onnx(path, device)
+            else:
+                self.run, self.shape, metadata = open_torch_export(path, pick_device(device))
             self.output_names = tuple(json.loads(metadata['outputs']))
         except Exception as error:  # every runtime has its own exceptions
             raise ValueError(f'cannot run {path}, which must be a file of revcol export: {error}') from error
@@ -96,8 +100,6 @@ class ExportedModel(BaseModel):
     def test_step(self, data: dict[str, Any]) -> list[Any]:
         """Predict on a batch of a data loader."""
         return self(**data)
-
-    val_step = test_step
 
     def _padded(self, images: Tensor) -> Tensor:
         missing = [

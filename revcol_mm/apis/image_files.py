@@ -55,7 +55,7 @@ class Picture(NamedTuple):
     fps: float = 0.0
 
 
-def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
+def find_sources(inputs: Sequence[str], leave_out: Path | None = None) -> list[Source]:
     """Find the images and videos that files, folders and patterns stand for.
 
     In folders and their subfolders, files with a known suffix are found, sorted by name. A file that is named
@@ -63,7 +63,7 @@ def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
 
     Args:
         inputs: Paths, and patterns of :mod:`glob`, which may contain '**'.
-        leave_out: Folder for the results. Files in it are not found as part of another folder.
+        leave_out: Folder for the results, if any. Files in it are not found as part of another folder.
 
     Raises:
         FileNotFoundError: If an input does not exist, or is a folder without images and videos.
@@ -71,7 +71,7 @@ def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
     files = {}
     for name in inputs:
         paths = [name] if os.path.exists(name) else sorted(glob(name, recursive=True))
-        found = [file for path in paths for file in _files(Path(path), leave_out.absolute())]
+        found = [file for path in paths for file in _files(Path(path), leave_out and leave_out.absolute())]
         if not found:
             kind = 'image or video in' if os.path.isdir(name) else 'file, folder or match of'
             raise FileNotFoundError(f'no {kind} {name}')
@@ -86,7 +86,7 @@ def find_sources(inputs: Sequence[str], leave_out: Path) -> list[Source]:
     return [Source(file, root, name) for file, name in zip(files, names)]
 
 
-def _files(path: Path, leave_out: Path) -> list[Path]:
+def _files(path: Path, leave_out: Path | None) -> list[Path]:
     if not path.is_dir():
         return [path]
     return [
@@ -120,8 +120,10 @@ def read_pictures(
             video, number = _open(source), 0
             for number, image in enumerate(video, start=1):
                 yield Picture(source, image, number - 1, video.fps)
-            if number < video.frame_cnt or number == 0:
-                report(source, f'ends after {number} of {max(video.frame_cnt, 0)} frames')
+            if number == 0:
+                report(source, 'not a video, or a broken one')
+            elif number < video.frame_cnt:
+                report(source, f'ends after {number} of {video.frame_cnt} frames')
             continue
         try:
             image = read(source.path)

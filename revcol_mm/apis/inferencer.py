@@ -59,7 +59,7 @@ class Inferencer(ABC):
 
     def __init__(self, model: BaseModel) -> None:
         cfg = model.cfg
-        dataset_cfg = cfg.get('test_dataloader', {}).get('dataset', {})
+        dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset', {})
         loaders = [step for step in dataset_cfg.get('pipeline', ()) if is_image_loader(step)]
         if not loaders:
             raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
@@ -218,7 +218,8 @@ def _scaled_down(picture: np.ndarray) -> np.ndarray:
     factor = min(1.0, MAX_PICTURE / max(picture.shape[:2]))
     if factor == 1:
         return picture
-    return cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
+    height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
+    return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _reading_problem(error: Exception, path: str | Path) -> str:

@@ -5,8 +5,8 @@ from pathlib import Path
 from mmengine.config import Config
 
 from revcol_mm.config.command_line import read_config
+from revcol_mm.export.exported_file import is_exported
 
-from .exported_file import is_exported
 from .exported_model import ExportedModel
 from .inferencer import Inferencer
 from .init_model import init_model
@@ -57,7 +57,7 @@ def init_inferencer(
         ValueError: If an option is out of range or not for this task; see also :class:`Inferencer`.
 
     Examples:
-        >>> inferencer = init_inferencer('configs/dino_revcol_t_coco.py', 'iter_90000.pth')
+        >>> inferencer = init_inferencer('configs/dino_revcol_t_coco.py', 'epoch_12.pth')
         >>> image = inferencer.read('street.jpg')
         >>> samples = inferencer.predict([image])
         >>> records, (picture,) = inferencer.records(samples[0]), inferencer.draw([image], samples)
@@ -66,7 +66,7 @@ def init_inferencer(
         raise ValueError(f'the score threshold must be from 0 to 1, got {score_threshold}')
     if top_k is not None and top_k < 1:
         raise ValueError(f'top k must be at least 1, got {top_k}')
-    cfg = config if isinstance(config, Config) else read_config(config)
+    cfg = read_config(config)
     kind = _inferencer_of(cfg)
     options = dict(score_threshold=score_threshold, top_k=top_k)
     options = {name: value for name, value in options.items() if value is not None}

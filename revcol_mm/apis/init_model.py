@@ -59,7 +59,7 @@ def init_model(
         SystemExit: If a package that the config's task needs is not installed.
     """
     picked = pick_device(device)
-    cfg = config if isinstance(config, Config) else read_config(config)
+    cfg = read_config(config)
     for place, problem in find_unsafe_files(cfg.model, 'model'):
         raise PreflightError(f'{problem} ({place})')
     model_cfg = copy.deepcopy(cfg.model)

@@ -87,9 +87,9 @@ class PredictionWriter:
         image = dict(id=len(self._index['images']), file_name=source.file_name, width=width, height=height)
         if picture.frame is not None:
             image['frame'] = picture.frame
+        self._write_overlay(picture, np.ascontiguousarray(overlay[..., ::-1]))
         self._index['info']['root'] = str(source.root)
         self._index['images'].append(image)
-        self._write_overlay(picture, np.ascontiguousarray(overlay[..., ::-1]))
 
         first = self.inferencer.first_category_id
         if isinstance(self.inferencer, SegmentationInferencer):
@@ -140,11 +140,11 @@ class PredictionWriter:
             height, width = overlay.shape[:2]
             codec = cv2.VideoWriter.fourcc(*'mp4v')
             self._video = cv2.VideoWriter(f'{path}.mp4', codec, picture.fps, (width, height))
-            self._video_source = picture.source
             if not self._video.isOpened():
                 raise ImageError(
                     f'cannot write a video of {width} x {height} pixels at {picture.fps} frames per second'
                 )
+            self._video_source = picture.source
         self._video.write(overlay)
 
     def _end_video(self) -> None:

@@ -92,7 +92,7 @@ class DetectionMerger(TileMerger):
             labels=found.labels.cpu(),
         )
         if 'masks' in found:
-            placed.rles = [encode(mask, left, top, height, width) for mask in found.masks.cpu().numpy()]
+            placed.rles = [encode_mask(mask, left, top, height, width) for mask in found.masks.cpu().numpy()]
         return placed
 
     def merge(self, parts: Sequence[tuple[Tile, InstanceData]], height: int, width: int) -> Any:
@@ -188,7 +188,7 @@ def neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
                 yield index[top, left], index[place]
 
 
-def encode(mask: np.ndarray, left: int, top: int, height: int, width: int) -> dict[str, Any]:
+def encode_mask(mask: np.ndarray, left: int, top: int, height: int, width: int) -> dict[str, Any]:
     """Encode a tile's mask as COCO's compressed RLE of the image, without building the image's mask.
 
     Args:

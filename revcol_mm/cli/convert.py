@@ -56,7 +56,7 @@ def convert(
 
     Raises:
         CheckpointError: If there are no weights, or no averaged ones although ``ema`` is set.
-        ValueError: If no weights are of a backbone, or kernels cannot be padded to this size.
+        ValueError: If no weights are of a backbone, or there are no kernels that can be padded to this size.
     """
     weights = model_weights(checkpoint, ema)
     backbone = [name for name in weights if name.startswith(BACKBONE)]
@@ -66,9 +66,11 @@ def convert(
         for name in weights.keys() - set(backbone):
             del weights[name]
     if pad_size is not None:
-        for name in backbone:
-            if name.endswith('dwconv.weight'):
-                weights[name] = pad_kernel(weights[name], pad_size)
+        kernels = [name for name in backbone if name.endswith('dwconv.weight')]
+        if not kernels:
+            raise ValueError('the backbone has no depthwise kernels (dwconv.weight) that could be padded')
+        for name in kernels:
+            weights[name] = pad_kernel(weights[name], pad_size)
     meta = plain(checkpoint.get('meta')) or {}
     return published_layout(weights, meta) if to == 'published' else {'meta': meta, 'state_dict': weights}
 

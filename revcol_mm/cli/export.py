@@ -49,14 +49,14 @@ from torch.utils._pytree import tree_leaves
 import revcol_mm
 from revcol_mm.analysis.complexity import default_shape
 from revcol_mm.apis import init_model
-from revcol_mm.apis.build_image_graph import build_image_graph
-from revcol_mm.apis.detection_graph import DetectionGraph
-from revcol_mm.apis.exported_file import Run, write_onnx, write_torch_export, write_torchscript
-from revcol_mm.apis.image_graph import ImageGraph
-from revcol_mm.apis.mask2former_graph import Mask2FormerGraph
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
 from revcol_mm.config.options import merge_options
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.export.build_image_graph import build_image_graph
+from revcol_mm.export.detection_graph import DetectionGraph
+from revcol_mm.export.exported_file import Run, write_onnx, write_torch_export, write_torchscript
+from revcol_mm.export.image_graph import ImageGraph
+from revcol_mm.export.mask2former_graph import Mask2FormerGraph
 from revcol_mm.models.image_channels import image_channels
 
 FORMATS = {
@@ -169,7 +169,8 @@ def export(args: argparse.Namespace, cfg: Config) -> None:
     graph = build_image_graph(model, args.backbone_only)
     if args.half and isinstance(graph, DetectionGraph | Mask2FormerGraph):
         raise ValueError('--half is not for detectors: rounding to 16 bits moves their boxes')
-    if min(shape) < graph.min_side:
+    has_least_size = args.dynamic or isinstance(graph, DetectionGraph)
+    if has_least_size and min(shape) < graph.min_side:
         raise ValueError(f'--shape must be at least {graph.min_side}, got {shape[0]} and {shape[1]}')
     metadata = describe(model, graph, args)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False

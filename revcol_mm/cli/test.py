@@ -46,15 +46,26 @@ def use_tta(cfg: Config) -> None:
 
 
 def write_predictions(cfg: Config, out: str) -> None:
-    """Make the config's evaluators write predictions."""
+    """Make the config's evaluators write predictions.
+
+    Raises:
+        ValueError: If none of them can.
+    """
     evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
-    for evaluator in evaluators:
-        if evaluator.type == 'IoUMetric':
-            evaluator.output_dir = out
-        elif evaluator.type in ('CocoMetric', 'CocoPanopticMetric'):
-            evaluator.outfile_prefix = f'{out}/predictions'
+    options = dict(
+        IoUMetric=dict(output_dir=out),
+        CocoMetric=dict(outfile_prefix=f'{out}/predictions'),
+        CocoPanopticMetric=dict(outfile_prefix=f'{out}/predictions'),
+    )
+    types = [str(evaluator.type).split('.')[-1] for evaluator in evaluators]
     if cfg.default_scope == 'mmpretrain':
         evaluators.append(ConfigDict(type='DumpResults', out_file_path=f'{out}/predictions.pkl'))
+    elif not set(types) & set(options):
+        raise ValueError(
+            f'--out needs one of the evaluators {", ".join(options)}; {cfg.filename} has {", ".join(types)}'
+        )
+    for evaluator, name in zip(evaluators, types):
+        evaluator.update(options.get(name, {}))
     cfg.test_evaluator = evaluators
 
 
@@ -84,6 +95,9 @@ def main() -> None:
         if '://' not in args.checkpoint and not Path(args.checkpoint).exists():
             raise FileNotFoundError(f'no checkpoint {args.checkpoint}')
         cfg = load_config(args, loaders=('test_dataloader',))
+        if not args.work_dir:  # the work dir of the training keeps its own config and logs
+            cfg.work_dir = str(Path(cfg.work_dir, 'test'))
+            check_writable(Path(cfg.work_dir))
         if args.tta:
             use_tta(cfg)
         if args.out:

@@ -28,12 +28,12 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_config(path: str | Path, recorded: bool = False) -> Config:
-    """Read a config, and check that the packages for its task are installed.
+def read_config(config: str | Path | Config, recorded: bool = False) -> Config:
+    """Read a config unless it is one already, and check that the packages for its task are installed.
 
     Args:
-        path: The file, or the name of a config that comes with this package, see
-            :func:`revcol_mm.config.find.find_config`. Its code is run.
+        config: A config, a file, whose code is run, or the name of a config that comes with this package,
+            see :func:`revcol_mm.config.find.find_config`.
         recorded: The config was found beside a checkpoint and is not trusted: read it without running its
             code, see :func:`read_recorded_model`.
 
@@ -42,9 +42,12 @@ def read_config(path: str | Path, recorded: bool = False) -> Config:
         ValueError: If it cannot be read, has no model, or has no valid ``default_scope``.
         SystemExit: If a package that its task needs is missing.
     """
-    path = find_config(path)
-    with building(f'the config {path}'):
-        cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
+    if isinstance(config, Config):
+        cfg, path = config, config.filename or 'the config'
+    else:
+        path = find_config(config)
+        with building(f'the config {path}'):
+            cfg = read_recorded_model(path) if recorded else Config.fromfile(path)
     scope = cfg.get('default_scope')
     if scope not in SCOPES:
         raise ValueError(

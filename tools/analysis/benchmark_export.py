@@ -33,12 +33,12 @@ from revcol_mm.analysis.labelled_images import innermost_dataset
 from revcol_mm.analysis.machine import machine
 from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_inferencer
-from revcol_mm.apis.build_image_graph import build_image_graph
-from revcol_mm.apis.exported_file import open_onnx
 from revcol_mm.apis.image_files import find_sources, read_pictures
-from revcol_mm.apis.image_graph import ImageGraph
-from revcol_mm.config.command_line import check_writable
+from revcol_mm.config.command_line import check_writable, read_config
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.export.build_image_graph import build_image_graph
+from revcol_mm.export.exported_file import open_onnx
+from revcol_mm.export.image_graph import ImageGraph
 from revcol_mm.preflight import check_files
 
 MIN_SCORE = 0.3  # detections with lower scores are not compared
@@ -132,10 +132,10 @@ def pictures_for_testing(cfg: Config, number: int) -> list[str]:
 
 def benchmark(config: str, checkpoint: str, pictures: list[str] | None, number: int) -> dict[str, Any]:
     """Export a model and compare it with the exported file on named pictures or some of its test data."""
-    pictures = pictures or pictures_for_testing(Config.fromfile(config), number)
+    pictures = pictures or pictures_for_testing(read_config(config), number)
     inferencer = init_inferencer(config, checkpoint, 'cpu')
     problems: list[str] = []
-    sources = find_sources(pictures, leave_out=Path('nowhere'))
+    sources = find_sources(pictures)
     images = [
         torch.from_numpy(inferencer.network_input(picture.image)[0]).permute(2, 0, 1)[None].float()
         for picture in read_pictures(sources, inferencer.read, lambda source, why: problems.append(why))
@@ -149,7 +149,8 @@ def benchmark(config: str, checkpoint: str, pictures: list[str] | None, number: 
             [*command, '--dynamic', '--out', str(file)], capture_output=True, text=True, check=False
         )
         if done.returncode:
-            raise ValueError(f'cannot export {config}: {done.stderr.strip().splitlines()[-1]}')
+            reason = (done.stderr.strip() or f'exit status {done.returncode}').splitlines()[-1]
+            raise ValueError(f'cannot export {config}: {reason}')
         result = compare(build_image_graph(inferencer.model), file, images)
     return dict(model=Path(config).stem, task=inferencer.task, **result)
 

@@ -75,6 +75,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     model = init_model(cfg, device=str(device))
     if cfg.default_scope == 'mmseg':
         model.data_preprocessor.size = (height, width)  # otherwise it pads images to the crop
+        model.data_preprocessor.size_divisor = None
 
     def make_batch(batch_size: int) -> dict:
         return synthetic_batch(model, cfg.default_scope, batch_size, height, width)

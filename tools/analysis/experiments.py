@@ -32,10 +32,12 @@ from typing import Any
 import matplotlib
 import psutil
 import torch
+from filelock import FileLock
 from mmengine.config import Config
 
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.analysis.machine import machine
+from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.checkpoints.atomic_files import replacing
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.config.options import merge_options
@@ -175,8 +177,16 @@ def read_record(out: Path, experiment: dict[str, Any]) -> Results:
 
 
 def write_record(out: Path, experiment: dict[str, Any], results: Results) -> None:
-    """Write results.json, table.md and loss.png."""
-    results = {run: dict(sorted(results[run].items())) for run in experiment['runs'] if run in results}
+    """Write results.json, table.md and loss.png, with the results that other calls have written to them."""
+    with FileLock(out / '.lock'):
+        recorded = read_record(out, experiment)
+        merged = {run: {**recorded.get(run, {}), **results.get(run, {})} for run in experiment['runs']}
+        _write_record(
+            out, experiment, {run: dict(sorted(each.items())) for run, each in merged.items() if each}
+        )
+
+
+def _write_record(out: Path, experiment: dict[str, Any], results: Results) -> None:
     write_text(out / RECORD, json.dumps(dict(experiment, results=results), indent=1) + '\n')
     write_text(out / 'table.md', report(experiment, results) + '\n')
     rows = []
@@ -202,10 +212,7 @@ def report(experiment: dict[str, Any], results: Results) -> str:
 
 def table(results: Results, metrics: list[str]) -> str:
     """Format the mean, minimum and maximum over seeds of every run as a Markdown table."""
-    lines = [
-        f'| run | seeds | {" | ".join(metrics)} | s / iteration | memory, MiB |',
-        '|---' * (len(metrics) + 4) + '|',
-    ]
+    rows = []
     for run, by_seed in results.items():
         seeds = list(by_seed.values())
         cells = [run, str(len(seeds))]
@@ -217,8 +224,8 @@ def table(results: Results, metrics: list[str]) -> str:
             cells.append(f'{statistics.mean(values):.4g}{spread}')
         cells.append(f'{statistics.median(seed["seconds_per_iteration"] for seed in seeds):.2f}')
         cells.append(f'{max(seed["memory"] for seed in seeds):.0f}')
-        lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+        rows.append(cells)
+    return markdown_table(['run', 'seeds', *metrics, 's / iteration', 'memory, MiB'], rows)
 
 
 def main() -> None:
@@ -263,6 +270,8 @@ def main() -> None:
                 write_record(args.out, experiment, results)
         if not jobs:
             print(report(experiment, results))
+            if args.out:  # its metrics or seeds may have changed
+                write_record(args.out, experiment, results)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,6 @@ be read is reported and skipped, and the exit status is 65.
 """
 
 import sys
-from pathlib import Path
 
 from revcol_mm.check_env import CORE, require_parts
 
@@ -60,7 +59,7 @@ def main() -> None:
     problems, rows = {}, []
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
-        sources = find_sources(args.images, leave_out=args.out or Path())
+        sources = find_sources(args.images, leave_out=args.out)
         if videos := [str(source.path) for source in sources if source.is_video]:
             raise ValueError(f'feature maps can be drawn of images only, not of videos: {", ".join(videos)}')
         inferencer = init_inferencer(cfg, args.checkpoint, args.device)

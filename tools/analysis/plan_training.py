@@ -59,6 +59,8 @@ def parse_args() -> tuple[argparse.Namespace, Config]:
 def count_images(cfg: Config, args: argparse.Namespace) -> int:
     """Return the number of images of the whole training."""
     if 'max_iters' in cfg.train_cfg:
+        if args.num_images is not None:
+            raise ValueError(f'{cfg.filename} counts iterations, not epochs: leave out --num-images')
         return cfg.train_cfg.max_iters * cfg.train_dataloader.batch_size * args.gpus
     if args.num_images is None:
         raise ValueError(f'{cfg.filename} trains for {cfg.train_cfg.max_epochs} epochs: give --num-images')

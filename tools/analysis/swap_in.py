@@ -51,8 +51,11 @@ def parse_args() -> argparse.Namespace:
         '"table: swap_in" and "end" is replaced, with a JSON file next to it',
     )
     parser.add_argument('--methods', nargs='+', help='methods to test, such as mmdet::detr mmseg::fcn [all]')
-    parser.add_argument('--timeout', type=float, default=300, help='seconds per method and backbone [300]')
-    return parser.parse_args()
+    parser.add_argument('--timeout', type=float, help='seconds per method and backbone [300]')
+    args = parser.parse_args()
+    if args.config and (args.methods or args.timeout):
+        parser.error('--methods and --timeout are for testing methods: leave out CONFIG')
+    return args
 
 
 def config_path(name: str) -> Path:
@@ -205,7 +208,7 @@ def main() -> None:
                 print(cfg.pretty_text)
             return
         report = read_report(args.out, args.arch or 'nano')
-        for line in try_methods(report, args.methods, args.timeout):
+        for line in try_methods(report, args.methods, args.timeout or 300):
             print(line, flush=True)
             if args.out:
                 write_report(report, args.out)

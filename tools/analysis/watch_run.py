@@ -4,10 +4,12 @@
         python tools/train.py configs/upernet_revcol_nano_sample.py --work-dir work_dirs/run
 
 samples memory, threads, open files, worker processes and the size of a folder. It prints how each of them
-changed and writes the samples as watch_run.json and as a plot. The exit status is that of the command.
+changed and writes the samples as watch_run.json and as a plot. The exit status is that of the command, or 1
+if it succeeded within 10 intervals.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -17,6 +19,10 @@ from pathlib import Path
 
 import psutil
 from matplotlib.figure import Figure
+
+from revcol_mm.analysis.markdown_table import markdown_table
+from revcol_mm.config.command_line import check_writable
+from revcol_mm.errors import errors_in_one_line
 
 QUANTITIES = {
     'memory': 'memory of the process, MiB',
@@ -39,6 +45,13 @@ def folder_size(folder: Path | None) -> float:
     return size / 2**20
 
 
+def memory(worker: psutil.Process) -> int:
+    """Return the memory of a process in bytes; 0 if it has just ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return worker.memory_info().rss
+    return 0
+
+
 def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | None:
     """Sample all quantities; return None if the process has ended in the meantime."""
     try:
@@ -46,7 +59,7 @@ def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | N
         with process.oneshot():
             return dict(
                 memory=process.memory_info().rss / 2**20,
-                worker_memory=sum(worker.memory_info().rss for worker in workers) / 2**20,
+                worker_memory=sum(map(memory, workers)) / 2**20,
                 threads=process.num_threads(),
                 files=process.num_fds() if psutil.POSIX else process.num_handles(),
                 workers=len(workers),
@@ -100,15 +113,23 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='folder for watch_run.json and .png')
     args = parser.parse_args()
     if args.interval <= 0:
-        sys.exit(f'error: --interval must be more than 0 seconds, got {args.interval}')
+        parser.error(f'--interval must be more than 0 seconds, got {args.interval}')
+    if args.out:
+        with errors_in_one_line():
+            check_writable(args.out)
     status, samples = watch(args.command, args.folder, args.interval)
     if len(samples) < 10:
-        sys.exit(f'error: the command ended with status {status} after {len(samples)} samples; 10 are needed')
-    print('| | second fifth of the run | last fifth |\n|---|---|---|')
-    for name, (before, after) in changes(samples).items():
-        print(f'| {QUANTITIES[name]} | {before:.0f} | {after:.0f} |')
+        print(
+            f'error: {len(samples)} samples, of which 10 are needed; the command failed or was too short',
+            file=sys.stderr,
+        )
+        sys.exit(status or 1)
+    rows = [
+        [QUANTITIES[name], f'{before:.0f}', f'{after:.0f}']
+        for name, (before, after) in changes(samples).items()
+    ]
+    print(markdown_table(['', 'second fifth of the run', 'last fifth'], rows))
     if args.out:
-        args.out.mkdir(parents=True, exist_ok=True)
         (args.out / 'watch_run.json').write_text(json.dumps(samples) + '\n')
         plot(samples).savefig(args.out / 'watch_run.png', dpi=100)
     sys.exit(status)

@@ -12,7 +12,7 @@ from torch import Tensor
 from revcol_mm.any_module import AnyModule
 
 from .detection_graph import DetectionGraph
-from .exportable import encode, pixel_centres
+from .exportable import pixel_centres, run_encoder
 from .image_graph import take
 
 
@@ -34,7 +34,7 @@ class DinoGraph(DetectionGraph):
             model.positional_encoding(None, input=feature) + embedding[:, None, None]
             for feature, embedding in zip(maps, model.level_embed)
         ]
-        memory, sizes = encode(model.encoder.layers, maps, positions)
+        memory, sizes = run_encoder(model.encoder.layers, maps, positions)
         queries, references = self._proposals(memory, sizes)
         states, references = model.decoder(
             query=queries,

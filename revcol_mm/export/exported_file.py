@@ -7,13 +7,14 @@ from typing import Any, Callable, NamedTuple, Sequence
 
 import torch
 from torch import Tensor
+from torch.export.passes import move_to_device_pass
 
 from revcol_mm.check_env import require_parts
 
 from .image_graph import ImageGraph
-from .init_model import pick_device
 
 MAX_ONE_FILE = 2**31 - 2**24  # bytes of weights in an .onnx file; protobuf ends at 2 GiB
+CUDA_PROVIDER = 'CUDAExecutionProvider'
 METADATA = 'metadata.json'  # extra file of TorchScript and torch.export
 Run = Callable[[Tensor], Sequence[Tensor]]
 
@@ -42,7 +43,7 @@ def open_onnx(path: Path, device: str | None) -> ExportedFile:
 
     Args:
         path: The file.
-        device: 'cpu', 'cuda' or 'cuda:1'. None: a GPU if onnxruntime can use one.
+        device: 'cpu', 'cuda' or 'cuda:1'. None: a GPU if onnxruntime can use one, otherwise the CPU.
 
     Raises:
         ValueError: If onnxruntime cannot use the device.
@@ -50,14 +51,18 @@ def open_onnx(path: Path, device: str | None) -> ExportedFile:
     require_parts('running ONNX', ('onnxruntime',))
     import onnxruntime
 
-    has_cuda = 'CUDAExecutionProvider' in onnxruntime.get_available_providers()
+    has_cuda = CUDA_PROVIDER in onnxruntime.get_available_providers()
     wanted = torch.device(device or ('cuda' if has_cuda else 'cpu'))
-    if wanted.type == 'cuda' and not has_cuda:
-        raise ValueError(f'onnxruntime cannot use {device!r}: install onnxruntime-gpu, or use cpu')
-    on_gpu = [('CUDAExecutionProvider', dict(device_id=wanted.index or 0))] if wanted.type == 'cuda' else []
+    unusable = f'onnxruntime cannot use {device!r}: install onnxruntime-gpu and give cuda, or give cpu'
+    if wanted.type not in ('cpu', 'cuda') or (wanted.type == 'cuda' and not has_cuda):
+        raise ValueError(unusable)
+    on_gpu = [(CUDA_PROVIDER, dict(device_id=wanted.index or 0))] if wanted.type == 'cuda' else []
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # hides warnings about 16-bit constants that are not folded
     session = onnxruntime.InferenceSession(path, options, providers=[*on_gpu, 'CPUExecutionProvider'])
+    # onnxruntime continues on the CPU if its CUDA libraries cannot be loaded.
+    if device and on_gpu and CUDA_PROVIDER not in session.get_providers():
+        raise ValueError(unusable)
 
     def run(image: Tensor) -> list[Tensor]:
         return [torch.from_numpy(each) for each in session.run(None, {'image': image.cpu().numpy()})]
@@ -65,18 +70,19 @@ def open_onnx(path: Path, device: str | None) -> ExportedFile:
     return ExportedFile(run, session.get_inputs()[0].shape, session.get_modelmeta().custom_metadata_map)
 
 
-def open_torch_export(path: Path, device: str | None) -> ExportedFile:
+def open_torch_export(path: Path, device: torch.device) -> ExportedFile:
     """Open a torch.export file.
 
     Args:
         path: The file. Reading it may run code that it contains.
-        device: See :func:`pick_device`.
+        device: Where to run it; it need not be where it was exported.
     """
-    target, extra = pick_device(device), {METADATA: ''}
+    extra = {METADATA: ''}
     program = torch.export.load(path, extra_files=extra)
     (image,) = (node for node in program.graph.nodes if node.op == 'placeholder' and node.name == 'image')
-    module, shape = program.module().to(target), list(image.meta['val'].shape)
-    return ExportedFile(lambda image: module(image.to(target)), shape, json.loads(extra[METADATA]))
+    shape = list(image.meta['val'].shape)
+    module = move_to_device_pass(program, str(device)).module()  # also moves tensors that the graph makes
+    return ExportedFile(lambda image: module(image.to(device)), shape, json.loads(extra[METADATA]))
 
 
 def write_onnx(
@@ -144,7 +150,7 @@ def write_torch_export(
         prefer_deferred_runtime_asserts_over_guards=True,
     )
     torch.export.save(program, out, extra_files={METADATA: json.dumps(metadata)})
-    return open_torch_export(out, str(image.device)).run
+    return open_torch_export(out, image.device).run
 
 
 def _dynamic_shapes(graph: ImageGraph, min_batch: int) -> dict[str, dict[int, Any]]:

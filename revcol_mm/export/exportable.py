@@ -134,7 +134,7 @@ class PixelDecoder(nn.Module):
             decoder.postional_encoding(None, input=feat) + embedding[:, None, None]  # sic, in MMDetection
             for feat, embedding in zip(coarsest_first, decoder.level_encoding.weight)
         ]
-        memory, sizes = encode(decoder.encoder.layers, maps, positions)
+        memory, sizes = run_encoder(decoder.encoder.layers, maps, positions)
         outputs = [
             part.transpose(1, 2).unflatten(2, size)
             for part, size in zip(memory.split([height * width for height, width in sizes], 1), sizes)
@@ -146,7 +146,7 @@ class PixelDecoder(nn.Module):
         return decoder.mask_feature(outputs[-1]), outputs[: decoder.num_outs]
 
 
-def encode(
+def run_encoder(
     layers: Sequence[AnyModule], maps: Sequence[Tensor], positions: Sequence[Tensor]
 ) -> tuple[Tensor, list[tuple[int, int]]]:
     """Run a deformable encoder on the levels of images that are not padded.
