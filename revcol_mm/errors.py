@@ -40,11 +40,14 @@ def building(what: str) -> Iterator[None]:
     except (PreflightError, CheckpointError):
         raise
     except Exception as error:  # a class that the config names may raise anything
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise PreflightError(
-            f'cannot build {what}: {reason} ({Path(place.filename).name}:{place.lineno})'
-        ) from error
+        raise PreflightError(f'cannot build {what}: {reason_and_place(error)}') from error
+
+
+def reason_and_place(error: Exception) -> str:
+    """Return the class and the message of an error, and the file and line that raised it, in one line."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+    return f'{reason} ({Path(place.filename).name}:{place.lineno})'
 
 
 @contextmanager

@@ -1,9 +1,12 @@
 """NonFiniteHook stops a run, or skips iterations, whose loss or gradient is infinite or NaN."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
@@ -13,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from revcol_mm import RevCol
 from revcol_mm.checkpoints.reading import read_checkpoint
 from revcol_mm.errors import PreflightError
+from revcol_mm.training import nonfinite
 from revcol_mm.training.column_statistics import ColumnStatisticsHook
 from revcol_mm.training.nonfinite import NonFiniteError, NonFiniteHook
 from revcol_mm.training.runner import ResumableRunner
@@ -103,7 +107,9 @@ def test_error_names_iteration_module_and_images_and_saves_previous_weights(tmp_
     assert 'the loss of iteration 3 is not finite' in message
     assert 'such an output is overflow (Overflow); images: images/2.jpg.' in message
     before = runner([GOOD, 2.0], tmp_path / 'before').train().state_dict()
-    assert_equal_weights(saved_weights(tmp_path / 'stopped/nonfinite_iter_3.pth'), before)
+    checkpoint = tmp_path / 'stopped/nonfinite_iter_3.pth'
+    assert_equal_weights(saved_weights(checkpoint), before)
+    assert read_checkpoint(checkpoint)['meta']['iter'] == 2
 
 
 class TwoParameters(BaseModel):
@@ -144,6 +150,35 @@ def test_skipped_iteration_changes_no_weight_and_no_buffer(bad, tmp_path):
     assert_equal_weights(skipped.state_dict(), without.state_dict())
 
 
+class CountSteps(Hook):
+    """Lists the number of optimizer steps after every iteration."""
+
+    def before_train(self, runner):
+        self.steps = []
+
+    def after_train_iter(self, runner, *_, **__):
+        states = runner.optim_wrapper.optimizer.state.values()
+        self.steps.append(max((int(state['step']) for state in states), default=0))
+
+
+@pytest.mark.parametrize(
+    'values, steps', [([BAD_LOSS, 1, 2, 3], [0, 1, 1, 2]), ([1, BAD_LOSS, 2, 3], [0, 0, 0, 1])]
+)
+def test_skipped_loss_counts_as_one_of_those_that_are_accumulated(values, steps, tmp_path):
+    run = runner([float(value) for value in values], tmp_path, max_skips=1, accumulative_counts=2)
+    counter = CountSteps()
+    run.register_hook(counter)
+    run.train()
+    assert counter.steps == steps
+
+
+def test_no_process_runs_the_batch_again_if_reconstruction_failed_in_another(tmp_path, monkeypatch):
+    """The forward pass may hold collective operations, for which it would wait forever."""
+    monkeypatch.setattr(nonfinite, 'all_gather_object', lambda mine: [mine, 'not exact'])
+    with pytest.raises(NonFiniteError, match='is not finite: not exact;'):
+        runner([BAD_LOSS], tmp_path).train()
+
+
 def test_hook_does_not_change_training(tmp_path):
     watched = runner([1.0, 2.0, 3.0], tmp_path / 'watched')
     unwatched = runner([1.0, 2.0, 3.0], tmp_path / 'unwatched')
@@ -173,20 +208,22 @@ def test_negative_max_skips_is_refused():
 class RandomOverflow(BaseModel):
     """Overflows for one random number in two."""
 
-    def __init__(self):
+    def __init__(self, random_number):
         super().__init__()
+        self.random_number = random_number
         self.layer = nn.Linear(1, 1)
         self.coin = nn.Identity()
 
     def forward(self, inputs, data_samples, mode='loss'):
-        scale = 1 / (torch.rand(()) < 0.5)
+        scale = 1 / torch.tensor(self.random_number() < 0.5)
         return dict(loss=self.coin(self.layer(inputs.new_ones(1)) * scale).square().sum())
 
 
-def test_batch_is_run_again_with_the_same_random_numbers(tmp_path):
+@pytest.mark.parametrize('draw', [lambda: torch.rand(()).item(), np.random.rand, random.random])
+def test_batch_is_run_again_with_the_same_random_numbers(draw, tmp_path):
     """Also if ResumableRunner seeds every iteration."""
     for seed in range(4):
-        model = RandomOverflow()
+        model = RandomOverflow(draw)
         run = runner([GOOD] * 20, tmp_path / str(seed), runner_type=ResumableRunner, model=model, seed=seed)
         with pytest.raises(NonFiniteError, match='the first module with such an output is coin'):
             run.train()

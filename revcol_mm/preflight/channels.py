@@ -1,16 +1,14 @@
 """Compare the channels of images, of their normalization and of the model."""
 
-import random
-from contextlib import contextmanager, suppress
-from typing import Any, Iterator
+from contextlib import suppress
+from typing import Any
 
-import numpy as np
-import torch
 from mmengine.model import BaseDataPreprocessor, ImgDataPreprocessor
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from revcol_mm.data.pipelines import dataset_name, image_loader, innermost_datasets
+from revcol_mm.data.random_states import restored_random_states
 from revcol_mm.errors import PreflightError
 from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import LevelwiseDecoder, PixelShuffleDecoder
@@ -74,7 +72,8 @@ def check_images(dataset: Dataset, model: nn.Module) -> None:
     Images that cannot be read are skipped, because training may leave them out.
 
     Raises:
-        PreflightError: If it has not, or if the pipeline has a transform of colours that the image lacks.
+        PreflightError: If an image has another number of channels, or a colour transform gets images
+            without 3 channels.
     """
     wanted = revcol_channels(model)
     for part, transforms in innermost_datasets(dataset):
@@ -82,7 +81,7 @@ def check_images(dataset: Dataset, model: nn.Module) -> None:
         if loader is None or not hasattr(part, 'get_data_info'):
             continue
         info, image, packed = {}, None, None
-        with _restored_randomness(), suppress(Exception):  # decoders and transforms may raise anything
+        with restored_random_states(), suppress(Exception):  # decoders and transforms may raise anything
             info = part.get_data_info(0)
             image = loader(dict(info))['img']
             packed = _packed_channels(part[0])
@@ -113,15 +112,3 @@ def _packed_channels(sample: dict[str, Any]) -> int | None:
     inputs = sample.get('inputs')
     inputs = inputs[0] if isinstance(inputs, (list, tuple)) else inputs  # test-time augmentation
     return inputs.shape[-3] if isinstance(inputs, Tensor) and inputs.ndim >= 3 else None
-
-
-@contextmanager
-def _restored_randomness() -> Iterator[None]:
-    """Restore the random states of Python, NumPy and torch afterwards."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])

@@ -1,9 +1,11 @@
 """Stop a run, or skip an iteration, whose loss or gradient is infinite or NaN."""
 
+import random
 from typing import Any
 
+import numpy as np
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -13,6 +15,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import get_total_norm
 from torch.utils._pytree import tree_leaves
 
+from revcol_mm.data.random_states import restored_random_states
 from revcol_mm.ops import check_reconstruction
 from revcol_mm.ops.call import random_states, replayed
 
@@ -34,7 +37,7 @@ class NonFiniteHook(Hook):
 
     Args:
         max_skips: Number of iterations that may be skipped before the run is stopped. The count is saved in
-            checkpoints.
+            checkpoints. With ``accumulative_counts``, the optimizer step is skipped with its last iteration.
 
     Raises:
         NonFiniteError: During training, for the first such iteration beyond ``max_skips``.
@@ -52,7 +55,13 @@ class NonFiniteHook(Hook):
         """Check every loss before the backward pass, and every gradient before it is clipped."""
 
         def is_good_loss(loss: Tensor, *_: Any, **__: Any) -> bool:
-            return self._is_good(runner, 'loss', loss.detach().isfinite().all())
+            is_good = self._is_good(runner, 'loss', loss.detach().isfinite().all())
+            if not is_good:  # steps stay at multiples of accumulative_counts
+                runner.optim_wrapper._inner_count += 1
+                if runner.optim_wrapper.should_update():
+                    # No step with the earlier losses: only the last backward exchanges gradients in DDP.
+                    runner.optim_wrapper.zero_grad()
+            return is_good
 
         def are_good_gradients(*_: Any, **__: Any) -> bool:
             grads = [param.grad for param in runner.model.parameters() if param.grad is not None]
@@ -71,6 +80,7 @@ class NonFiniteHook(Hook):
         self.data_batch = data_batch
         self.device = next(runner.model.parameters()).device
         self.random_states = random_states(self.device)
+        self.python_state, self.numpy_state = random.getstate(), np.random.get_state()
         # Running statistics change in the forward pass, before the loss is known.
         self.buffers = {name: buffer.clone() for name, buffer in runner.model.named_buffers()}
 
@@ -90,7 +100,8 @@ class NonFiniteHook(Hook):
         checkpoint = f'nonfinite_iter_{iteration}.pth'
         self._restore_buffers(runner.model)
         if num_skips > self.max_skips:  # saved first, since running the batch again may fail
-            runner.save_checkpoint(runner.work_dir, checkpoint, by_epoch=False)
+            meta = dict(epoch=runner.epoch, iter=runner.iter)  # without the iteration that is not finite
+            runner.save_checkpoint(runner.work_dir, checkpoint, meta=meta, by_epoch=False)
         message = (
             f'the {what} of iteration {iteration} is not finite: {self._origin(runner)}; '
             f'images: {self._image_names()}'
@@ -108,10 +119,15 @@ class NonFiniteHook(Hook):
 
     def _origin(self, runner: Runner) -> str:
         """Run the forward pass again, and describe where the first non-finite value arises."""
+        problem = None
         try:
             check_reconstruction()
         except RuntimeError as error:
-            return str(error)
+            problem = str(error)
+        # The forward pass may hold collective operations: either all processes run it, or none.
+        for each in all_gather_object(problem):
+            if each is not None:
+                return each
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         module_names = {module: name or 'the model' for name, module in model.named_modules()}
         found: list[str] = []
@@ -123,10 +139,13 @@ class NonFiniteHook(Hook):
 
         with (
             register_module_forward_hook(inspect),
+            restored_random_states(),
             replayed(self.device, self.random_states),
             torch.no_grad(),
             runner.optim_wrapper.optim_context(model),
         ):
+            random.setstate(self.python_state)
+            np.random.set_state(self.numpy_state)
             data = model.data_preprocessor(self.data_batch, training=True)
             model._run_forward(data, mode='loss')
         self._restore_buffers(runner.model)

@@ -2,18 +2,17 @@
 
 import logging
 import random
-import traceback
 from itertools import count
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import print_log
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
+from revcol_mm.data.random_states import restored_random_states
 from revcol_mm.data.splits import build_dataset
+from revcol_mm.errors import reason_and_place
 
 from .seeding import seed_everything
 
@@ -68,28 +67,21 @@ class SeededDataset(Dataset):
         if not isinstance(key, tuple):
             return self._load(key, max_broken=0)
         index, *entropy = key
-        python_state, numpy_state = random.getstate(), np.random.get_state()
-        with torch.random.fork_rng(devices=[]):
-            try:
-                seed_everything(*entropy)
-                for attempt in count(1):
-                    sample = self._load(index, self.max_broken)
-                    if sample is not None:
-                        return sample
-                    seed_everything(*entropy, attempt)
-                    index = random.randrange(len(self))
-            finally:
-                random.setstate(python_state)
-                np.random.set_state(numpy_state)
+        with restored_random_states():
+            seed_everything(*entropy)
+            for attempt in count(1):
+                sample = self._load(index, self.max_broken)
+                if sample is not None:
+                    return sample
+                seed_everything(*entropy, attempt)
+                index = random.randrange(len(self))
 
     def _load(self, index: int, max_broken: int) -> Any:
         """Return a sample, or None if it is broken and may be replaced."""
         try:
             return self.dataset[index]
         except Exception as error:  # decoders and transforms raise exceptions of any type
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-            message = f'{self._name(index)} is broken: {reason} ({Path(place.filename).name}:{place.lineno})'
+            message = f'{self._name(index)} is broken: {reason_and_place(error)}'
             is_new = not self.broken[index]
             self.broken[index] = True
             num_broken = int(self.broken.sum())
