@@ -67,6 +67,14 @@ def sample_data(tmp_path_factory):
 
 
 @pytest.fixture
+def process_group(tmp_path):
+    """torch.distributed with this process alone."""
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
 def in_repo(monkeypatch):
     """Make the repository the working folder."""
     monkeypatch.chdir(REPO)

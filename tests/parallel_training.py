@@ -21,7 +21,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch.utils.data import Dataset
 
 import revcol_mm  # noqa: F401
-from revcol_mm.training.launch import adapt_to_device
+from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
 
 ARCH = dict(channels=[8, 16, 24, 32], layers=(1, 1, 2, 1), num_columns=4)
 SIZE = 64
@@ -145,6 +145,7 @@ def main():
     cfg.launcher = 'pytorch' if 'WORLD_SIZE' in os.environ else 'none'
     cfg.work_dir = str(args.out.with_suffix(''))
     cfg.merge_from_dict(args.cfg_options)
+    adapt_precision_to_device(cfg)
     adapt_to_device(cfg)
     runner = RUNNERS.get(cfg.get('runner_type', 'ResumableRunner')).from_cfg(cfg)
     record = Record()

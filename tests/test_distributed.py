@@ -17,7 +17,10 @@ from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
 from revcol_mm.checkpoints.run_files import is_complete
 from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights
+from revcol_mm.errors import CheckpointError
 from revcol_mm.testing import worst_errors
+from revcol_mm.training.fully_sharded_runner import FullyShardedRunner
+from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
 
 from .subprocesses import REPO, run
 
@@ -262,6 +265,64 @@ def test_tools_accept_a_sharded_checkpoint_and_convert_it_to_a_file(sample_data,
         os.truncate(part, part.stat().st_size - 1)
         assert not is_complete(folder)
         part.write_bytes(part.read_bytes() + b'.')
+
+
+def sharded_runner():
+    """A FullyShardedRunner with only what loading a checkpoint needs; its model is not sharded."""
+    runner = object.__new__(FullyShardedRunner)
+    runner.model, runner.logger, runner._resume, runner._hooks = torch.nn.Linear(2, 1), None, False, []
+    return runner
+
+
+def test_weights_of_a_wrapped_model_are_loaded_into_a_sharded_one(tmp_path):
+    weights = {'module.weight': torch.ones(1, 2), 'other': torch.ones(1)}
+    torch.save(dict(state_dict=weights), tmp_path / 'a.pth')
+    runner = sharded_runner()
+    runner.load_checkpoint(str(tmp_path / 'a.pth'))
+    assert torch.equal(runner.model.weight, torch.ones(1, 2))
+    with pytest.raises(CheckpointError, match=r'a\.pth has 1 of the 2 weights'):
+        runner.load_checkpoint(str(tmp_path / 'a.pth'), strict=True)
+
+
+def test_checkpoint_without_a_weight_of_the_sharded_model_is_an_error(tmp_path):
+    torch.save(dict(state_dict=dict(other=torch.ones(1))), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match=r'a\.pth has 0 of the 2 weights'):
+        sharded_runner().load_checkpoint(str(tmp_path / 'a.pth'))
+
+
+@pytest.fixture
+def without_gpu(monkeypatch):
+    """A computer without a GPU, on which no process group is started."""
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    monkeypatch.setattr(torch.distributed, 'init_process_group', lambda *_, **__: None)
+
+
+@pytest.mark.parametrize(
+    'options, expected',
+    [
+        (dict(), dict(broadcast_buffers=False, find_unused_parameters=False)),
+        (dict(find_unused_parameters=True), dict(broadcast_buffers=False, find_unused_parameters=True)),
+        (dict(model_wrapper_cfg=dict(static_graph=True)), dict(static_graph=True)),
+    ],
+)
+def test_options_of_ddp_are_kept_on_cpus(options, expected, without_gpu):
+    cfg = Config(dict(launcher='pytorch', **options))
+    adapt_to_device(cfg)
+    assert cfg.model_wrapper_cfg == dict(expected, device_ids=None)
+
+
+def test_mpi_without_a_gpu_is_refused(without_gpu):
+    with pytest.raises(ValueError, match='--launcher mpi needs GPUs'):
+        adapt_to_device(Config(dict(launcher='mpi')))
+
+
+def test_mixed_precision_is_turned_off_with_a_warning_in_training_only(without_gpu, log_warnings):
+    cfg = Config(dict(launcher='none', optim_wrapper=dict(type='AmpOptimWrapper', dtype='bfloat16')))
+    adapt_to_device(cfg)
+    assert not log_warnings
+    adapt_precision_to_device(cfg)
+    assert cfg.optim_wrapper == dict(type='OptimWrapper')
+    assert log_warnings == ['no GPU: training without mixed precision']
 
 
 class Malicious:

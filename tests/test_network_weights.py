@@ -5,6 +5,8 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 from revcol_mm import LoadFromHook
 from revcol_mm.errors import CheckpointError
@@ -124,6 +126,16 @@ class Model(BaseModel):
 
     def forward(self, inputs, data_samples=None, mode='tensor'):
         return self.head(self.backbone(inputs)[-1])
+
+
+def test_single_network_is_refused_as_load_from_of_sharded_columns(process_group, tmp_path):
+    trained, columns = Model(build('ConvNeXt')), ReversibleColumns(NETWORKS['ConvNeXt'], num_columns=3)
+    torch.save(dict(state_dict=trained.state_dict()), tmp_path / 'trained.pth')
+    runner = Runner(Model(columns), str(tmp_path), load_from=str(tmp_path / 'trained.pth'))
+    runner.register_hook(LoadFromHook())
+    fully_shard(runner.model, mesh=init_device_mesh('cpu', (1,)))
+    with pytest.raises(CheckpointError, match='trained.pth is of a single network.*model.backbone.init_cfg'):
+        runner.load_or_resume()
 
 
 def test_load_from_takes_a_model_with_the_single_network_to_train_but_not_to_test(tmp_path):

@@ -48,6 +48,18 @@ def test_a_missing_checkpoint_is_an_error_unless_the_run_resumes(ade):
     check_files(ade, LOADERS)
 
 
+@pytest.mark.parametrize(
+    'dataset', [dict(data_root='s3://bucket/ade'), dict(type='mmpretrain.CIFAR10', data_root='data/nowhere')]
+)
+def test_data_that_are_remote_or_will_be_downloaded_are_not_missing(dataset, ade):
+    ade.train_dataloader.dataset = dataset
+    check_files(ade, LOADERS)
+    if 'type' in dataset:
+        ade.train_dataloader.dataset.download = False
+        with pytest.raises(FileNotFoundError, match='no data folder data/nowhere'):
+            check_files(ade, LOADERS)
+
+
 def test_missing_and_empty_folders_are_errors(ade, tmp_path):
     (tmp_path / 'images/training/a.jpg').unlink()
     (tmp_path / 'annotations/validation').rename(tmp_path / 'annotations/valid')
@@ -139,13 +151,6 @@ def test_categories_that_are_not_classes_are_a_warning(tmp_path, log_messages):
         'Dataset at somewhere: 1 categories of its annotation file are not among the classes; their objects '
         'are left out'
     ]
-
-
-@pytest.fixture
-def process_group(tmp_path):
-    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize('save_memory', [True, False])

@@ -13,7 +13,13 @@ require_parts('training', CORE)
 from mmengine.registry import RUNNERS
 
 from revcol_mm.errors import errors_in_one_line
-from revcol_mm.training.launch import adapt_to_device, add_common_arguments, leave_processes, load_config
+from revcol_mm.training.launch import (
+    adapt_precision_to_device,
+    adapt_to_device,
+    add_common_arguments,
+    leave_processes,
+    load_config,
+)
 from revcol_mm.training.nonfinite import NonFiniteError
 from revcol_mm.training.seeded_dataset import BrokenSampleError
 
@@ -58,6 +64,7 @@ def main() -> None:
             )
         if args.amp:
             cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        adapt_precision_to_device(cfg)
         adapt_to_device(cfg)
         runner_type.from_cfg(cfg).train()
         leave_processes()

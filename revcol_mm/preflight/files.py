@@ -9,6 +9,8 @@ from mmengine.config import Config, ConfigDict
 from revcol_mm.checkpoints.sources import is_remote, local_checkpoint
 from revcol_mm.config.unsafe_files import find_unsafe_files, unsafe_format
 
+DOWNLOADED = ('CIFAR10', 'CIFAR100', 'FashionMNIST', 'MNIST')  # by MMPretrain, if they are missing
+
 
 def check_files(cfg: Config, loaders: tuple[str, ...], evaluators: bool = True) -> None:
     """Check that the data of dataloaders and evaluators exist, and the checkpoints that training starts from.
@@ -85,13 +87,15 @@ def _evaluator_configs(cfg: Config, loader: str) -> Iterator[tuple[str, ConfigDi
             yield f'{name}.{index}', evaluator
 
 
-def _is_on_remote_storage(config: ConfigDict, path: str = '') -> bool:
+def _is_on_remote_storage(config: ConfigDict, path: str | None) -> bool:
     return '://' in str(path) or (config.get('backend_args') or {}).get('backend', 'local') != 'local'
 
 
 def _missing_files(dataset: ConfigDict) -> Iterator[str]:
     """Yield a message for each missing or empty file or folder of a data set."""
-    if _is_on_remote_storage(dataset):
+    if _is_on_remote_storage(dataset, dataset.get('data_root')):
+        return
+    if str(dataset.get('type')).rpartition('.')[2] in DOWNLOADED and dataset.get('download', True):
         return
     root = Path(dataset.get('data_root') or '')
     if not root.is_dir():

@@ -1,8 +1,9 @@
 """A runner that shards weights, gradients and optimizer state over the processes (FSDP2)."""
 
+import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Iterable
 
 import torch
 from mmengine.device import get_device
@@ -67,7 +68,9 @@ class FullyShardedRunner(ResumableRunner):
     A checkpoint such as ``iter_4000.pth`` is a folder, see :mod:`revcol_mm.checkpoints.shards`, which is
     either complete or does not exist. ``--resume`` accepts it with any number of processes; ``load_from``,
     ``tools/test.py`` and ``tools/publish_model.py`` accept it like a file;
-    ``tools/convert_checkpoint.py`` converts its weights to a file. ``load_from`` accepts any checkpoint.
+    ``tools/convert_checkpoint.py`` converts its weights to a file. ``load_from`` accepts any checkpoint but
+    that of a single network for the columns of a ReversibleColumns, which can be loaded only before they are
+    sharded: name it in the backbone's ``init_cfg``.
 
     Raises:
         PreflightError: If there is only one process, the config has a ``model_wrapper_cfg`` or an EMAHook,
@@ -150,19 +153,28 @@ class FullyShardedRunner(ResumableRunner):
         barrier()
 
     def load_checkpoint(
-        self, filename: str, map_location: Any = 'cpu', strict: bool = False, revise_keys: Any = ()
+        self,
+        filename: str,
+        map_location: Any = 'cpu',
+        strict: bool = False,
+        revise_keys: Iterable[tuple[str, str]] = (('^module.', ''),),
     ) -> dict[str, Any]:
-        """Load a sharded checkpoint when resuming, else the weights of any checkpoint."""
+        """Load a sharded checkpoint when resuming, else the weights of any checkpoint.
+
+        Raises:
+            CheckpointError: If no weight fits the model or, with ``strict``, any does not.
+        """
         if self._resume:
             return self._load_shards(filename)
         checkpoint = CheckpointLoader.load_checkpoint(filename, map_location='cpu', logger=self.logger)
         self.call_hook('after_load_checkpoint', checkpoint=checkpoint)
-        own = self.model.state_dict()
-        weights = {
-            name: weight
-            for name, weight in checkpoint['state_dict'].items()
-            if name in own and own[name].shape == weight.shape
-        }
+        own, weights = self.model.state_dict(), checkpoint.get('state_dict', checkpoint)
+        for pattern, replacement in revise_keys:
+            weights = {re.sub(pattern, replacement, name): weight for name, weight in weights.items()}
+        num_given = len(weights)
+        weights = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+        if not weights or (strict and not len(own) == len(weights) == num_given):
+            raise CheckpointError(f'{filename} has {len(weights)} of the {len(own)} weights of the model')
         set_model_state_dict(
             self.model, weights, options=StateDictOptions(full_state_dict=True, strict=False)
         )

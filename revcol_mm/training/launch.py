@@ -67,16 +67,26 @@ def load_config(args: argparse.Namespace, loaders: tuple[str, ...]) -> Config:
     return cfg
 
 
-def adapt_to_device(cfg: Config) -> None:
-    """Without a GPU, turn off mixed precision and start distributed runs with gloo instead of NCCL."""
-    if torch.cuda.is_available():
-        return
+def adapt_precision_to_device(cfg: Config) -> None:
+    """Without a GPU, turn off mixed precision in training, and log a warning."""
     optim_wrapper = cfg.get('optim_wrapper', {})
-    if optim_wrapper.get('type') == 'AmpOptimWrapper':
+    if not torch.cuda.is_available() and optim_wrapper.get('type') == 'AmpOptimWrapper':
         print_log('no GPU: training without mixed precision', logger='current', level=logging.WARNING)
         optim_wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)
+
+
+def adapt_to_device(cfg: Config) -> None:
+    """Without a GPU, start distributed runs with gloo instead of NCCL.
+
+    Raises:
+        ValueError: If the launcher is MPI, with which MMEngine would select a GPU.
+    """
+    if torch.cuda.is_available():
+        return
+    if cfg.launcher == 'mpi':
+        raise ValueError('--launcher mpi needs GPUs: use pytorch or slurm')
     if cfg.launcher == 'slurm':
         _set_torch_variables_from_slurm()
     if cfg.launcher in ('pytorch', 'slurm'):
@@ -84,9 +94,9 @@ def adapt_to_device(cfg: Config) -> None:
         # Started here because MMEngine would first select a GPU.
         torch.distributed.init_process_group('gloo', timeout=timedelta(seconds=timeout))
         if cfg.get('runner_type') != 'FullyShardedRunner':
-            cfg.model_wrapper_cfg = dict(
-                type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False
-            )
+            unused = cfg.get('find_unused_parameters', False)
+            default = dict(broadcast_buffers=False, find_unused_parameters=unused)  # MMEngine's
+            cfg.model_wrapper_cfg = {**(cfg.get('model_wrapper_cfg') or default), 'device_ids': None}
 
 
 def leave_processes() -> None:

@@ -6,6 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
+from torch.distributed.tensor import DTensor
 
 from revcol_mm.checkpoints.fitting import fit_weights
 from revcol_mm.checkpoints.layouts import BACKBONE, model_weights
@@ -50,7 +51,8 @@ class LoadFromHook(Hook):
 
     Raises:
         CheckpointError: If the checkpoint does not exist, a required weight is missing or has another shape,
-            or the checkpoint's backbone has weights that the model's lacks.
+            the checkpoint's backbone has weights that the model's lacks, or it is of a single network and the
+            model is sharded.
     """
 
     priority = 'VERY_HIGH'  # before EMAHook, which copies the weights under their renamed keys
@@ -81,6 +83,11 @@ class LoadFromHook(Hook):
         backbone = getattr(model, 'backbone', None)
         is_single_network = isinstance(backbone, ReversibleColumns) and not is_of_columns(weights)
         if is_single_network and not self.strict:  # in testing, layers between columns would be untrained
+            if any(isinstance(param, DTensor) for param in backbone.parameters()):
+                raise CheckpointError(
+                    f'{source} is of a single network, which FullyShardedRunner cannot load by load_from: '
+                    "name it in model.backbone.init_cfg=dict(type='Pretrained', checkpoint=...)"
+                )
             backbone.load_network(weights, source)
             others = {name: weight for name, weight in weights.items() if not name.startswith(BACKBONE)}
             own = {f'{BACKBONE}{name}': weight for name, weight in backbone.state_dict().items()}
