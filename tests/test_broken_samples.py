@@ -18,6 +18,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from revcol_mm.training import worker_shutdown
 from revcol_mm.training.runner import ResumableRunner
 from revcol_mm.training.seeded_dataset import BrokenSampleError, SeededDataset
 
@@ -125,6 +126,18 @@ def test_workers_end_with_the_loop(persistent_workers, folder, tmp_path):
     assert multiprocessing.active_children() == []
     assert training.val() == {'count': 10}
     assert multiprocessing.active_children() == []
+
+
+def test_workers_keep_their_own_initialisation(folder, monkeypatch):
+    loader = dict(dataset=Images(folder), num_workers=1, sampler=dict(type='DefaultSampler'))
+    built = ResumableRunner.build_dataloader(dict(loader, disable_subprocess_warning=True), seed=0)
+    init = built.worker_init_fn.keywords['init']
+    assert init.keywords['disable_subprocess_warning']
+    called = []
+    monkeypatch.setattr(worker_shutdown, 'signal', SimpleNamespace(signal=lambda *_: None, SIG_IGN=None))
+    monkeypatch.setattr(worker_shutdown, 'Thread', lambda **_: SimpleNamespace(start=lambda: None))
+    worker_shutdown.shield_worker(3, None, called.append)
+    assert called == [3]
 
 
 @pytest.mark.slow

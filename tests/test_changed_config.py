@@ -7,11 +7,12 @@ import torch
 from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
+from torch.utils.data import BatchSampler
 
-from revcol_mm.errors import CheckpointError
+from revcol_mm.errors import CheckpointError, PreflightError
 from revcol_mm.training.runner import ResumableRunner
 
-from .tiny_runs import Line, assert_equal_weights, make, make_by_epoch, newest_log, resume
+from .tiny_runs import Line, assert_equal_weights, interrupt, make, make_by_epoch, newest_log, resume
 
 
 def learning_rates(runner):
@@ -49,6 +50,18 @@ def test_more_epochs_follow_the_new_schedule(tmp_path):
     new = make_by_epoch(tmp_path / 'new', 4)
     new.train()
     runner = make_by_epoch(tmp_path / 'run', 4, resume=True)
+    runner.train()
+    assert learning_rates(runner) == learning_rates(new)
+
+
+def test_interruption_before_the_end_of_an_epoch_does_not_count_it_twice(tmp_path):
+    """The last iteration of the second epoch is saved before the epoch ends."""
+    scheduler = dict(type='MultiStepLR', milestones=[1, 2, 3, 4], by_epoch=True, end=9)
+    changed = dict(param_scheduler=[scheduler])
+    new = make_by_epoch(tmp_path / 'new', 3, **changed)
+    new.train()
+    interrupt(make_by_epoch(tmp_path / 'run', 3), 6)
+    runner = make_by_epoch(tmp_path / 'run', 3, resume=True, **changed)
     runner.train()
     assert learning_rates(runner) == learning_rates(new)
 
@@ -92,6 +105,16 @@ def test_learning_rate_scaled_by_batch_size_follows_the_new_batch_size(tmp_path)
     scaled = dict(auto_scale_lr=dict(enable=True, base_batch_size=2), param_scheduler=None)
     make(tmp_path, batch_size=2, **scaled).train()
     assert learning_rates(resume(tmp_path, max_iters=6, batch_size=4, **scaled)) == [0.2]
+
+
+def test_drop_last_beside_a_batch_sampler_is_an_error_as_in_torch(tmp_path):
+    loader = dict(
+        num_workers=0, batch_size=2, dataset=dict(type='Numbers'), sampler=dict(type='DefaultSampler')
+    )
+    batch_sampler = dict(type=BatchSampler, drop_last=True)
+    runner = make(tmp_path, train_dataloader=dict(loader, batch_sampler=batch_sampler, drop_last=True))
+    with pytest.raises(PreflightError, match='drop_last has no effect beside batch_sampler'):
+        runner.train()
 
 
 def test_another_number_of_images_is_logged(tmp_path):

@@ -12,7 +12,7 @@ from torch import nn
 from revcol_mm import check_env
 from revcol_mm.errors import PreflightError
 from revcol_mm.preflight.batch_norm import check_batch_norm
-from revcol_mm.preflight.class_weights import check_class_weights, check_weighted_pixels
+from revcol_mm.preflight.class_weights import check_class_weight_with_ignored_pixels, check_class_weights
 from revcol_mm.preflight.feature_channels import check_channels
 from revcol_mm.preflight.metrics import check_metrics
 from revcol_mm.preflight.num_classes import check_num_classes
@@ -108,14 +108,14 @@ def test_class_weights_of_a_classifier_are_checked(key):
 @pytest.mark.skipif(check_env.installed_set() == 'onedl', reason='onedl-mmsegmentation is fixed')
 @pytest.mark.parametrize('ignored', [255, 11])
 def test_class_weights_that_fail_at_ignored_pixels_are_a_warning(ignored, log_warnings):
-    """If the loss does not fail, MMSegmentation was fixed, and `check_weighted_pixels` can be removed."""
+    """If the loss does not fail, MMSegmentation was fixed, and the check can be removed."""
     options = {
         'model.decode_head.ignore_index': ignored,
         'model.decode_head.loss_decode.class_weight': [1.0] * 11,
     }
     head = bare_runner(read(SEGMENTOR, options)).model.decode_head
     del log_warnings[:]
-    check_weighted_pixels(nn.ModuleDict(dict(decode_head=head)))
+    check_class_weight_with_ignored_pixels(nn.ModuleDict(dict(decode_head=head)))
     (message,) = log_warnings
     assert 'decode_head.loss_decode: ' in message and f'({ignored})' in message
     scores, labels = torch.zeros(1, 11, 2, 2), torch.tensor([[[0, 1], [10, ignored]]])
@@ -127,7 +127,7 @@ def test_class_weights_that_fail_at_ignored_pixels_are_a_warning(ignored, log_wa
     head = bare_runner(read(SEGMENTOR, options)).model.decode_head
     assert head.loss_decode.class_weight == [1.0] * 11
     del log_warnings[:]
-    check_weighted_pixels(nn.ModuleDict(dict(decode_head=head)))
+    check_class_weight_with_ignored_pixels(nn.ModuleDict(dict(decode_head=head)))
     assert log_warnings == []
     loss = head.loss_decode(scores, labels, ignore_index=ignored)
     assert loss.item() == pytest.approx(0.75 * math.log(11))
@@ -149,7 +149,7 @@ def test_other_losses_with_class_weights_pass(loss, log_warnings):
     init_default_scope('mmseg')
     head.loss_decode, head.ignore_index = MODELS.build(loss), 255
     del log_warnings[:]
-    check_weighted_pixels(nn.ModuleDict(dict(decode_head=head)))
+    check_class_weight_with_ignored_pixels(nn.ModuleDict(dict(decode_head=head)))
     assert log_warnings == []
 
 

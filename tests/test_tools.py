@@ -192,7 +192,7 @@ def test_unwritable_work_dir_is_an_error(sample_data, tmp_path, call_tool):
     (tmp_path / 'file').touch()
     work_dir = tmp_path / 'file' / 'work'
     _, error = call_tool('tools/train.py', DEMO, '--work-dir', work_dir, *on(sample_data, 'ade20k'))
-    assert error.startswith(f'error: cannot write in the work dir {work_dir}: Not a directory')
+    assert error.startswith(f'error: cannot write in {work_dir}: Not a directory')
 
 
 TOOLS = [path.stem for path in (REPO / 'tools').glob('*.py') if 'revcol_mm.cli' not in path.read_text()]

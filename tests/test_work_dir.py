@@ -9,11 +9,10 @@ import pytest
 import torch
 from filelock import FileLock
 from mmengine.fileio import FileClient, LocalBackend, register_backend
-from mmengine.hooks import Hook
 
 from revcol_mm.errors import CheckpointError, PreflightError
 
-from .tiny_runs import Line, make, newest_log, resume
+from .tiny_runs import Line, interrupt, make, newest_log, resume
 
 
 def test_second_run_in_a_work_dir_is_refused_while_the_first_trains(tmp_path):
@@ -116,19 +115,6 @@ def test_checkpoint_cannot_have_other_files_deleted(kind, tmp_path):
     torch.save(content, path)
     resume(tmp_path / 'run', max_iters=4, **options)
     assert other.exists()
-
-
-def interrupt(runner, iteration):
-    """Train until SIGTERM arrives in an iteration."""
-
-    class Signal(Hook):
-        def before_train_iter(self, runner, *_, **__):
-            if runner.iter + 1 == iteration:
-                signal.raise_signal(signal.SIGTERM)
-
-    runner.register_hook(Signal())
-    with pytest.raises(SystemExit):
-        runner.train()
 
 
 def test_checkpoints_of_interruptions_are_deleted_after_the_next_regular_one(tmp_path):

@@ -1,9 +1,12 @@
 """Runs of ResumableRunner that fit a line to numbers and take a fraction of a second."""
 
+import signal
 import time
 
+import pytest
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, MODELS
 from torch import nn
@@ -107,6 +110,19 @@ def resume(work_dir, **options):
     runner = make(work_dir, resume=True, **options)
     runner.train()
     return runner
+
+
+def interrupt(runner, iteration):
+    """Train until SIGTERM arrives in an iteration."""
+
+    class Signal(Hook):
+        def before_train_iter(self, runner, *_, **__):
+            if runner.iter + 1 == iteration:
+                signal.raise_signal(signal.SIGTERM)
+
+    runner.register_hook(Signal())
+    with pytest.raises(SystemExit):
+        runner.train()
 
 
 def assert_equal_weights(model, expected):

@@ -90,7 +90,7 @@ def check_size(path: str | Path) -> None:
     with open(path, 'rb') as file:
         is_archive = file.read(4) == b'PK\3\4'  # torch's own test
     if is_archive != zipfile.is_zipfile(path):  # for example, if too many bytes follow the archive
-        raise ValueError('it is half an archive')
+        raise ValueError('the file is truncated, or other data follow the archive')
     if is_archive:
         with zipfile.ZipFile(path) as archive:
             parts = archive.infolist()

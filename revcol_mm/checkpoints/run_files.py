@@ -106,13 +106,11 @@ def saved_checkpoints(
     names = [re.sub(r'\\\{[^}]*\}', r'(\\d+)', re.escape(template)) for template in templates]
     pattern = re.compile(rf'\.?(?:{"|".join(names)})')
     folders = dict.fromkeys([Path(work_dir), Path(checkpoint_folder(work_dir, out_dir))])
-    found = [
-        path
-        for folder in folders
-        if folder.is_dir()
-        for path in folder.iterdir()
-        if pattern.fullmatch(path.name) and (path.is_dir() or not path.name.startswith('.'))
-    ]
+    numbers: dict[Path, int] = {}
+    for path in (path for folder in folders if folder.is_dir() for path in folder.iterdir()):
+        match = pattern.fullmatch(path.name)
+        if match and (path.is_dir() or not path.name.startswith('.')):
+            numbers[path] = int(next(filter(None, match.groups()), 0))
     last = Path(_recorded(work_dir)).name
 
     def order(path: Path) -> tuple:
@@ -120,10 +118,9 @@ def saved_checkpoints(
             iteration = read_meta(path)['iter']
         except CheckpointError:
             iteration = float('inf')
-        number = int(next(filter(None, pattern.fullmatch(path.name).groups()), 0))
-        return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, number
+        return iteration == float('inf'), path.name.removeprefix('.') == last, iteration, numbers[path]
 
-    return sorted(found, key=order, reverse=True)
+    return sorted(numbers, key=order, reverse=True)
 
 
 def newest_complete_checkpoint(

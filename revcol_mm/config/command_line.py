@@ -70,4 +70,4 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ValueError(f'cannot write in the work dir {folder}: {error.strerror}') from error
+        raise ValueError(f'cannot write in {folder}: {error.strerror}') from error

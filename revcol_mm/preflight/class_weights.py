@@ -16,7 +16,6 @@ def check_class_weights(model: nn.Module) -> None:
     Raises:
         PreflightError: For the first loss with another number of weights.
     """
-    model = getattr(model, 'module', model)
     heads = {'': model}  # the innermost module with num_classes around each module
     for path, module in model.named_modules():
         parent = heads[path.rpartition('.')[0]] if path else model
@@ -50,13 +49,13 @@ def _num_outputs(head: nn.Module, loss: nn.Module, path: str) -> tuple[int, str]
     return 0, ''
 
 
-def check_weighted_pixels(model: nn.Module) -> None:
+def check_class_weight_with_ignored_pixels(model: nn.Module) -> None:
     """Warn of losses that fail at the first ignored pixel.
 
     In MMSegmentation 1.2.2 this is CrossEntropyLoss with ``class_weight`` (its issue 3734). Its error says
     only that an index is out of bounds and, on a GPU, ends the process.
     """
-    for path, head in getattr(model, 'module', model).named_modules():
+    for path, head in model.named_modules():
         if not hasattr(head, 'loss_decode') or not hasattr(head, 'ignore_index'):
             continue
         losses = head.loss_decode if isinstance(head.loss_decode, nn.ModuleList) else [head.loss_decode]

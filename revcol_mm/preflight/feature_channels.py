@@ -15,13 +15,12 @@ def check_channels(model: nn.Module, cfg: Config | dict[str, Any]) -> None:
     The forward pass would also fail, but without naming the number in the config that is wrong.
 
     Args:
-        model: The model, possibly wrapped.
+        model: The model.
         cfg: The config's ``model``.
 
     Raises:
         PreflightError: For the first number that differs.
     """
-    model = getattr(model, 'module', model)
     cfg = cfg.get('module', cfg) if isinstance(cfg, dict) else {}  # inside of test-time augmentation
     backbones = [module for module in model.modules() if isinstance(module, ColumnBackbone)]
     necks = list(_parts(cfg, 'neck'))

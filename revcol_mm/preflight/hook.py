@@ -13,7 +13,7 @@ from revcol_mm.errors import PreflightError
 
 from .batch_norm import check_batch_norm
 from .channels import check_images, check_normalisation
-from .class_weights import check_class_weights, check_weighted_pixels
+from .class_weights import check_class_weight_with_ignored_pixels, check_class_weights
 from .feature_channels import check_channels
 from .metrics import check_metrics
 from .num_classes import check_num_classes
@@ -38,9 +38,10 @@ class PreflightHook(Hook):
     def before_run(self, runner: Runner) -> None:
         check_length(runner.cfg.get('train_cfg') or {})
         _check_wrapper(runner.model)
-        check_channels(runner.model, runner.cfg.get('model'))
-        check_normalisation(runner.model)
-        check_sliding_windows(runner.model)
+        model = getattr(runner.model, 'module', runner.model)
+        check_channels(model, runner.cfg.get('model'))
+        check_normalisation(model)
+        check_sliding_windows(model)
         splits = []
         for name in ('train', 'val', 'test'):
             loop = getattr(runner, f'_{name}_loop')
@@ -48,12 +49,12 @@ class PreflightHook(Hook):
             if dataset is not None:
                 configs = runner.cfg.get(f'{name}_evaluator')
                 evaluator = getattr(loop, 'evaluator', None)
-                splits += splits_of(name, dataset, evaluator, configs, runner.model)
-                check_images(dataset, runner.model)
+                splits += splits_of(name, dataset, evaluator, configs, model)
+                check_images(dataset, model)
         for split in splits:
-            check_num_classes(runner.model, split.where, split.dataset)
-        check_class_weights(runner.model)
-        check_weighted_pixels(runner.model)
+            check_num_classes(model, split.where, split.dataset)
+        check_class_weights(model)
+        check_class_weight_with_ignored_pixels(model)
         report(check_run(splits))
         for split in splits:
             split.files.clear()  # else worker processes would copy hundreds of thousands of file names

@@ -18,7 +18,7 @@ def check_num_classes(model: nn.Module, name: str, dataset: Dataset) -> None:
     """Compare every ``num_classes`` in a model, of heads and of losses, with the classes of a data set.
 
     Args:
-        model: The model, possibly wrapped.
+        model: The model.
         name: Name of the data set in messages.
         dataset: Data set with ``classes`` in its ``metainfo`` and, if it is panoptic, ``thing_classes`` and
             ``stuff_classes``.
@@ -26,7 +26,7 @@ def check_num_classes(model: nn.Module, name: str, dataset: Dataset) -> None:
     Raises:
         PreflightError: For the first number that differs.
     """
-    model, metainfo = getattr(model, 'module', model), getattr(dataset, 'metainfo', {})
+    metainfo = getattr(dataset, 'metainfo', {})
     classes = metainfo.get('classes')
     if not classes or isinstance(classes, str):
         return

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from typing import Any
+from typing import Any, Sequence
 
 from mmengine.optim import OptimWrapper, _ParamScheduler
 from torch import nn
@@ -71,7 +71,7 @@ def replay_schedule(
     options: list[dict[str, Any]],
     schedulers: list[_ParamScheduler],
     num_iters: int,
-    epoch_length: int | None,
+    epoch_ends: Sequence[int],
 ) -> None:
     """Set the options of a resumed optimizer from the new config, and step its schedulers to the iteration.
 
@@ -80,7 +80,7 @@ def replay_schedule(
         options: Options of every parameter group (learning rate, weight decay, ...) in the new config.
         schedulers: Schedulers of the new config, not stepped yet.
         num_iters: Iterations that have been done.
-        epoch_length: Iterations in an epoch. None in an iteration-based run.
+        epoch_ends: Iterations with which the finished epochs ended; none in an iteration-based run.
 
     Raises:
         CheckpointError: If a scheduler depends on metrics, which are not known any more.
@@ -96,8 +96,7 @@ def replay_schedule(
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', message='.*optimizer.step')  # not called yet, as intended
         for iteration in range(1, num_iters + 1):
-            ends_epoch = bool(epoch_length) and iteration % epoch_length == 0
-            for by_epoch in (False, True) if ends_epoch else (False,):
+            for by_epoch in (False, True) if iteration in epoch_ends else (False,):
                 for scheduler in schedulers:
                     if scheduler.by_epoch == by_epoch:
                         scheduler.step()

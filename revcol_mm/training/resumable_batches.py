@@ -30,14 +30,15 @@ class ResumableBatchSampler:
         seed: Seed of the run.
         num_iters: Iterations that the resumed run has done.
         num_epochs: Epochs that the resumed run has finished. None if the run is iteration-based.
-        data: :attr:`extent` of the resumed run. If it differs from the present one, an iteration-based run
-            continues after the same number of samples.
+        saved_extent: :attr:`extent` of the resumed run. If it differs from the present one, a run by
+            iterations continues after the same number of samples.
 
     Attributes:
         extent: Global batch size, number of images, and batches in an epoch.
 
     Raises:
         CheckpointError: If an epoch-based run had epochs of another length.
+        ValueError: If there are both ``batch_sampler`` and ``drop_last``.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class ResumableBatchSampler:
         seed: int = 0,
         num_iters: int = 0,
         num_epochs: int | None = None,
-        data: dict[str, int] | None = None,
+        saved_extent: dict[str, int] | None = None,
     ) -> None:
         self.sampler, self.batch_size, self.seed = sampler, batch_size, seed
+        if batch_sampler is not None and drop_last:
+            raise ValueError('drop_last has no effect beside batch_sampler: set it there')
         if batch_sampler is None:
             self.batches = BatchSampler(sampler, batch_size, drop_last)
         else:
@@ -64,7 +67,7 @@ class ResumableBatchSampler:
             epoch_length=len(self.batches),
         )
         self.by_epoch = num_epochs is not None
-        num_iters = self._same_place(num_iters, data or self.extent)
+        num_iters = self._same_place(num_iters, saved_extent or self.extent)
         if self.by_epoch:
             self.next_epoch, self.skip = num_epochs, max(0, num_iters - num_epochs * len(self))
         elif isinstance(sampler, InfiniteSampler):

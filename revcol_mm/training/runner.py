@@ -159,7 +159,7 @@ class ResumableRunner(Runner):
                 seed=self.seed,
                 num_iters=done['iter'],
                 num_epochs=done['epoch'] if by_epoch else None,
-                data=done.get('data'),
+                saved_extent=done.get('data'),
             )
             self._train_dataloader = cfg
         return super().build_train_loop(loop)
@@ -175,8 +175,9 @@ class ResumableRunner(Runner):
         with building('a dataloader'), annotation_files() as files:
             loader = Runner.build_dataloader(dataloader, *args, **kwargs)
         vars(loader.dataset)['annotation_files'] = files
-        if 'worker_init_fn' not in dataloader:  # set here since MMEngine deep-copies the config
-            loader.worker_init_fn = partial(shield_worker, exit_notice=exit_notice_of(os.getpid()))
+        # Set here since MMEngine deep-copies the config.
+        notice, init = exit_notice_of(os.getpid()), loader.worker_init_fn
+        loader.worker_init_fn = partial(shield_worker, exit_notice=notice, init=init)
         return loader
 
     def build_optim_wrapper(self, optim_wrapper: OptimWrapper | dict) -> OptimWrapper:
@@ -304,8 +305,11 @@ class ResumableRunner(Runner):
             )
         if changed:
             self.logger.warning(f'resuming with a changed {", ".join(changed)}')
-            epoch_length = len(loop.dataloader) if isinstance(loop, EpochBasedTrainLoop) else None
-            replay_schedule(self.optim_wrapper, options, self.param_schedulers or [], loop.iter, epoch_length)
+            length = len(loop.dataloader)
+            # The last iteration of an epoch may be done, but not its end.
+            by_epoch = isinstance(loop, EpochBasedTrainLoop)
+            ends = range(length, loop.epoch * length + 1, length) if by_epoch else ()
+            replay_schedule(self.optim_wrapper, options, self.param_schedulers or [], loop.iter, ends)
         if isinstance(loop, IterBasedTrainLoop) and isinstance(batches, ResumableBatchSampler):
             loop.dataloader_iterator = ResumedBatches(loop.dataloader_iterator, loop.iter)
 

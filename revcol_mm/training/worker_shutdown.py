@@ -8,7 +8,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from multiprocessing.util import Finalize
 from threading import Thread
-from typing import Iterator
+from typing import Callable, Iterator
 
 from mmengine.runner import BaseLoop, IterBasedTrainLoop, Runner
 
@@ -27,7 +27,7 @@ def exit_notice_of(pid: int) -> Connection:
     return notice
 
 
-def shield_worker(worker_id: int, exit_notice: Connection) -> None:
+def shield_worker(worker_id: int, exit_notice: Connection, init: Callable[[int], None] | None = None) -> None:
     """Make a data-loader worker ignore SIGTERM and SIGINT: a ``worker_init_fn``.
 
     Slurm and Ctrl-C signal the whole process group, but the main process needs its workers to finish the
@@ -35,12 +35,15 @@ def shield_worker(worker_id: int, exit_notice: Connection) -> None:
     ends the worker as soon as its parent begins to exit.
 
     Args:
-        worker_id: Number of the worker, unused.
+        worker_id: Number of the worker.
         exit_notice: :func:`exit_notice_of` of the parent.
+        init: MMEngine's or the user's ``worker_init_fn``, which is called afterwards.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Thread(target=_exit_with_parent, args=(exit_notice,), daemon=True).start()
+    if init is not None:
+        init(worker_id)
 
 
 def _exit_with_parent(exit_notice: Connection) -> None:
