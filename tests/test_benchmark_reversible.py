@@ -54,8 +54,8 @@ def test_columns_of_another_network_report_their_start_error(tmp_path):
     'options, status, message',
     [
         (('nano', '--num-columns', 0), 2, 'must be at least 1'),
-        (('nano', '--device', 'nowhere'), 2, "there is no device 'nowhere'; available are cpu"),
-        (('nano', '--device', 'cpu', '--precision', 'tf32'), 2, 'tf32 requires a GPU'),
+        (('nano', '--device', 'nowhere'), 1, "there is no device 'nowhere'; available are cpu"),
+        (('nano', '--device', 'cpu', '--precision', 'tf32'), 1, 'tf32 requires a GPU'),
         (('configs/upernet_revcol_t_ade20k.py',), 1, 'nor a config with ReversibleColumns'),
     ],
 )

@@ -25,6 +25,7 @@ from revcol_mm.analysis.machine import machine
 from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.speed import time_in_turn
 from revcol_mm.apis import pick_device
+from revcol_mm.errors import errors_in_one_line
 
 PUBLISHED = ('tiny', 'small', 'base', 'large', 'xlarge')
 
@@ -114,11 +115,9 @@ def main() -> None:
     parser.add_argument('--repeats', type=int, default=7)
     add_device_argument(parser)
     args = parser.parse_args()
-    try:
+    with errors_in_one_line():
         args.device = pick_device(args.device)
         published = import_published(args.checkout)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
     print(
         f'{args.batch_size} x 3 x {args.size[0]} x {args.size[1]}, {machine(args.device)}; ours / published\n'
     )

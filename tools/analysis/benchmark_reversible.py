@@ -218,13 +218,10 @@ def main() -> None:
     args = parser.parse_args()
     if min(*args.size, args.batch_size, args.repeats, *(args.num_columns or [1])) < 1:
         parser.error('sizes and counts must be at least 1')
-    try:
-        args.device = pick_device(args.device)
-    except ValueError as error:
-        parser.error(str(error))
-    if args.precision == 'tf32' and args.device.type != 'cuda':
-        parser.error('tf32 requires a GPU')
     with errors_in_one_line():
+        args.device = pick_device(args.device)
+        if args.precision == 'tf32' and args.device.type != 'cuda':
+            raise ValueError('tf32 requires a GPU')
         backbones = {name: read_backbone(name) for name in args.archs}
         if args.out:
             check_writable(args.out)
