@@ -10,9 +10,8 @@ from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-INTERRUPTIONS = (
-    'interruptions'  # in the message hub: iterations of checkpoints that InterruptionHook has saved
-)
+# Key of the message hub for the iterations of the checkpoints that InterruptionHook has saved.
+INTERRUPTIONS = 'interruptions'
 
 
 class _DeferredDeletion:
