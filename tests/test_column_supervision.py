@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
 from mmseg.models import EncoderDecoder
@@ -18,6 +20,7 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from revcol_mm import ColumnSupervision, RevCol
+from revcol_mm.models import ReversibleColumns, Stages
 from revcol_mm.testing import peak_bytes, worst_errors
 
 from .subprocesses import REPO
@@ -116,6 +119,40 @@ def test_losses_are_weighted_by_column(columns):
     assert set(expected) == {name for name in losses if name.startswith('supervision') and 'loss' in name}
     for name, value in expected.items():
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
+
+
+class Padded(nn.Module):
+    """Stages of strides 8 and 16 that round sizes up."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 9, 8, 4), nn.Conv2d(8, 16, 3, 2, 1)
+
+    def forward(self, x):
+        return self.second(self.first(x))
+
+    def split_stages(self):
+        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), nn.Identity()])
+
+
+def test_reconstruction_has_the_strides_of_the_backbone_and_channels_last_gradients():
+    backbone, images = ReversibleColumns(Padded(), 4).train(), torch.randn(1, 3, 40, 56)
+    preprocessor = ImgDataPreprocessor(mean=[0.0] * 3, std=[1.0] * 3)
+    supervision = ColumnSupervision(backbone, preprocessor, reconstruction_weight=1.0)
+    model = SimpleNamespace(backbone=backbone, data_preprocessor=preprocessor)
+    with supervision.keep_features(backbone) as features:
+        list(backbone.forward_columns(images))
+    layouts = []
+    for kept in features.values():
+        assert list(kept) == [1]  # without a head, only the last level
+        kept[1].register_hook(
+            lambda grad: layouts.append(grad.is_contiguous(memory_format=torch.channels_last))
+        )
+    losses = supervision.loss(model, features, images, [])
+    assert len(losses) == 3
+    sum(losses.values()).backward()
+    assert layouts == [True] * 3
+    assert supervision.parts[0]['decoder'](torch.rand(1, 16, 3, 4)).shape == (1, 3, 48, 64)
 
 
 @pytest.mark.parametrize('method', ['upernet', 'mask2former', 'dino', 'cascade_mask_rcnn'])

@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip('sklearn')
 from sklearn.decomposition import PCA
 
 from revcol_mm import RevCol
-from revcol_mm.analysis.feature_maps import feature_maps, principal_colours
+from revcol_mm.analysis.feature_maps import column_backbone, feature_maps, principal_colours
 
 from .random_checkpoint import PLAIN_SEGMENTOR, SEGMENTOR, random_checkpoint
 from .subprocesses import REPO
@@ -31,6 +32,17 @@ def test_every_map_is_coloured_without_padding(backbone):
     assert maps.explained.shape == (4, 4) and maps.channels == (32, 64, 128, 256)
     for column in maps.colours:
         assert [level.shape for level in column] == [(18, 25, 3), (9, 13, 3), (5, 7, 3), (3, 4, 3)]
+
+
+def test_maps_are_cropped_by_the_strides_of_the_backbone(backbone):
+    backbone.strides = (8, 8, 8, 32)
+    maps = feature_maps(backbone, torch.randn(1, 3, 64, 64), (32, 48))
+    assert [level.shape for level in maps.colours[0]] == [(4, 6, 3), (4, 6, 3), (4, 4, 3), (1, 2, 3)]
+
+
+def test_exported_model_is_an_error():
+    with pytest.raises(ValueError, match='exported file has no backbone .*: give the checkpoint'):
+        column_backbone(SimpleNamespace())
 
 
 def test_padding_does_not_change_distant_colours(backbone):

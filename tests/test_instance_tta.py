@@ -54,6 +54,13 @@ def test_flipped_detections_and_masks_are_flipped_back(model, direction):
     assert torch.equal(found.masks, expected)
 
 
+def test_soft_nms_lowers_scores(model):
+    model.tta_cfg['nms'] = dict(type='soft_nms', iou_threshold=0.5, min_score=0.01)
+    boxes = [(0, 0, 4, 4), (0, 0, 4, 3)]  # their overlap is 3/4
+    (merged,) = model.merge_preds([[view(boxes, [0.9, 0.8])]])
+    assert merged.pred_instances.scores.tolist() == pytest.approx([0.9, 0.2])
+
+
 def test_max_per_img_and_images_without_detections(model):
     boxes = [(0, 0, 2, 2), (4, 4, 6, 6), (8, 0, 10, 2)]
     (many, none) = model.merge_preds([[view(boxes, [0.1, 0.2, 0.3])], [view([], []), view([], [])]])

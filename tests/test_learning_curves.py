@@ -61,6 +61,20 @@ def test_seeds_are_averaged_at_common_iterations(tmp_path, curves):
     assert '| seg | 10 | mIoU | 12 | 10, 14, 12 |' in printed
 
 
+def test_metrics_that_a_seed_lacks_are_left_out(tmp_path, curves):
+    write_run(tmp_path / 'seg/seed0', [train(10, 1.0), validate(10, mIoU=10.0)])
+    write_run(tmp_path / 'seg/seed1', [train(10, 3.0)])  # has not been validated yet
+    _, (loss,) = curves(tmp_path / 'seg')
+    assert (loss['metric'], loss['mean']) == ('loss', [2.0])
+
+
+def test_seeds_without_a_common_iteration_are_an_error_in_one_line(tmp_path, call_tool):
+    for seed in (0, 1):
+        write_run(tmp_path / f'seg/seed{seed}', [train(10 + seed, 1.0)])
+    _, error = call_tool(TOOL, tmp_path / 'seg')
+    assert error == 'error: the seeds of seg have no iteration with loss in common'
+
+
 def test_validation_after_an_epoch_is_drawn_at_its_iteration(tmp_path, curves):
     records = []
     for epoch in (1, 2):

@@ -7,6 +7,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from revcol_mm import RevCol, RevColClassifier
+from revcol_mm.models import ReversibleColumns, Stages
 from revcol_mm.testing import peak_bytes, worst_errors
 
 from .conftest import DATA
@@ -252,6 +253,46 @@ def test_classified_level_is_the_last_of_out_indices():
     assert model.supervised_features(inputs)[-1].shape == (2, 24, 4, 5)
     assert model(inputs).shape == (2, 10)
     assert len(model.loss(inputs, labelled([1, 2]))) == 7
+
+
+class Network(nn.Module):
+    """Two stages of strides 8 and 16, and a norm that is applied to the returned features only."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 16, 2, 2)
+        self.norm = nn.GroupNorm(1, 16)
+        nn.init.uniform_(self.norm.weight)
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x)))
+
+    def split_stages(self):
+        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), self.norm])
+
+
+@pytest.mark.parametrize('save_memory', [False, True])
+def test_training_reads_the_features_that_prediction_reads(save_memory):
+    backbone = ReversibleColumns(Network(), 4, save_memory=save_memory, out_indices=(1,))
+    model = RevColClassifier(backbone, 10, SUPERVISION, data_preprocessor=STATISTICS)
+    inputs = torch.rand(2, 3, 64, 96)
+    losses, gradients = loss_and_gradients(model.train(), inputs, labelled([1, 2]))
+    expected = nn.functional.cross_entropy(model.eval()(inputs), torch.tensor([1, 2]))
+    assert_near(losses['loss_cls'], expected, rtol=1e-5)
+    assert all(gradient is not None for gradient in gradients.values())
+
+
+def test_decoders_have_the_strides_of_the_backbone():
+    model = RevColClassifier(ReversibleColumns(Network(), 4), 10, SUPERVISION, data_preprocessor=STATISTICS)
+    decoded = model.decoder_blocks[0](model.supervised_features(torch.rand(2, 3, 64, 96))[0])
+    assert decoded.shape == (2, 3, 64, 96)
+
+
+def test_decoder_that_cannot_fit_is_an_error():
+    backbone = ReversibleColumns(Network(), 4)
+    backbone.strides, backbone.out_strides = (6, 16), (6, 16)
+    with pytest.raises(ValueError, match=r'multiples of the one before, got \(6, 16\)'):
+        RevColClassifier(backbone, 10, SUPERVISION, data_preprocessor=STATISTICS)
 
 
 def test_fine_tuning_loads_a_supervised_backbone_and_scales_the_new_head(tmp_path):

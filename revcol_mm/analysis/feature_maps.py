@@ -41,6 +41,10 @@ def column_backbone(model: BaseModel) -> ColumnBackbone:
     """
     backbone = getattr(model, 'backbone', None)
     if not isinstance(backbone, ColumnBackbone):
+        if backbone is None:
+            raise ValueError(
+                'an exported file has no backbone to look into: give the checkpoint it was made of'
+            )
         raise ValueError(f'the backbone of the model has no columns: it is a {type(backbone).__name__}')
     return backbone
 
@@ -68,7 +72,7 @@ def feature_maps(
     levels = [[] for _ in backbone.channels]
     for column in backbone.forward_columns(inputs):
         for level, features in enumerate(column):
-            height, width = (-(-side // (4 * 2**level)) for side in size)
+            height, width = (-(-side // backbone.strides[level]) for side in size)
             levels[level].append(features[0, :, :height, :width].float().cpu().numpy())
     coloured = []
     for maps in levels:

@@ -41,7 +41,8 @@ def columns_of(model: BaseModel, batch: Batch) -> Iterator[list[Tensor]]:
             ):
                 raise ValueError(
                     f'{type(backbone).__name__}: features {tuple(level.shape)} do not divide images of '
-                    f'{height} x {width} into cells; choose other out_indices or another --size'
+                    f'{height} x {width} into cells: choose other out_indices or another --size; columns '
+                    'made of a ViT cannot be probed, because their features also contain tokens'
                 )
         yield list(levels)
 

@@ -73,24 +73,30 @@ def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
 
     Args:
         folder: A work dir, or a folder with the work dirs of several seeds.
-        metrics: Names of validation metrics; those that the run lacks are ignored. None for the metric that
+        metrics: Names of validation metrics; those that a seed lacks are ignored. None for the metric that
             selects the best checkpoint.
 
     Raises:
-        ValueError: If the run has none of the metrics.
+        ValueError: If the run has none of the metrics, or its seeds have no iteration in common.
     """
     work_dirs, runs = zip(*find_runs(folder).items())
     logged = sorted(set.intersection(*(set(run) for run in runs)))
-    chosen = [name for name in metrics if name in logged] if metrics else best_metric(work_dirs[0], runs[0])
+    chosen = [name for name in metrics or best_metric(work_dirs[0], runs[0]) if name in logged]
     if metrics and not chosen:
         raise ValueError(f'{folder} has no metric {" or ".join(metrics)}; it has {", ".join(logged)}')
     name = folder.resolve().name
-    return [curve_row(name, metric, [run[metric] for run in runs]) for metric in ['loss', *chosen]]
+    return [curve_row(name, each, [run.get(each, {}) for run in runs]) for each in ['loss', *chosen]]
 
 
 def curve_row(run: str, metric: str, curves: Sequence[Curve]) -> dict:
-    """Return the mean, minimum and maximum of a metric over seeds, at the iterations that all seeds have."""
+    """Return the mean, minimum and maximum of a metric over seeds, at the iterations that all seeds have.
+
+    Raises:
+        ValueError: If there is no such iteration.
+    """
     steps = sorted(set.intersection(*map(set, curves)))
+    if not steps:
+        raise ValueError(f'the seeds of {run} have no iteration with {metric} in common')
     values = [[curve[step] for curve in curves] for step in steps]
     return dict(
         run=run,

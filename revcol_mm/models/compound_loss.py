@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from revcol_mm.any_module import AnyModule
 
+from .layers import LevelwiseDecoder
+
 
 def quarter_columns(num_columns: int) -> list[int]:
     """Return the indices of the columns that end the first, second and third quarter of all columns.
@@ -53,6 +55,18 @@ def require_mean_and_std(data_preprocessor: nn.Module) -> None:
         )
 
 
+def levelwise_decoder(backbone: AnyModule) -> LevelwiseDecoder:
+    """Build a decoder of the last level that a backbone of columns returns.
+
+    Raises:
+        ValueError: If a stride is not a multiple of the previous one.
+    """
+    last = backbone.out_indices[-1]
+    channels = *backbone.channels[:last], backbone.out_channels[-1]
+    strides = *backbone.strides[:last], backbone.out_strides[-1]
+    return LevelwiseDecoder(channels, strides, backbone.in_channels)
+
+
 def reconstruction_loss(
     decoder: nn.Module, feature: Tensor, inputs: Tensor, data_preprocessor: AnyModule, recompute: bool
 ) -> Tensor:
@@ -61,14 +75,14 @@ def reconstruction_loss(
     Args:
         decoder: Decodes a feature to logits of the image, see :mod:`revcol_mm.models.layers.image_decoders`.
         feature: (B, C, h, w).
-        inputs: Normalised images, (B, c, H, W). Levels round sizes down, so up to stride - 1 rows at the
+        inputs: Normalised images, (B, c, H, W). Where levels round sizes down, up to stride - 1 rows at the
             bottom and columns on the right are not covered by the feature and are ignored.
         data_preprocessor: Its ``mean`` and ``std``, in 0 to 255, convert inputs back to images.
         recompute: Run the decoder again in backward instead of storing its activations.
     """
 
     def compare(feature: Tensor) -> Tensor:
-        decoded = decoder(feature)
+        decoded = decoder(feature)[..., : inputs.shape[-2], : inputs.shape[-1]]  # levels may round sizes up
         covered = inputs[..., : decoded.shape[-2], : decoded.shape[-1]]
         image = (covered * data_preprocessor.std + data_preprocessor.mean) / 255
         # RevCol official code: targets of 0 and 1 would need infinite logits.

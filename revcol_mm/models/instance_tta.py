@@ -36,7 +36,9 @@ class InstanceTTAModel(DetTTAModel):
             views.append(instances)
         merged = InstanceData.cat(views)
         if len(merged):
-            _, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, self.tta_cfg['nms'])
-            merged = merged[kept[: self.tta_cfg['max_per_img']]]
+            dets, kept = batched_nms(merged.bboxes, merged.scores, merged.labels, self.tta_cfg['nms'])
+            limit = self.tta_cfg['max_per_img']
+            merged = merged[kept[:limit]]
+            merged.scores = dets[:limit, -1]  # soft NMS lowers them
         data_samples[0].pred_instances = merged
         return data_samples[0]

@@ -158,7 +158,7 @@ SPLITTERS: list[tuple[tuple[str, ...], Callable[[AnyModule], Stages]]] = [
 ]
 
 
-def split_stages(net: AnyModule) -> Stages:
+def split_stages(net: AnyModule, check: bool = True) -> Stages:
     """Split a network into its stem and stages.
 
     Supported are multi-stage networks of MMPretrain, MMDetection, MMSegmentation and timm
@@ -166,9 +166,10 @@ def split_stages(net: AnyModule) -> Stages:
 
     Args:
         net: A network that takes images, (B, C, H, W), and returns features. Its parts are not copied.
+        check: Whether to run the network and its parts, to compare their features.
 
     Raises:
-        ValueError: If the network cannot be split, or the parts do not compute its features.
+        ValueError: If the network cannot be split, or ``check`` finds other features.
     """
     own: AnyModule = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
     splitters = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
@@ -182,7 +183,8 @@ def split_stages(net: AnyModule) -> Stages:
             f'{type(own).__name__} cannot be split into stages: give it a method split_stages() that returns '
             'revcol_mm.models.Stages(stem, stages, outputs)'
         )
-    _check_features(net, stages)
+    if check:
+        _check_features(net, stages)
     return stages
 
 

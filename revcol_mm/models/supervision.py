@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from revcol_mm.any_module import AnyModule
 
 from .backbones import ColumnBackbone
-from .compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
-from .layers import LevelwiseDecoder, init_layer
+from .compound_loss import (
+    compound_weights,
+    levelwise_decoder,
+    quarter_columns,
+    reconstruction_loss,
+    require_mean_and_std,
+)
+from .layers import init_layer
 
 
 class ColumnSupervision(BaseModule):
@@ -35,7 +41,8 @@ class ColumnSupervision(BaseModule):
         data_preprocessor: The model's data preprocessor; its ``mean`` and ``std`` convert inputs to images.
         columns: Indices of the supervised columns in ascending order, without the last column. None: the
             ends of the first three quarters, as published; then N must be a multiple of 4.
-        reconstruction_weight: Weight of reconstructing the image from the last level. 0: no decoders.
+        reconstruction_weight: Weight of reconstructing the image from the last level that the backbone
+            returns. 0: no decoders.
         head: Config of a head with the ``loss`` method of MMSegmentation's or MMDetection's heads, built once
             per column. It reads the same levels as the model's own head. None: no heads.
         neck: Config of a neck before the head, such as FPN, built once per column. None: no neck.
@@ -79,24 +86,25 @@ class ColumnSupervision(BaseModule):
         for _ in columns:
             part = ModuleDict()
             if reconstruction_weight:
-                decoder = LevelwiseDecoder(backbone.channels, backbone.in_channels)
-                part['decoder'] = decoder.apply(init_layer)
+                part['decoder'] = levelwise_decoder(backbone).apply(init_layer)
             for name, cfg in dict(neck=neck, head=head).items():
                 if cfg is not None:
                     part[name] = MODELS.build(copy.deepcopy(cfg))
             self.parts.append(part)
 
     @contextmanager
-    def keep_features(self, backbone: ColumnBackbone) -> Iterator[dict[int, Sequence[Tensor]]]:
+    def keep_features(self, backbone: ColumnBackbone) -> Iterator[dict[int, dict[int, Tensor]]]:
         """Collect the levels that :meth:`loss` needs from the forward passes inside the context.
 
         Returns:
-            All levels of every supervised column, by its index; without heads, only the last level.
+            For every supervised column, by its index, the levels that the backbone returns, by their indices;
+            without heads, only the last of them.
         """
-        kept: dict[int, Sequence[Tensor]] = {}
+        kept: dict[int, dict[int, Tensor]] = {}
+        levels = backbone.out_indices if 'head' in self.parts[0] else backbone.out_indices[-1:]
 
         def keep(index: int, column: nn.Module, inputs: Any, features: list[Tensor]) -> None:
-            kept[index] = features if 'head' in self.parts[0] else features[-1:]
+            kept[index] = {level: features[level] for level in levels}
 
         hooks = [backbone.columns[i].register_forward_hook(partial(keep, i)) for i in self.columns]
         try:
@@ -108,7 +116,7 @@ class ColumnSupervision(BaseModule):
     def loss(
         self,
         model: AnyModule,
-        features: dict[int, Sequence[Tensor]],
+        features: dict[int, dict[int, Tensor]],
         inputs: Tensor,
         data_samples: Sequence[Any],
     ) -> dict[str, Tensor]:
@@ -129,13 +137,12 @@ class ColumnSupervision(BaseModule):
         more = (model.train_cfg,) if hasattr(model, 'decode_head') else ()
         weights = compound_weights(len(self.columns), self.reconstruction_weight, self.task_weight)
         for index, part, (reconstruction_weight, task_weight) in zip(self.columns, self.parts, weights):
-            levels = features[index]
+            levels = tuple(backbone.output(i, feature, inputs) for i, feature in features[index].items())
             if 'decoder' in part:
                 losses[f'supervision.{index}.loss_rec'] = reconstruction_weight * reconstruction_loss(
                     part['decoder'], levels[-1], inputs, model.data_preprocessor, backbone.save_memory
                 )
             if 'head' in part:
-                levels = tuple(backbone.finish(i, levels[i]).contiguous() for i in backbone.out_indices)
                 if 'neck' in part:
                     levels = part['neck'](levels)
                 for name, value in part['head'].loss(levels, data_samples, *more).items():

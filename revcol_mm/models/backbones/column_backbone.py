@@ -54,6 +54,7 @@ class ColumnBackbone(BaseModule):
         init_cfg: See MMEngine's BaseModule.
 
     Attributes:
+        strides: Stride of each level.
         out_channels: Channels of each returned feature.
         out_strides: Stride of each returned feature.
         min_size: Minimum height and width of images: the largest stride.
@@ -88,8 +89,8 @@ class ColumnBackbone(BaseModule):
         self.in_channels, self.save_memory, self.frozen_columns = in_channels, save_memory, frozen_columns
         self.out_indices = tuple(i % num_levels for i in out_indices)
         self.out_channels = tuple(self.channels[i] for i in self.out_indices)
+        self.strides, self.min_size = tuple(strides), max(strides)
         self.out_strides = tuple(strides[i] for i in self.out_indices)
-        self.min_size = max(strides)
         self.stem = stem
         for index, column in enumerate(columns):
             self.add_module(f'subnet{index}', column)  # published name
@@ -167,25 +168,31 @@ class ColumnBackbone(BaseModule):
             yield features
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """Return the levels ``out_indices`` of the last column.
-
-        Shapes and errors are those of :meth:`forward_columns`. Features have the memory format
-        of ``x``: MMCV's RoIAlign, for example, silently treats channels-last features as contiguous.
-        """
-        channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        """Return :meth:`output` of the last column's levels ``out_indices``; see :meth:`forward_columns`."""
         (features,) = deque(self.forward_columns(x), maxlen=1)  # keeps one column at a time
+        return tuple(self.output(i, features[i], x) for i in self.out_indices)
+
+    def output(self, level: int, feature: Tensor, images: Tensor) -> Tensor:
+        """Return what heads get for a level of any column: :meth:`finish` in the images' memory format.
+
+        MMCV's RoIAlign, for example, silently treats channels-last features as contiguous.
+        """
+        channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
         # Plain functions can be traced and exported, autograd functions cannot.
         set_layout = _SetLayout.apply if self.training else _SetLayout.forward
-        return tuple(set_layout(self.finish(i, features[i]), memory_format) for i in self.out_indices)
+        return set_layout(self.finish(level, feature), memory_format)
 
     def finish(self, level: int, feature: Tensor) -> Tensor:
-        """Return the output for a level of the last column, (B, C_l, H_l, W_l): here the level itself."""
+        """Return the output for one of the levels ``out_indices``: here the level itself."""
         return feature
 
     @property
     def num_depths(self) -> int:
-        """Number of parameter depths; the last one is for parameters outside of the backbone."""
+        """Number of learning-rate groups of layer-wise decay.
+
+        A parameter's depth is its group: 0 is the stem, the last is everything outside of the backbone.
+        """
         return self.num_columns + 2
 
     def param_depth(self, name: str) -> int | None:

@@ -128,9 +128,9 @@ class ReversibleColumns(ColumnBackbone):
         shapes = probe(stages)
         columns = _build_columns(stages, shapes, num_columns, mode, light_blocks)
         outputs, strides = stages.outputs, [shape.out_stride for shape in shapes]
-        has_pyramid = len(strides) > 1 and len(set(strides)) == 1
+        out_strides, has_pyramid = strides, len(strides) > 1 and len(set(strides)) == 1
         if has_pyramid:
-            outputs, strides = simple_pyramid(outputs, shapes[0].channels, strides[0])
+            outputs, out_strides = simple_pyramid(outputs, shapes[0].channels, strides[0])
         super().__init__(
             stages.stem,
             columns,
@@ -144,6 +144,8 @@ class ReversibleColumns(ColumnBackbone):
         )
         self.net, self.mode, self.has_pyramid = net if is_config else None, mode, has_pyramid
         self.out_channels = tuple(shapes[level].out_channels for level in self.out_indices)
+        self.out_strides = tuple(out_strides[level] for level in self.out_indices)
+        self.min_size = max(out_strides)
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
         self._depths, self._num_depths = _depths(network, stages)
         self._always_eval = [module for module in self.modules() if not module.training]
@@ -212,7 +214,7 @@ class ReversibleColumns(ColumnBackbone):
 
     def _copy_weights(self, network: nn.Module, columns: Sequence[Column]) -> None:
         """Copy a network's weights to columns and, with the first column, to the stem and the outputs."""
-        stages = split_stages(network)
+        stages = split_stages(network, check=False)  # the constructor has checked it
         if columns[0] is self.columns[0]:
             self.stem.load_state_dict(stages.stem.state_dict())
             for index, output in self.outputs.items():

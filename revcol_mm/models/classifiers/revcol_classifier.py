@@ -15,8 +15,14 @@ from torch import Tensor, nn
 from revcol_mm.any_module import AnyModule
 
 from ..backbones import ColumnBackbone
-from ..compound_loss import compound_weights, quarter_columns, reconstruction_loss, require_mean_and_std
-from ..layers import LevelwiseDecoder, PixelShuffleDecoder, init_layer
+from ..compound_loss import (
+    compound_weights,
+    levelwise_decoder,
+    quarter_columns,
+    reconstruction_loss,
+    require_mean_and_std,
+)
+from ..layers import PixelShuffleDecoder, init_layer
 
 MAX_LEVELWISE_CLASSES = 1000  # RevCol official code: with more classes, decoders are single layers
 
@@ -50,7 +56,8 @@ class RevColClassifier(BaseModel):
 
     Args:
         backbone: A RevCol or another ColumnBackbone, or its config. The last of its ``out_indices`` is the
-            level that is classified.
+            level that is classified. Others need parameters of their own in some networks, such as norms,
+            which would get no gradient.
         num_classes: Classes K. Up to 1000, decoders upsample level by level; above, they are single layers.
         supervision: The weights ``reconstruction_weight`` w_rec and ``classification_weight`` w_cls
             (published: 3.0 and 0.7). None: no intermediate supervision.
@@ -122,8 +129,7 @@ class RevColClassifier(BaseModel):
     def _build_decoder(self) -> nn.Module:
         backbone = self.backbone
         if self.num_classes <= MAX_LEVELWISE_CLASSES:
-            channels = backbone.channels[: backbone.out_indices[-1] + 1]
-            return LevelwiseDecoder(channels, backbone.in_channels)
+            return levelwise_decoder(backbone)
         return PixelShuffleDecoder(backbone.out_channels[-1], backbone.out_strides[-1], backbone.in_channels)
 
     @property
@@ -135,7 +141,11 @@ class RevColClassifier(BaseModel):
         """Return the inputs of the heads, (B, C, h, w) each: the classified level of their columns."""
         level = self.backbone.out_indices[-1]
         columns = enumerate(self.backbone.forward_columns(inputs))
-        return [features[level] for index, features in columns if index in self.columns]
+        return [
+            self.backbone.output(level, features[level], inputs)
+            for index, features in columns
+            if index in self.columns
+        ]
 
     def forward(self, inputs: Tensor, data_samples: Any = None, mode: str = 'tensor') -> Any:
         """Run the model in one of MMEngine's modes.

@@ -3,6 +3,7 @@
 RevCol official code, `models/modules.py`; parameter names are the published ones.
 """
 
+import itertools
 from typing import Sequence
 
 import torch.nn.functional as F
@@ -16,12 +17,22 @@ class LevelwiseDecoder(nn.Module):
     """Upsample level by level: each stage goes to the width and size of the next finer level.
 
     Args:
-        channels: Channels C_l of every level, starting with level 0 (stride 4). The input is the last level.
+        channels: Channels C_l of every level, starting with level 0. The input is the last level.
+        strides: Stride of every level.
         image_channels: Channels c of the image.
+
+    Raises:
+        ValueError: If a stride is not a multiple of the previous one.
     """
 
-    def __init__(self, channels: Sequence[int], image_channels: int = 3) -> None:
+    def __init__(self, channels: Sequence[int], strides: Sequence[int], image_channels: int = 3) -> None:
         super().__init__()
+        if any(higher % lower for lower, higher in itertools.pairwise(strides)):
+            raise ValueError(
+                'reconstructing the image level by level needs strides that are multiples of the one before, '
+                f'got {strides}'
+            )
+        self.factors = [higher // lower for lower, higher in itertools.pairwise(strides)][::-1]
         self.proj_layers = nn.ModuleList()
         self.normal_layers = nn.ModuleList()
         for level in reversed(range(len(channels) - 1)):
@@ -35,13 +46,14 @@ class LevelwiseDecoder(nn.Module):
             )
             self.normal_layers.append(nn.Sequential(ConvNeXtBlock(width, kernel_size=3, expansion=1)))
         self.projback = nn.Sequential(
-            nn.Conv2d(channels[0], image_channels * 4**2, kernel_size=1), nn.PixelShuffle(4)
+            nn.Conv2d(channels[0], image_channels * strides[0] ** 2, kernel_size=1),
+            nn.PixelShuffle(strides[0]),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_last, h, w) -> logits (B, c, stride * h, stride * w), with the stride of the last level."""
-        for project, blocks in zip(self.proj_layers, self.normal_layers):
-            x = F.interpolate(project(x), scale_factor=2, mode='bilinear', align_corners=True)
+        for project, blocks, factor in zip(self.proj_layers, self.normal_layers, self.factors):
+            x = F.interpolate(project(x), scale_factor=factor, mode='bilinear', align_corners=True)
             x = blocks(x)
         return self.projback(x)
 
