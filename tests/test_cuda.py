@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from revcol_mm.ops import call, check_reconstruction
+from revcol_mm.ops import ReversibleChain, call, check_reconstruction
 from revcol_mm.testing import count_launches, gradients, worst_errors
 from revcol_mm.training.column_statistics import peak_memory
 
@@ -22,6 +22,7 @@ from .conftest import CUDA
 from .subprocesses import run
 from .test_reversible import compare, output_weights, pair
 from .test_tools import on
+from .toy_chains import Conv, chain_of, loss_of
 
 pytestmark = pytest.mark.parametrize('device', [CUDA], indirect=True)
 AUTOCAST = [None, torch.bfloat16, torch.float16]
@@ -85,6 +86,18 @@ def test_a_compiled_model_trains_reversibly(device, monkeypatch):
     compare(plain, reversible, torch.randn(2, 3, 64, 96, device=device), tolerance=2e-5)
     check_reconstruction()
     assert len(num_calls) == 2 * 16
+
+
+def test_checks_of_a_gpu_are_evaluated_by_a_chain_on_another_device(device):
+    links, x, start = chain_of([Conv() for _ in range(4)], device=device)
+    loss = loss_of(ReversibleChain(links), links, x, start)
+    handle = links[1][1].function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
+    loss.backward()
+    handle.remove()
+    links, x, start = chain_of([Conv() for _ in range(4)])
+    with pytest.raises(RuntimeError, match='not exact in link 1, level 1'):
+        loss_of(ReversibleChain(links), links, x, start)
+    check_reconstruction()  # the error is raised once
 
 
 def test_a_reversible_step_waits_for_the_gpu_at_most_once(device):

@@ -92,6 +92,16 @@ def assert_bitwise_equal(seed, kernels, device='cpu', dtype=None):
         torch.testing.assert_close(actual_grad_alpha, grad_alpha, rtol=rtol, atol=1e-4)
 
 
+@pytest.mark.skipif(INTERPRETED, reason='the interpreter compiles nothing')
+def test_kernels_are_compiled_once_for_all_image_sizes():
+    pytest.importorskip('triton')
+    from revcol_mm.ops import exact_sums_triton
+
+    for kernel in (exact_sums_triton._couple_kernel, exact_sums_triton._uncouple_kernel):
+        unspecialized = {param.name for param in kernel.params if param.do_not_specialize}
+        assert unspecialized == {'num_rows', 'num_words'}
+
+
 @pytest.mark.skipif(INTERPRETED, reason='this test starts the interpreter')
 def test_kernels_interpreted():
     """In a subprocess, because TRITON_INTERPRET must be set before Triton is imported."""

@@ -19,7 +19,6 @@ from torch import nn
 from revcol_mm.analysis.labelled_images import LABEL_STRIDE, UNLABELLED, LabelledImages
 from revcol_mm.data.ignore_label import check_ignore_label
 from revcol_mm.data.pipelines import ignore_index
-from revcol_mm.errors import PreflightError
 from revcol_mm.visualization import prediction_pictures
 from revcol_mm.visualization.drawable_samples import without_ignored
 
@@ -192,25 +191,33 @@ def test_a_part_that_ignores_another_label_is_an_error(change, message, config):
         dataset = DATASETS.build(dict(cfg.train_dataloader.dataset, lazy_init=True))
     metrics = [IoUMetric(ignore_index=cfg.get('metric', 11))]
     wrapped = SimpleNamespace(dataset=SimpleNamespace(datasets=[dataset]))
-    if message is None:
-        check_ignore_label(wrapped, model, metrics)
-        return
-    with pytest.raises(PreflightError, match=message):
-        check_ignore_label(wrapped, model, metrics)
+    assert_found(check_ignore_label('train', wrapped, model, metrics), message)
+
+
+def assert_found(findings, message):
+    lines = [each.line for each in findings]
+    assert len(lines) == (message is not None)
+    assert not lines or re.search(message, lines[0])
+
+
+def test_every_part_with_another_label_is_named():
+    dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False)
+    findings = check_ignore_label('val', dataset, None, [IoUMetric(), SimpleNamespace(ignore_label=7)])
+    assert_found(findings, 'but IoUMetric has ignore_index=255, SimpleNamespace has ignore_label=7; set all')
 
 
 def test_leaving_classes_out_writes_255():
     dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False, label_map={0: 0, 1: 255})
-    with pytest.raises(PreflightError, match='leaving classes out turns labels into 255'):
-        check_ignore_label(dataset, nn.Identity(), [])
+    message = 'leaving classes out turns labels into 255; set its ignore_index to that, not to 11'
+    assert_found(check_ignore_label('train', dataset, nn.Identity(), []), message)
     dataset.ignore_index = 255
-    check_ignore_label(dataset, nn.Identity(), [])
+    assert_found(check_ignore_label('train', dataset, nn.Identity(), []), None)
 
 
 def test_losses_are_checked():
     dataset = SimpleNamespace(ignore_index=11, reduce_zero_label=False)
     with DefaultScope.overwrite_default_scope('mmseg'):
         model = nn.ModuleDict(dict(loss=MODELS.build(dict(type='DiceLoss'))))
-    with pytest.raises(PreflightError, match='loss of the model has ignore_index=255'):
-        check_ignore_label(dataset, model, [])
-    check_ignore_label(dataset, nn.ModuleDict(dict(loss=nn.CrossEntropyLoss())), [])  # -100 ignores nothing
+    assert_found(check_ignore_label('val', dataset, model, []), 'loss of the model has ignore_index=255')
+    model = nn.ModuleDict(dict(loss=nn.CrossEntropyLoss()))  # -100 ignores nothing
+    assert_found(check_ignore_label('val', dataset, model, []), None)

@@ -10,9 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from revcol_mm.ops import Coupling, ReversibleChain, check_reconstruction, couple, reversible, uncouple
-from revcol_mm.testing import StoringChain, parity, worst_errors
+from revcol_mm.testing import StoringChain, parity, peak_bytes, worst_errors
 
-from .toy_chains import Conv, chain_of, linear_chain, loss_of, parameters, run_links
+from .toy_chains import Conv, Summed, chain_of, linear_chain, loss_of, parameters, run_links
 
 
 def test_gradcheck(device):
@@ -205,6 +205,49 @@ def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_the_next_
     with pytest.raises(RuntimeError, match='not exact in link 2, level 1'):
         loss_of(ReversibleChain(links), links, x, start)
     check_reconstruction()  # the error is raised once
+
+
+class Shifted(Conv):
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.randn(2, 4, 6, 5))
+
+    def forward(self, *inputs):
+        return super().forward(*inputs) + self.shift
+
+
+@pytest.mark.usefixtures('asynchronous')
+def test_expanded_gradients_are_checked_without_overwriting_each_other():
+    links, x, start = chain_of([Shifted() for _ in range(4)])
+    sum(f.sum() for f in run_links(ReversibleChain(links), links, x, start)).backward()
+    check_reconstruction()
+    assert (links[1][1].function.shift.grad == 1).all()
+
+
+def test_checks_on_a_device_need_no_copy_of_the_gradients(request):
+    links, x, start = linear_chain(2, size=512)
+
+    def peak():
+        loss = loss_of(ReversibleChain(links), links, x, start)
+        return peak_bytes(lambda: torch.autograd.grad(loss, parameters(links)))
+
+    waiting = peak()
+    request.getfixturevalue('asynchronous')
+    assert peak() < waiting + 2**18  # a quarter of the weight of one function
+    check_reconstruction()
+
+
+def test_dtype_under_autocast_is_that_of_a_plain_chain(device):
+    """Also with an alpha of no dimensions, which type promotion treats differently."""
+    dtype = torch.bfloat16
+    for alpha_shape in ((), (3,)):
+        functions = [Summed(nn.Linear(3, 3)) for _ in range(4)]
+        links, x, start = chain_of(functions, (8, 3), alpha_shape, device=device)
+        with torch.autocast(device.type, dtype):
+            plain, reversible = (
+                run_links(run, links, x, start) for run in (StoringChain(), ReversibleChain(links))
+            )
+        assert [feature.dtype for feature in reversible] == [feature.dtype for feature in plain]
 
 
 class CountReads(TorchDispatchMode):

@@ -9,7 +9,9 @@ from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
 from torch import nn
 
-from revcol_mm.models import ReversibleColumns, Stages, split_stages
+from revcol_mm.checkpoints import fitting
+from revcol_mm.models import ReversibleColumns, Stages, split_stages, stages
+from revcol_mm.models.backbones import reversible_columns
 from revcol_mm.ops import call
 from revcol_mm.testing import StoringChain, check_reversible, worst_errors
 
@@ -168,6 +170,24 @@ def test_reversible_training_updates_batch_norms_once_and_replays_dropout(net, t
     for actual, expected in zip(*results, strict=True):
         if actual is not None:
             torch.testing.assert_close(actual, expected, rtol=1e-3, atol=tolerance)
+
+
+@pytest.mark.parametrize('is_checkpoint_of_columns', [False, True])
+def test_initialising_checks_no_network_again_and_reads_a_checkpoint_once(
+    is_checkpoint_of_columns, tmp_path, monkeypatch
+):
+    net = NETWORKS['ConvNeXt']
+    saved = ReversibleColumns(net) if is_checkpoint_of_columns else build('ConvNeXt')
+    torch.save(saved.state_dict(), tmp_path / 'a.pth')
+    init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    networks = [ReversibleColumns(net, init_cfg=options) for options in (None, init_cfg)]
+    events, read = [], reversible_columns.read_checkpoint
+    for module in (reversible_columns, fitting):
+        monkeypatch.setattr(module, 'read_checkpoint', lambda path: events.append('read') or read(path))
+    monkeypatch.setattr(stages, '_check_features', lambda *_: events.append('check'))
+    for network in networks:
+        network.init_weights()
+    assert events == ['read']
 
 
 def test_depths_are_those_of_the_network():

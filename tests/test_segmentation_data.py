@@ -107,7 +107,7 @@ def test_another_ignored_label_than_255_passes_if_all_parts_agree(masks, tmp_pat
 )
 def test_different_ignored_labels_of_data_and_metric_are_an_error(part, labels, masks):
     set_ignore_index(masks, 11, [each for each in PARTS if each != part])
-    with pytest.raises(PreflightError, match=f'val: .* has ignore_index={labels}; set both to the same'):
+    with pytest.raises(PreflightError, match=f'val: .* has ignore_index={labels}; set all to the same'):
         start_run(masks)
 
 
@@ -117,7 +117,7 @@ def test_different_ignored_labels_of_data_and_model_are_an_error(masks):
     with DefaultScope.overwrite_default_scope('mmseg'):
         dataset = ResumableRunner.build_dataloader(masks.train_dataloader).dataset
     splits = splits_of('train', dataset, model=nn.ModuleDict(dict(decode_head=head)))
-    message = 'ignore_index=255, but decode_head of the model has ignore_index=11; set both to the same'
+    message = 'ignore_index=255, but decode_head of the model has ignore_index=11; set all to the same'
     with pytest.raises(PreflightError, match=message):
         report(check_run(splits))
 

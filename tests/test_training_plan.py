@@ -25,6 +25,14 @@ def cfg():
     return cfg
 
 
+def test_narrow_models_change_only_what_reads_the_backbone():
+    cfg = Config.fromfile(REPO / 'configs/cascade_mask_rcnn_revcol_t_coco.py')
+    init_default_scope(cfg.default_scope)
+    narrow = plan._narrow(cfg, 2, False).model
+    assert narrow.neck.in_channels == [32, 64, 128, 256] and narrow.backbone.arch.layers == [2, 2, 4, 2]
+    assert narrow.rpn_head.in_channels == 256  # of the neck's output, and a width of the backbone
+
+
 @pytest.mark.parametrize('save_memory', [False, True])
 def test_extrapolated_activations_equal_measured_ones(save_memory, cfg, monkeypatch, device):
     """The measured models have at most a quarter of the channels and half of the pixels."""

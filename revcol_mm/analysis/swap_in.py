@@ -5,12 +5,15 @@ number of channels of its inputs (``in_channels``), which must be adapted to the
 """
 
 import copy
-from typing import Any, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any, ContextManager, Iterator, Sequence
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
+
+from revcol_mm.models.without_weights import without_weights
 
 SIZE = (256, 128)  # image for measuring channels and strides; some networks accept no other size
 # ImageNet's normalisation of RGB images, which RevCol's published weights expect.
@@ -110,8 +113,7 @@ def _adapt_neck_and_heads(network: ConfigDict, before: Sequence[Tensor], after: 
     """Adapt the neck and the heads of a network to new features of its backbone, in place."""
     if network.get('neck'):
         neck = copy.deepcopy(network.neck)
-        first = network.neck[0] if isinstance(network.neck, (list, tuple)) else network.neck
-        _adapt_in_channels(first, before, after)
+        adapt_in_channels(readers(network), _channels(before), _channels(after))
         before, after = _run(neck, before), _run(network.neck, after)
     elif 'shared_head' in network.get('roi_head', {}):
         network.neck = dict(
@@ -122,24 +124,33 @@ def _adapt_neck_and_heads(network: ConfigDict, before: Sequence[Tensor], after: 
             num_outs=len(after),
         )
         return
-    heads = {
+    heads, old, new = readers({**network, 'neck': None}), _channels(before), _channels(after)
+    if old != new and not adapt_in_channels(heads, old, new):
+        raise ValueError(f'no in_channels in {", ".join(heads)} match the channels {old}')
+
+
+def readers(network: dict) -> dict:
+    """Return the parts of a network that read its backbone: the first neck or, without one, the heads."""
+    if network.get('neck'):
+        return network['neck'][0] if isinstance(network['neck'], (list, tuple)) else network['neck']
+    return {
         key: part
         for key, part in network.items()
         if isinstance(part, (dict, list))
         and key not in ('backbone', 'neck', 'data_preprocessor', 'train_cfg', 'test_cfg')
     }
-    if _channels(before) != _channels(after) and not _adapt_in_channels(heads, before, after):
-        raise ValueError(f'no in_channels in {", ".join(heads)} match the channels {_channels(before)}')
 
 
 def _channels(features: Sequence[Tensor]) -> list[int]:
     return [feature.shape[1] for feature in features]
 
 
-def _run(part: dict | list, inputs: Tensor | Sequence[Tensor], device: str = 'cpu') -> tuple[Tensor, ...]:
-    """Build a backbone or a neck and return its features."""
+def _run(
+    part: dict | list, inputs: Tensor | Sequence[Tensor], context: ContextManager | None = None
+) -> tuple[Tensor, ...]:
+    """Build a backbone or a neck, in a context, and return its features."""
     try:
-        with torch.device(device), torch.no_grad():
+        with context or nullcontext(), torch.no_grad():
             module = MODELS.build(copy.deepcopy(part))
             module.eval()  # returns None for some modules
             return tuple(module(inputs))
@@ -156,7 +167,7 @@ def _with_levels_of(
     Returns:
         The new backbone's config, and features of zeros with the shapes of its features.
     """
-    features = _run(new, image.to('meta'), 'meta')
+    features = _run(new, image.to('meta'), without_weights())
     levels = [image.shape[-1] // feature.shape[-1] for feature in features]
     strides = [image.shape[-1] // feature.shape[-1] for feature in before]
     if strides == [min(stride, strides[-1]) for stride in levels]:  # dilated: the last stride is repeated
@@ -169,15 +180,14 @@ def _with_levels_of(
     return ConfigDict(new, out_indices=indices), tuple(torch.zeros(features[i].shape) for i in indices)
 
 
-def _adapt_in_channels(part: Any, before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+def adapt_in_channels(part: Any, old: Sequence[int], new: Sequence[int]) -> bool:
     """Replace ``in_channels`` in a part of a config, in place; return whether any was found.
 
     Args:
         part: Config of a neck or of heads.
-        before: Features that the part reads now.
-        after: Features that it will read.
+        old: Channels of the features that the part reads now.
+        new: Channels of those that it will read.
     """
-    old, new = _channels(before), _channels(after)
     found = False
     for node in config_nodes(part):
         for key, value in node.items():

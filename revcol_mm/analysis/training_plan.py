@@ -18,9 +18,11 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
 
 from revcol_mm.models import RevCol
+from revcol_mm.models.without_weights import without_weights
 from revcol_mm.testing import peak_bytes
 
 from .complexity import count_complexity
+from .swap_in import adapt_in_channels, readers
 from .synthetic_batch import synthetic_batch
 
 OPTIMIZER_STATES = dict(AdamW=2, Adam=2, SGD=1)  # numbers per parameter; for SGD its momentum
@@ -79,8 +81,8 @@ class _Sampling(torch.autograd.Function):
         return torch.zeros_like(value), None, torch.zeros_like(locations), torch.zeros_like(weights)
 
 
-def _build(cfg: Config, device: str = 'cpu') -> torch.nn.Module:
-    with torch.device(device), DefaultScope.overwrite_default_scope(cfg.default_scope):
+def _build(cfg: Config) -> torch.nn.Module:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
         return MODELS.build(copy.deepcopy(cfg.model))  # detectors modify their config
 
 
@@ -94,7 +96,8 @@ def count_parameters(cfg: Config) -> ParameterCounts:
         backbone = registry.get(cfg.model.backbone.type)
     if backbone is None or not issubclass(backbone, RevCol):  # others may not build on the meta device
         raise ValueError(f'the backbone of {cfg.filename} is not a RevCol')
-    model = _build(cfg, 'meta')
+    with without_weights():
+        model = _build(cfg)
 
     def count(module: torch.nn.Module) -> int:
         return sum(param.numel() for param in module.parameters())
@@ -107,23 +110,17 @@ def count_parameters(cfg: Config) -> ParameterCounts:
 
 def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
     """Return the config with the backbone's channels divided by a number."""
-    backbone = _build(cfg, 'meta').backbone
-    widths = {channels: channels // divisor for channels in backbone.channels}
-
-    def replace(node: Any) -> None:
-        for key, value in node.items() if isinstance(node, dict) else ():
-            is_list = isinstance(value, (list, tuple))
-            if key == 'in_channels':
-                node[key] = [widths.get(v, v) for v in value] if is_list else widths.get(value, value)
-            for child in value if is_list else [value]:
-                replace(child)
-
+    with without_weights():
+        backbone = _build(cfg).backbone
     cfg = copy.deepcopy(cfg)
-    replace({key: part for key, part in cfg.model.items() if key != 'backbone'})
+    supervision = cfg.model.get('supervision') or {}
+    for network in ({**cfg.model, 'supervision': None}, supervision):
+        old = backbone.out_channels
+        adapt_in_channels(readers(network), old, [channels // divisor for channels in old])
     connection = 'huge' if len(backbone.columns[-1].reads[0]) == 3 else 'standard'
     cfg.model.backbone.update(
         arch=dict(
-            channels=list(widths.values()),
+            channels=[channels // divisor for channels in backbone.channels],
             layers=list(backbone.layers),
             num_columns=backbone.num_columns,
             level_connection=connection,
@@ -194,7 +191,8 @@ def estimate_activations(
         side: Side of the smaller images in pixels; the larger ones have 1.5 times this side.
         device: Device to measure on.
     """
-    channels = _build(cfg, 'meta').backbone.channels
+    with without_weights():
+        channels = _build(cfg).backbone.channels
     divisor = max(1, channels[0] // NARROW)
     small, large = side, side * 3 // 2 // 32 * 32
     wide, thin = (_narrow(cfg, d, save_memory) for d in (divisor, 2 * divisor))

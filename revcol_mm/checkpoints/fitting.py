@@ -160,12 +160,15 @@ def _describe_arch(weights: dict[str, Tensor]) -> str:
     return arch
 
 
-def load_backbone(backbone: nn.Module, source: str | Path) -> LoadReport:
+def load_backbone(
+    backbone: nn.Module, source: str | Path, weights: dict[str, Tensor] | None = None
+) -> LoadReport:
     """Load the backbone's weights from a checkpoint of any layout, and log what matches.
 
     Args:
         backbone: The model to load into.
         source: See :func:`read_checkpoint`. Weights of heads are ignored.
+        weights: The :func:`model_weights` of ``source``, if it has been read.
 
     Returns:
         The report, which was logged.
@@ -174,7 +177,7 @@ def load_backbone(backbone: nn.Module, source: str | Path) -> LoadReport:
         CheckpointError: If the file has no weights, a weight of the backbone is missing or has another shape,
             or the checkpoint's backbone has more weights.
     """
-    weights = model_weights(read_checkpoint(source))
+    weights = model_weights(read_checkpoint(source)) if weights is None else weights
     weights = {name.removeprefix(BACKBONE): weight for name, weight in weights.items()}
     report = fit_weights(weights, backbone, str(source))
     backbone.load_state_dict({name: weights[name] for name in report.matched})

@@ -5,26 +5,27 @@ from typing import Any, Iterator
 from torch import nn
 from torch.utils.data import Dataset
 
-from revcol_mm.errors import PreflightError
-
+from .findings import Findings
 from .pipelines import DEFAULT_IGNORE_INDEX, dataset_name, innermost_datasets
 
 # Names of the ignored or padded label in OpenMMLab's classes
 OPTIONS = ('ignore_index', 'ignore_label', 'seg_pad_val', 'seg_fill_in')
 
 
-def check_ignore_label(dataset: Dataset, model: nn.Module | None, metrics: list[Any]) -> None:
+def check_ignore_label(where: str, dataset: Dataset, model: nn.Module | None, metrics: list[Any]) -> Findings:
     """Check that everything that handles masks ignores, or pads with, the data set's ``ignore_index``.
 
     Args:
+        where: 'train', 'val' or 'test', for messages.
         dataset: Data set for semantic segmentation. Others are skipped.
         model: Model with heads, losses and data preprocessor; None skips the comparison with a model.
         metrics: Metrics that evaluate on the data set.
 
-    Raises:
-        PreflightError: If a transform, a module of the model or a metric has another label, or the data set
-            itself maps labels to another one.
+    Returns:
+        Transforms, modules of the model and metrics that have another label; and data sets that themselves
+        map labels to another one.
     """
+    findings = Findings()
     for part, transforms in innermost_datasets(dataset):
         ignored = getattr(part, 'ignore_index', None)
         if not isinstance(ignored, int):
@@ -33,20 +34,22 @@ def check_ignore_label(dataset: Dataset, model: nn.Module | None, metrics: list[
         removes_classes = DEFAULT_IGNORE_INDEX in (getattr(part, 'label_map', None) or {}).values()
         if ignored != DEFAULT_IGNORE_INDEX and (part.reduce_zero_label or removes_classes):
             cause = 'reduce_zero_label=True' if part.reduce_zero_label else 'leaving classes out'
-            raise PreflightError(
-                f'{place}: {cause} turns labels into {DEFAULT_IGNORE_INDEX}: set its ignore_index to that, '
-                f'not to {ignored}'
-            )
+            statement = f'{place}: {cause} turns labels into {DEFAULT_IGNORE_INDEX}'
+            remedy = f'set its ignore_index to that, not to {ignored}'
+            findings.add_statement('ignored class', where, statement, remedy)
         users = [(type(each).__name__, each) for each in (*transforms, *metrics)]
         if model is not None:
             users += [(f'{name} of the model', module) for name, module in model.named_modules() if name]
-        for name, user in users:
-            for option, label in _labels(user):
-                if label != ignored:
-                    raise PreflightError(
-                        f'{place} has ignore_index={ignored}, but {name} has {option}={label}: set both to '
-                        'the same label'
-                    )
+        others = [
+            f'{name} has {option}={label}'
+            for name, user in users
+            for option, label in _labels(user)
+            if label != ignored
+        ]
+        if others:
+            statement = f'{place} has ignore_index={ignored}, but {", ".join(others)}'
+            findings.add_statement('ignore_index', where, statement, 'set all to the same label')
+    return findings
 
 
 def _labels(user: Any) -> Iterator[tuple[str, int]]:

@@ -6,8 +6,6 @@ from typing import Callable, Iterable
 
 import numpy as np
 
-from revcol_mm.errors import PreflightError
-
 from .coco_classes import check_classes
 from .coco_evaluator import check_evaluator
 from .findings import ERROR, WARNING, Findings, listed
@@ -52,7 +50,8 @@ def check_split(
     findings.extend(_check_annotation_file(split, findings))
     has_masks = hasattr(dataset, 'reduce_zero_label') and bool(classes) and split.loads('seg')
     if has_masks:
-        findings.extend(_check_ignore_label(split))
+        metrics = [metric for _, metric, _ in split.metrics]
+        findings.extend(check_ignore_label(split.name, split.dataset, split.model, metrics))
     if not split.is_remote:
         findings.extend(_check_samples(split, has_masks, everything, workers, progress))
     _tolerate_broken_samples(split, findings)
@@ -89,16 +88,6 @@ def _check_annotation_file(split: Split, known: Findings) -> Findings:
     if split.loads('mask'):
         evaluated = {(each.kind, each.where) for each in known}  # with their severity in evaluation
         findings.extend(each for each in file.mask_findings if (each.kind, each.where) not in evaluated)
-    return findings
-
-
-def _check_ignore_label(split: Split) -> Findings:
-    findings = Findings()
-    try:
-        check_ignore_label(split.dataset, split.model, [metric for _, metric, _ in split.metrics])
-    except PreflightError as error:
-        statement, _, remedy = str(error).rpartition(': ')
-        findings.add_statement('ignore_index', split.name, statement, remedy)
     return findings
 
 

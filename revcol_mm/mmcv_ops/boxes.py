@@ -20,7 +20,7 @@ def nms(boxes: Tensor, scores: Tensor, iou_threshold: float, offset: int) -> Ten
         boxes = boxes + boxes.new_tensor([0, 0, offset, offset])
     # Round the threshold to the boxes' dtype, as the compiled op does: torchvision would compare float32
     # overlaps with a float64 threshold.
-    return torchvision.ops.nms(boxes, scores, boxes.new_tensor(iou_threshold).item())
+    return torchvision.ops.nms(boxes, scores, torch.tensor(iou_threshold, dtype=boxes.dtype).item())
 
 
 def softnms(

@@ -60,7 +60,7 @@ def load_network(network: nn.Module, weights: dict[str, Tensor], source: str) ->
     Raises:
         CheckpointError: If a weight is missing, unexpected or has another shape.
     """
-    stages = split_stages(network)
+    stages = split_stages(network, check=False)  # the backbone has checked it
     optional = {id(weight) for output in stages.outputs for weight in output.parameters()}
     network = getattr(network, 'timm_model', network)
     own = network.state_dict(keep_vars=True)

@@ -40,7 +40,7 @@ class SemanticMask2FormerHead(Mask2FormerHead):
         self, batch_data_samples: Sequence[Any]
     ) -> tuple[list[InstanceData], list[dict]]:
         instances, metas = super()._seg_data_to_instance_data(batch_data_samples)
-        for sample, meta in zip(batch_data_samples, metas):
+        for sample, meta in zip(batch_data_samples, metas if self.leave_out_ignored else ()):
             meta['ignored'] = sample.gt_sem_seg.data == self.ignore_index
         return instances, metas
 

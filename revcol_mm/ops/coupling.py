@@ -25,8 +25,9 @@ class Coupling(NamedTuple):
         reads: Indices of the features passed to ``function``, in this order; ``None`` stands for ``x``. Must
             not contain ``level``: the update could not be undone.
         function: ``F``. Its result has the shape of ``c[level]``.
-        alpha: Scale of the shortcut, non-zero and broadcastable to ``c[level]``: a single value, or one value
-            per channel, where any dimension may be the channel dimension.
+        alpha: Scale of the shortcut, non-zero and broadcastable to ``c[level]``. At most one dimension of
+            alpha may be larger than 1; it counts as the channel dimension, from the right: (), (C,),
+            (1, C, 1, 1).
     """
 
     level: int

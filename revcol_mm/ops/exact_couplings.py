@@ -82,8 +82,9 @@ def start(residual: Tensor, before: Tensor, alpha: Tensor, offset: Tensor | None
         alpha: A single value, or one value per channel.
         offset: Offset of the level's grid; None to compute it from the result.
     """
-    dim, dtype = channel_dim(alpha), torch.result_type(residual, alpha)
-    values = _matrix(before, dim).double() * _vector(alpha, residual, dim).double() + _matrix(residual, dim)
+    dim, dtype = channel_dim(alpha), _level_dtype(residual, alpha, before)
+    values = _matrix(before, dim).to(torch.float64, copy=True)
+    values.mul_(_vector(alpha, residual, dim).double()).add_(_matrix(residual, dim))
     offset = grid_offset(values, dtype) if offset is None else offset
     values += offset
     checksum = compute_checksum(values)
@@ -101,7 +102,7 @@ def advance(residual: Tensor, state: State, alpha: Tensor, plan: CodePlan) -> tu
     shapes = tuple(residual.shape), tuple(state.feature.shape)
     if shapes[0] != shapes[1]:
         raise ValueError(f'the function of a coupling must return shape {shapes[1]}, got {shapes[0]}')
-    dtypes = torch.result_type(residual, alpha), state.feature.dtype
+    dtypes = _level_dtype(residual, alpha, state.feature), state.feature.dtype
     if dtypes[0] != dtypes[1]:
         raise ValueError(f'a coupling must keep the dtype of its level, {dtypes[1]}, got {dtypes[0]}')
     dim = channel_dim(alpha)
@@ -145,6 +146,15 @@ def retreat(
         return state, None, None
     alpha_grad = vector_grad.sum_to_size(alpha.numel()).view(alpha.shape)
     return state, _from_matrix(before_grad, residual, dim), alpha_grad
+
+
+def _level_dtype(residual: Tensor, alpha: Tensor, feature: Tensor) -> torch.dtype:
+    """Return the dtype of ``torch.addcmul(residual, alpha, feature)``."""
+    if residual.is_cuda and torch.is_autocast_enabled(
+        'cuda'
+    ):  # promotes to the widest, also of single values
+        alpha = alpha.expand(1)
+    return torch.promote_types(torch.result_type(residual, alpha), feature.dtype)
 
 
 def channel_dim(alpha: Tensor) -> int:

@@ -50,7 +50,8 @@ def grid_offset(values: Tensor, dtype: torch.dtype) -> Tensor:
         values: The level's values in the first link, float64.
         dtype: Dtype of the level's features.
     """
-    exponent = values.abs().amax().clamp(min=1e-30).log2().ceil() + STEP_EXPONENTS[dtype]
+    lowest, highest = values.aminmax()
+    exponent = torch.maximum(-lowest, highest).clamp(min=1e-30).log2().ceil() + STEP_EXPONENTS[dtype]
     return 1.5 * torch.exp2(exponent + 52)
 
 

@@ -20,7 +20,8 @@ def couple(
     code = feature.new_empty(sizes[2], sizes[1], dtype=torch.uint8 if width <= 8 else torch.int16)
     checksums = offset.new_empty(grid, dtype=torch.int64)
     inputs = residual, feature, low, alpha.contiguous(), offset
-    _couple_kernel[grid](*inputs, new_feature, new_low, code, checksums, *sizes, **constants)
+    with torch.cuda.device_of(feature):
+        _couple_kernel[grid](*inputs, new_feature, new_low, code, checksums, *sizes, **constants)
     return new_feature, new_low, checksums.sum(), code
 
 
@@ -43,7 +44,8 @@ def uncouple(
     inverse = alpha.double().reciprocal()  # once per channel: float64 division is slow on consumer GPUs
     inputs = residual, feature, low, code, inverse, alpha.contiguous(), offset, grad
     outputs = new_feature, new_low, new_grad, alpha_grads, checksums
-    _uncouple_kernel[grid](*inputs, *outputs, *sizes, HAS_GRAD=has_grad, **constants)
+    with torch.cuda.device_of(feature):
+        _uncouple_kernel[grid](*inputs, *outputs, *sizes, HAS_GRAD=has_grad, **constants)
     return new_feature, new_low, checksums.sum(), new_grad, alpha_grads.sum(0).to(alpha.dtype)
 
 
@@ -59,8 +61,10 @@ def _layout(feature: Tensor, width: int) -> tuple[tuple[int, int], tuple[int, in
     return grid, (num_rows, num_channels, num_words), constants | dict(enable_fp_fusion=False)
 
 
+# The image size may change at every step. Without `do_not_specialize` Triton would compile again whenever one
+# of these becomes 1 or a multiple of 16.
 # fmt: off
-@triton.jit
+@triton.jit(do_not_specialize=['num_rows', 'num_words'])
 def _couple_kernel(
     residual, feature, low, alpha, offset, new_feature, new_low, code, checksums, num_rows, num_channels,
     num_words, WIDTH: tl.constexpr, PER_WORD: tl.constexpr, BLOCK_ROWS: tl.constexpr,
@@ -88,7 +92,7 @@ def _couple_kernel(
 
 
 # fmt: off
-@triton.jit
+@triton.jit(do_not_specialize=['num_rows', 'num_words'])
 def _uncouple_kernel(
     residual, feature, low, code, inverse, alpha, offset, grad, new_feature, new_low, new_grad, alpha_grads,
     checksums, num_rows, num_channels, num_words, WIDTH: tl.constexpr, PER_WORD: tl.constexpr,

@@ -59,7 +59,7 @@ class ReversibleChain:
             The updated features. Their last dimension in memory is the channel dimension of alpha.
 
         Raises:
-            ValueError: If an |alpha| is too small to be inverted, below 1.6e-5.
+            ValueError: If an |alpha| is too small to be inverted, below MIN_ALPHA, about 1.53e-5.
             RuntimeError: If ``features`` is not the result of the previous link; see also the note above.
         """
         return self._run(link, x, features, torch.compiler.is_compiling())
@@ -122,12 +122,17 @@ _pending_checks: list[tuple[Tensor, Tensor, str]] = []
 
 
 def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU as float64. Evaluates the pending checks, which share the transfer."""
+    """Copy tensors to the CPU as float64. Evaluates the pending checks, which share the transfers."""
     checks = list(_pending_checks)
-    del _pending_checks[: len(checks)]
     parts = [*tensors, *(tensor for factor, total, _ in checks for tensor in (factor, total))]
     parts = [part.detach().flatten() for part in parts]
-    values = torch.cat(parts).cpu().double().split([len(part) for part in parts]) if parts else []
+    values = list(parts)
+    for device in {part.device for part in parts}:
+        own = [index for index, part in enumerate(parts) if part.device == device]
+        moved = torch.cat([parts[index] for index in own]).cpu().double()
+        for index, value in zip(own, moved.split([len(parts[index]) for index in own])):
+            values[index] = value
+    del _pending_checks[: len(checks)]
     check_values = iter(values[len(tensors) :])
     for factor, total, (_, _, message) in zip(check_values, check_values, checks):
         if factor.isnan() and total.isfinite():  # a non-finite gradient is an overflow, not our error
@@ -263,9 +268,12 @@ class _CouplingRun:
         factor = torch.where(failed, torch.nan, 1.0)
         total = torch.zeros_like(factor) if grads[0] is None else grads[0].sum(dtype=factor.dtype)
         _pending_checks.append((factor, total, self._message()))
+        # In place, without a second copy of the gradients; this needs own memory for every element.
+        grads = [grad.clone() if grad is not None and 0 in grad.stride() else grad for grad in grads]
         present = [grad for grad in grads if grad is not None]
-        multiplied = iter(torch._foreach_mul(present, factor) if present else ())  # a single kernel launch
-        return [None if grad is None else next(multiplied) for grad in grads]
+        if present:
+            torch._foreach_mul_(present, factor)
+        return grads
 
     def _message(self) -> str:
         place = f'link {self.link}, level {self.coupling.level}'
@@ -303,7 +311,9 @@ class _Couple(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # torch's once_differentiable would not detect losses that are linear in the features.
+        # `once_differentiable` raises only if someone differentiates through the returned gradient. If the
+        # loss is linear, the incoming gradient has no graph, so a second derivative would silently lack this
+        # node's part.
         if torch.is_grad_enabled():
             raise RuntimeError('a reversible chain cannot be differentiated twice: remove create_graph=True')
         return None, *ctx.run.backward(grad)

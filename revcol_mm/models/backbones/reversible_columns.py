@@ -186,7 +186,7 @@ class ReversibleColumns(ColumnBackbone):
             source = self.init_cfg['checkpoint']
             weights = model_weights(read_checkpoint(source))
             if is_of_columns(weights):
-                load_backbone(self, source)
+                load_backbone(self, source, weights)
             else:
                 self.load_network(weights, source)
         else:

@@ -17,13 +17,13 @@ def bound_alpha(alpha: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bound_alphas_(columns: Iterable['Column']) -> None:
-    """Bound the trainable alphas in place: an optimizer step may have moved them too close to zero.
+    """Bound the alphas in place: an optimizer step may have moved them too close to zero.
 
     Args:
-        columns: Columns of one model. The update is invisible to autograd. For alphas sharded by FSDP2, only
-            the local shard is updated.
+        columns: Columns of one model; those in evaluation mode are left out. The update is invisible to
+            autograd. For alphas sharded by FSDP2, only the local shard is updated.
     """
-    alphas = [alpha for column in columns for alpha in column.alphas if alpha.requires_grad]
+    alphas = [alpha for column in columns if column.training for alpha in column.alphas]
     if not alphas:
         return
     # `.data`: autograd graphs that have saved an alpha stay valid.
@@ -75,13 +75,10 @@ class Column(nn.Module):
     def couplings(self) -> list[Coupling]:
         """Return the column as one link of a reversible chain."""
         return [
-            Coupling(index, reads, level, self._bounded(alpha))
+            # In training, `bound_alphas_` has bounded them. Published ones may be too small.
+            Coupling(index, reads, level, alpha if self.training else bound_alpha(alpha))
             for index, (reads, level, alpha) in enumerate(zip(self.reads, self.levels, self.alphas))
         ]
-
-    def _bounded(self, alpha: Tensor) -> Tensor:
-        # In training, `bound_alphas_` has bounded the trainable alphas. Published ones may be too small.
-        return alpha if self.training and alpha.requires_grad else bound_alpha(alpha)
 
     def forward(self, x: Tensor, features: Sequence[Tensor], run: Callable = couple) -> list[Tensor]:
         """Compute this column's features from the previous column's.
