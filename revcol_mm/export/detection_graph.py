@@ -32,6 +32,8 @@ class DetectionGraph(ImageGraph):
         min_places: Smallest number of pixels that all levels must have together.
     """
 
+    tolerance = 1e-3  # in the scores of the N best; which these are depends on rounding
+
     def __init__(self, model: AnyModule, has_masks: bool = False, min_places: int = 1) -> None:
         super().__init__(model.data_preprocessor, model, DETECTIONS | (MASKS if has_masks else {}))
         param = next(model.parameters())

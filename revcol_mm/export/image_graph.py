@@ -38,8 +38,10 @@ class ImageGraph(nn.Module):
 
     Attributes:
         min_side: Smallest height and width that an exported file accepts, in pixels.
+        tolerance: Largest :meth:`difference` of an exported file that rounding explains.
     """
 
+    tolerance = 1e-4
     min_side = 64  # below, a level of stride 32 is one pixel wide, which torch.export would specialise on
 
     pixel_mean: Tensor | None

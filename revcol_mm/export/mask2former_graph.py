@@ -19,7 +19,9 @@ SEGMENTS = {
     'segments': 'int64, (B, H, W): class + 1000 x number of the segment of each pixel, K where there is none'
 }
 MASK_LOGITS = {'mask_logits': 'float32, (B, N, H / 4, W / 4): to be scaled up bilinearly, above 0 inside'}
-MARGIN = 1e-3  # differences of probabilities below this may be rounding
+# Differences of probabilities below this may be rounding. It grows in trained decoders, which attend to where
+# a mask's probability is above 0.5.
+MARGIN = 1e-3
 
 
 def scale_masks(masks: Tensor, size: Sequence[int]) -> Tensor:
@@ -33,6 +35,8 @@ class SemanticMask2FormerGraph(SegmentationGraph):
     Args:
         model: Segmentor with MMSegmentation's Mask2FormerHead.
     """
+
+    tolerance = MARGIN
 
     def __init__(self, model: AnyModule) -> None:
         super().__init__(model.data_preprocessor, model, align_corners=False)
@@ -54,6 +58,8 @@ class Mask2FormerGraph(ImageGraph):
     Raises:
         ValueError: If its ``test_cfg`` asks for other results.
     """
+
+    tolerance = MARGIN
 
     def __init__(self, model: AnyModule) -> None:
         fusion = model.panoptic_fusion_head
