@@ -16,6 +16,7 @@ from .subprocesses import run
 pytest.importorskip('triton')
 from triton.backends.compiler import GPUTarget
 
+from revcol_mm.mmcv_ops import deformable
 from revcol_mm.mmcv_ops import deformable_attention_kernels as kernels
 
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
@@ -77,6 +78,20 @@ def assert_exact(value, sizes, locations, weights, grad_output):
             atol=precision * exact.abs().max().item(),
             msg=lambda message, name=name: f'{name}: {message}',
         )
+
+
+def test_deterministic_algorithms_replace_only_the_backward_kernel(monkeypatch):
+    """`grid_sample` raises torch's error, or warns, on a GPU; the forward kernel is deterministic."""
+    monkeypatch.setattr(kernels, 'forward', lambda *_: 'kernel')
+    monkeypatch.setattr(kernels, 'backward', lambda *_: pytest.fail('the kernel ran'))
+    monkeypatch.setattr(deformable, '_use_kernels', lambda value: True)
+    monkeypatch.setattr(torch, 'are_deterministic_algorithms_enabled', lambda: True)
+    value, sizes, locations, weights, grad = problem([(2, 2)])
+    inputs = value, torch.tensor(sizes), torch.tensor([0]), locations, weights
+    assert deformable.ms_deform_attn_forward(*inputs, 64) == 'kernel'
+    targets = [torch.full_like(each, torch.nan) for each in (value, locations, weights)]
+    deformable.ms_deform_attn_backward(*inputs, grad, *targets, 64)
+    assert all(each.isfinite().all() for each in targets)
 
 
 @compiled

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 from torch.nn import functional as F
 
-from revcol_mm.data.pipelines import ignore_index
+from revcol_mm.data.pipelines import ignore_index, transform_name
 from revcol_mm.evaluation.confusion import BACKGROUND
 from revcol_mm.preflight import check_files
 
@@ -194,11 +194,6 @@ def _fixed_size(cfg: Config, size: Sequence[int] | None) -> list[dict]:
         for word in ('Load', 'Pack')
     )
     return [*load, dict(type='Resize', scale=(size[1], size[0]), keep_ratio=False), *pack]
-
-
-def transform_name(transform: dict) -> str:
-    """Return the name of a transform whose type is a name or a class."""
-    return transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
 
 
 def innermost_dataset(dataset: ConfigDict) -> ConfigDict:

@@ -10,12 +10,12 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.model import BaseModel
 
-from revcol_mm.data.pipelines import reads_images
+from revcol_mm.data.pipelines import reads_images, transform_name
 
 
 def is_image_loader(step: dict) -> bool:
     """Return whether a pipeline step of a config reads images."""
-    return reads_images(step['type'] if isinstance(step['type'], str) else step['type'].__name__)
+    return reads_images(transform_name(step))
 
 
 def for_arrays(cfg: Config) -> Config:

@@ -45,6 +45,11 @@ def dataset_name(dataset: Dataset) -> str:
     return f'{type(dataset).__name__} at {getattr(dataset, "data_root", "?")}'
 
 
+def transform_name(transform: dict) -> str:
+    """Return the name of a transform of a config, whose type is a name or a class."""
+    return transform['type'] if isinstance(transform['type'], str) else transform['type'].__name__
+
+
 def reads_images(name: str) -> bool:
     """Whether a transform class of this name, such as LoadImageFromFile, reads images."""
     return name.startswith('Load') and 'Image' in name

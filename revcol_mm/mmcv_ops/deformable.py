@@ -173,10 +173,8 @@ def modulated_deform_conv_backward(
 
 
 def _use_kernels(value: Tensor) -> bool:
-    """Whether to run the fused kernels, whose gradients are not deterministic in the last bits."""
-    return (
-        value.is_cuda and find_spec('triton') is not None and not torch.are_deterministic_algorithms_enabled()
-    )
+    """Whether to run the fused kernels."""
+    return value.is_cuda and find_spec('triton') is not None
 
 
 def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
@@ -262,7 +260,8 @@ def ms_deform_attn_backward(
     """Write the gradients of :func:`ms_deform_attn_forward`."""
     inputs = value, sampling_locations, attention_weights
     targets = grad_value, grad_sampling_loc, grad_attn_weight
-    if _use_kernels(value):
+    # Neither has deterministic gradients on CUDA, but `grid_sample` raises torch's error or warning.
+    if _use_kernels(value) and not torch.are_deterministic_algorithms_enabled():
         from .deformable_attention_kernels import backward
 
         shapes = value_spatial_shapes, value_level_start_index
