@@ -67,8 +67,8 @@ trainings: install $(SAMPLE)
 	    --out docs/trainings/untrained
 
 # The other tables and figures of docs/trainings.md: some ten hours on 2 cores, and the data of docs/real_data.md,
-# which CAMVID and BCCD say where they are. What has run is not run again; OUT=docs/trainings runs what the record
-# there lacks.
+# which CAMVID and BCCD say where they are. What OUT has recorded is not run again. OUT is a new folder, not
+# docs/trainings: camvid_growth and bccd_transfer load checkpoints of earlier runs, which the record there lacks.
 OUT ?= work_dirs/trainings_record
 EXPERIMENTS ?= camvid_ablation camvid_learning_rates camvid_backbones camvid_growth \
     bccd_detectors bccd_transfer

@@ -118,5 +118,11 @@ def test_predictions_are_finite_and_have_the_image_size(family):
             assert instances.scores.isfinite().all()
             if 'masks' in instances:
                 assert instances.masks.shape[1:] == (height, width)
+            fusion_head = cfg.model.get('panoptic_fusion_head', {})
+            assert ('pred_panoptic_seg' in prediction) == (fusion_head.get('num_stuff_classes', 0) > 0)
+            if 'pred_panoptic_seg' in prediction:
+                segments = prediction.pred_panoptic_seg.sem_seg
+                assert segments.shape == (1, height, width)
+                assert ((segments >= 0) & (segments % 1000 <= 11)).all()  # 11: no segment
         else:
             assert prediction.pred_score.sum().item() == pytest.approx(1, abs=1e-5)

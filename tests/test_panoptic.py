@@ -18,7 +18,6 @@ from revcol_mm.panopticapi.evaluation import PQStat
 from revcol_mm.panopticapi.utils import id2rgb, rgb2id
 from revcol_mm.preflight.check_data import check_data
 
-REPO = Path(__file__).parents[1]
 SAMPLE = 'configs/mask2former_revcol_nano_panoptic_sample.py'
 
 

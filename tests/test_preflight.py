@@ -29,7 +29,8 @@ def ade(tmp_path):
     return cfg
 
 
-def test_a_missing_data_root_is_reported_once():
+def test_a_missing_data_root_is_reported_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError) as error:
         check_files(read('mask2former_revcol_b_ade20k.py'), LOADERS)
     assert str(error.value) == (
