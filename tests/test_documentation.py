@@ -82,21 +82,35 @@ def commands(page):
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
+def tool_commands(page):
+    """Return the commands of a page that run a tool, in code blocks and in the text, without ``python``."""
+    inline = re.findall(r'`(?:python )?(tools/[^`]+ [^`]+)`', page.read_text())
+    code = [*blocks(page, 'bash'), *blocks(page, 'sh'), *inline]
+    lines = '\n'.join(code).replace('\\\n', ' ').splitlines()
+    lines = [re.sub(r'^(\w+=\S+ )*(python )?', '', line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith('tools/')]
+
+
+def options_of(path):
+    """Return the options of a file, with those of the shared parsers that it imports."""
+    code = (REPO / path).read_text()
+    shared = [parser for parser in PARSERS if parser.removesuffix('.py').replace('/', '.') in code]
+    return {*re.findall(r"'(--[\w-]+)'", code), *(option for each in shared for option in options_of(each))}
+
+
 def test_pages_and_commands_are_found():
     assert len(PAGES) > 10 and sum(len(commands(page)) for page in PAGES) > 20
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.stem)
 def test_commands_use_existing_tools_configs_and_options(page):
-    own = {code.splitlines()[0].removeprefix('# ') for code in blocks(page, 'python')}
-    for _, *words in [words for words in commands(page) if words[0] == 'python']:
-        if words[0] == '-m':
-            continue
+    code = [*blocks(page, 'python'), *blocks(page, 'py')]
+    own = {each.splitlines()[0].removeprefix('# ') for each in code}
+    for words in tool_commands(page):
         assert (REPO / words[0]).is_file(), words
-        options = {'--'}
-        wrapper = re.search(r'^from (revcol_mm\.cli\.\w+) import main$', (REPO / words[0]).read_text(), re.M)
-        for path in (f'{wrapper[1].replace(".", "/")}.py' if wrapper else words[0], *PARSERS):
-            options |= set(re.findall(r"'(--[\w-]+)'", (REPO / path).read_text()))
+        tool = re.sub(r'^tools/(dist|slurm)_(\w+)\.sh$', r'tools/\2.py', words[0])
+        wrapper = re.search(r'^from (revcol_mm\.cli\.\w+) import main$', (REPO / tool).read_text(), re.M)
+        options = {'--', '--help', *options_of(f'{wrapper[1].replace(".", "/")}.py' if wrapper else tool)}
         for word in words[1:]:
             if word == 'python':  # a nested command
                 break
