@@ -46,6 +46,14 @@ def test_pictures_are_spread_over_the_test_data(name, sample_data):
         choose(cfg, 2)
 
 
+def test_docs_quote_the_record():
+    docs = (REPO / 'docs/analysis.md').read_text()
+    record = json.loads((REPO / 'docs/analysis/export/benchmark_export.json').read_text())
+    assert runpy.run_path(str(REPO / TOOL))['table'](record['models']) in docs
+    assert record['machine'] in ' '.join(docs.split()) and len(record['models']) == 9
+    assert all(row['same'] == 1 and row['pictures'] == 10 for row in record['models'])
+
+
 @pytest.mark.slow
 def test_classifier_and_segmentor_are_compared(sample_data, tmp_path):
     models = []
