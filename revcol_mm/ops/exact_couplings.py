@@ -150,10 +150,8 @@ def retreat(
 
 def _level_dtype(residual: Tensor, alpha: Tensor, feature: Tensor) -> torch.dtype:
     """Return the dtype of ``torch.addcmul(residual, alpha, feature)``."""
-    if residual.is_cuda and torch.is_autocast_enabled(
-        'cuda'
-    ):  # promotes to the widest, also of single values
-        alpha = alpha.expand(1)
+    if residual.is_cuda and torch.is_autocast_enabled('cuda'):
+        alpha = alpha.expand(1)  # autocast promotes to the widest type, also that of single values
     return torch.promote_types(torch.result_type(residual, alpha), feature.dtype)
 
 
