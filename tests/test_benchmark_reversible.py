@@ -89,6 +89,16 @@ def test_docs_quote_the_columns_of_other_networks():
     assert record['machine'] in ' '.join(docs.split())
 
 
+def test_figure_has_a_row_for_each_arch_that_has_several_numbers_of_columns():
+    plot, record = runpy.run_path(str(REPO / TOOL))['plot'], recorded(folder='figures/columns')
+    axes = plot(record).axes
+    assert len(axes) == 6 and all(len(axis.lines[0].get_xdata()) == 4 for axis in axes)
+    assert {axis.get_title().split('\n')[0] for axis in axes} == {row['arch'] for row in record['rows']}
+    one_each = [row for row in record['rows'] if row['num_columns'] == 2]
+    memory, time = plot({**record, 'rows': one_each}).axes
+    assert len(memory.lines[0].get_xdata()) == len(time.lines[0].get_xdata()) == 3
+
+
 def test_readme_quotes_the_recorded_memory():
     modes = {row['num_columns']: row['modes'] for row in recorded()['rows']}[32]
     reversible, plain = (f'{modes[mode]["activation_mib"]:.0f} MiB' for mode in ('reversible', 'plain'))

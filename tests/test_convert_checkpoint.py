@@ -135,6 +135,12 @@ def test_impossible_kernel_size_is_an_error(size, published, tmp_path, run_tool)
     assert error == f'error: cannot zero-pad a kernel from size 3 to {size}'
 
 
+def test_padding_weights_without_kernels_is_an_error(tmp_path, run_tool):
+    torch.save(dict(state_dict={'backbone.norm.weight': torch.ones(4)}), tmp_path / 'swin.pth')
+    error = run_tool('convert_checkpoint', tmp_path / 'swin.pth', tmp_path / 'out.pth', '--pad-kernel', 7)
+    assert error == 'error: the backbone has no depthwise kernels (dwconv.weight) that could be padded'
+
+
 @pytest.mark.parametrize('tool', ['convert_checkpoint', 'publish_model'])
 def test_pickled_code_neither_runs_nor_is_copied(tool, tmp_path, run_tool, trap):
     code = trap.pickled()

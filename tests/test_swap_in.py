@@ -130,3 +130,9 @@ def test_tool_tests_methods_and_survives_a_timeout(tmp_path, call_tool):
         'no method with a config with ResNet-50: mmdet::yolox'
         in call_tool(TOOL, '--methods', 'mmdet::yolox')[1]
     )
+
+
+def test_options_for_testing_methods_are_refused_beside_a_config():
+    for options in (('--timeout', 5), ('--methods', 'mmdet::detr')):
+        said = run(TOOL, 'configs/dino_revcol_t_coco.py', *options, expect=2)
+        assert '--methods and --timeout are for testing methods: leave out CONFIG' in said
