@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.dist import all_reduce, barrier, get_world_size, is_main_process
+from mmengine.dist import all_reduce, get_world_size, is_main_process
 from mmengine.hooks import Hook
 from mmengine.registry import DATASETS, RUNNERS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 import revcol_mm  # noqa: F401
 from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
+from tests.subprocesses import leave_sharded_training
 
 ARCH = dict(channels=[8, 16, 24, 32], layers=(1, 1, 2, 1), num_columns=4)
 SIZE = 64
@@ -163,9 +164,7 @@ def main():
     if is_main_process():
         torch.save(results, args.out)
     if get_world_size() > 1:
-        print(end='', flush=True)
-        barrier()
-        os._exit(0)  # as in WORKER of test_distributed.py
+        leave_sharded_training()
 
 
 if __name__ == '__main__':

@@ -184,6 +184,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.registry import RUNNERS
+from tests.subprocesses import leave_sharded_training
 from tests.test_column_statistics import Toy, train
 
 rank, runner, folder = int(sys.argv[1]), RUNNERS.get(sys.argv[2]), Path(sys.argv[3])
@@ -193,6 +194,7 @@ model.load_state_dict(torch.load(folder / 'weights.pth'))
 ddp = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 cfg = dict(model_wrapper_cfg=ddp) if sys.argv[2] == 'Runner' else {}
 train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch', cfg=cfg)
+leave_sharded_training()
 """
 
 

@@ -27,7 +27,6 @@ from .subprocesses import REPO, run
 ARCH = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1), num_columns=4)
 
 WORKER = """
-import os
 import sys
 import torch
 import torch.distributed as dist
@@ -35,6 +34,7 @@ from mmengine.registry import MODELS
 import revcol_mm
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from tests.subprocesses import leave_sharded_training
 
 rank, kind, rendezvous, backbone, weights, out = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
@@ -67,11 +67,7 @@ grads = {name.removeprefix('module.'): param.grad for name, param in model.named
 grads = {name: grad.full_tensor() if hasattr(grad, 'full_tensor') else grad for name, grad in grads.items()}
 if rank == 0:
     torch.save(grads, out)
-print(end='', flush=True)
-dist.barrier()
-# Skips interpreter shutdown: gloo's threads, kept alive by FSDP2's caches, may free a tensor during it, which
-# aborts the process.
-os._exit(0)
+leave_sharded_training()
 """
 
 
