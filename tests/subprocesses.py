@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed
@@ -24,6 +25,25 @@ def run(*args, expect=0, cwd=REPO, **env):
     )
     assert done.returncode == expect, f'exit status {done.returncode}:\n{done.stdout[-6000:]}'
     return done.stdout
+
+
+def run_in_processes(code, *args, expect=0):
+    """Run code at once in two processes, with the rank before the other arguments; see :func:`run`."""
+
+    def run_rank(rank):
+        return run('-c', code, rank, *args, expect=expect, LOCAL_RANK=str(rank))
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run_rank, range(2)))
+
+
+def sample_options(data, layout, *options):
+    """Return arguments of a tool: where a config finds the sample data in this layout, and more options."""
+    roots = [f'{split}_dataloader.dataset.data_root={data / layout}' for split in ('train', 'val', 'test')]
+    if layout == 'coco':
+        ann_file = data / 'coco/annotations/instances_val2017.json'
+        roots += [f'{split}_evaluator.ann_file={ann_file}' for split in ('val', 'test')]
+    return '--cfg-options', *roots, *options
 
 
 def leave_sharded_training():
