@@ -12,7 +12,8 @@ from torch.utils.data import BatchSampler
 from revcol_mm.errors import CheckpointError, PreflightError
 from revcol_mm.training.runner import ResumableRunner
 
-from .tiny_runs import Line, assert_equal_weights, interrupt, make, make_by_epoch, newest_log, resume
+from .checkpoints import assert_same_weights
+from .tiny_runs import Line, interrupt, make, make_by_epoch, newest_log, resume
 
 
 def learning_rates(runner):
@@ -123,13 +124,6 @@ def test_another_number_of_images_is_logged(tmp_path):
     assert 'has changed since the checkpoint was saved: images 12 -> 20' in newest_log(tmp_path)
 
 
-def renamed_line():
-    line = Line()
-    line.other = line.layer
-    del line.layer
-    return line
-
-
 @pytest.mark.parametrize(
     'changes, message',
     [
@@ -143,13 +137,10 @@ def renamed_line():
             dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1))),
             'the optimizer is SGD, but .* saved with AdamW',
         ),
-        (dict(model=renamed_line), "the names or the order of the optimizer's parameters have changed"),
     ],
 )
 def test_change_that_the_saved_state_does_not_fit_is_refused(changes, message, tmp_path):
     make(tmp_path).train()
-    if 'model' in changes:
-        changes = dict(model=changes['model']())
     with pytest.raises(CheckpointError, match=message):
         resume(tmp_path, **changes)
 
@@ -158,8 +149,12 @@ def test_changed_parameters_are_refused_before_anything_is_loaded(tmp_path, monk
     """Loading shards of other parameters fails without naming the cause."""
     make(tmp_path).train()
     monkeypatch.setattr(ResumableRunner, 'load_checkpoint', None, raising=False)
-    with pytest.raises(CheckpointError, match="of the optimizer's parameters have changed"):
-        resume(tmp_path, model=renamed_line())
+    renamed = Line()
+    renamed.other = renamed.layer
+    del renamed.layer
+    message = "the names or the order of the optimizer's parameters have changed"
+    with pytest.raises(CheckpointError, match=message):
+        resume(tmp_path, model=renamed)
 
 
 @pytest.mark.parametrize(
@@ -212,6 +207,6 @@ def test_run_with_two_optimizers_is_resumed_unless_the_config_changes(tmp_path):
         load_from=str(tmp_path / 'unbroken/iter_2.pth'),
         **two_optimizers(),
     )
-    assert_equal_weights(resumed.model, unbroken)
+    assert_same_weights(resumed.model.state_dict(), unbroken.state_dict())
     with pytest.raises(CheckpointError, match='several optimizers after a change of train_cfg'):
         resume(tmp_path / 'unbroken', max_iters=8, **two_optimizers())

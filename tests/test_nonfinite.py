@@ -21,6 +21,8 @@ from revcol_mm.training.column_statistics import ColumnStatisticsHook
 from revcol_mm.training.nonfinite import NonFiniteError, NonFiniteHook
 from revcol_mm.training.runner import ResumableRunner
 
+from .checkpoints import assert_same_weights
+
 
 class Images(Dataset):
     """One image for each value, filled with it."""
@@ -95,11 +97,6 @@ def saved_weights(path):
     return read_checkpoint(path)['state_dict']
 
 
-def assert_equal_weights(actual, expected):
-    for name, weight in expected.items():
-        assert torch.equal(actual[name], weight), name
-
-
 def test_error_names_iteration_module_and_images_and_saves_previous_weights(tmp_path):
     with pytest.raises(NonFiniteError) as error:
         runner([GOOD, 2.0, BAD_LOSS, GOOD], tmp_path / 'stopped').train()
@@ -108,7 +105,7 @@ def test_error_names_iteration_module_and_images_and_saves_previous_weights(tmp_
     assert 'such an output is overflow (Overflow); images: images/2.jpg.' in message
     before = runner([GOOD, 2.0], tmp_path / 'before').train().state_dict()
     checkpoint = tmp_path / 'stopped/nonfinite_iter_3.pth'
-    assert_equal_weights(saved_weights(checkpoint), before)
+    assert_same_weights(saved_weights(checkpoint), before)
     assert read_checkpoint(checkpoint)['meta']['iter'] == 2
 
 
@@ -147,7 +144,7 @@ def test_max_skips_iterations_are_skipped(bad, tmp_path):
 def test_skipped_iteration_changes_no_weight_and_no_buffer(bad, tmp_path):
     skipped = runner([GOOD, bad], tmp_path / 'skipped', max_skips=1).train()
     without = runner([GOOD], tmp_path / 'without').train()
-    assert_equal_weights(skipped.state_dict(), without.state_dict())
+    assert_same_weights(skipped.state_dict(), without.state_dict())
 
 
 class CountSteps(Hook):
@@ -186,7 +183,7 @@ def test_hook_does_not_change_training(tmp_path):
     for run in (watched, unwatched):
         torch.manual_seed(1)
         run.train()
-    assert_equal_weights(watched.model.state_dict(), unwatched.model.state_dict())
+    assert_same_weights(watched.model.state_dict(), unwatched.model.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -104,49 +104,15 @@ def test_missing_pretrained_weights_are_an_error_in_training(ade):
     check_files(ade, ('val_dataloader',))  # testing loads a whole checkpoint
 
 
-def mask(path, *labels):
-    Image.fromarray(np.array([labels], np.uint8)).save(path)
-    return str(path)
-
-
-def test_labels_within_the_classes_pass(tmp_path):
-    PreflightHook().before_run(Runner(Dataset([mask(tmp_path / 'a.png', 0, 1, 3, 255)])))
-
-
-def test_a_label_beyond_the_classes_is_an_error(tmp_path):
-    dataset = Dataset([mask(tmp_path / 'a.png', 1), mask(tmp_path / 'b.png', 4)])
-    with pytest.raises(ValueError, match=r'b\.png has label 3 .*3 classes'):
-        PreflightHook().before_run(Runner(dataset))
-
-
-def test_a_different_number_of_classes_of_a_head_is_an_error(tmp_path):
-    dataset = Dataset([mask(tmp_path / 'a.png', 1)])
-    with pytest.raises(ValueError, match=r'decode_head.*num_classes=150.*3 classes'):
-        PreflightHook().before_run(Runner(dataset, num_classes=150))
-
-
-def test_a_different_number_of_classes_of_a_classifier_is_an_error(tmp_path):
-    runner = Runner(Dataset([mask(tmp_path / 'a.png', 1)]))
-    runner.model = nn.Identity()  # has no head
-    runner.model.num_classes = 1000
-    with pytest.raises(ValueError, match=r'Identity of the model has num_classes=1000.*3 classes'):
-        PreflightHook().before_run(runner)
-
-
 def test_an_empty_data_set_is_an_error():
     with pytest.raises(ValueError, match='somewhere has no images'):
         PreflightHook().before_run(Runner(Dataset([])))
 
 
-def test_classes_without_a_category_are_an_error(tmp_path):
-    dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[])
-    with pytest.raises(ValueError, match='only 0 of 3 classes'):
-        PreflightHook().before_run(Runner(dataset))
-
-
 def test_categories_that_are_not_classes_are_a_warning(tmp_path, log_messages):
     images_of = {1: [7], 2: [], 3: [7, 8], 4: []}
-    dataset = Dataset([mask(tmp_path / 'a.png', 1)], cat_ids=[1, 2, 3], cat_img_map=images_of)
+    Image.fromarray(np.ones((1, 1), np.uint8)).save(tmp_path / 'a.png')
+    dataset = Dataset([str(tmp_path / 'a.png')], cat_ids=[1, 2, 3], cat_img_map=images_of)
     PreflightHook().before_run(Runner(dataset))
     assert log_messages == [
         'Dataset at somewhere: 1 categories of its annotation file are not among the classes; their objects '

@@ -20,6 +20,8 @@ from revcol_mm.checkpoints.writing import save_checkpoint
 from revcol_mm.config.options import merge_options
 from revcol_mm.testing import gradients, worst_errors
 
+from .checkpoints import assert_same_weights
+
 few = settings(max_examples=15, deadline=None, derandomize=True, database=None)
 many = settings(few, max_examples=100)
 
@@ -114,8 +116,7 @@ def test_saving_and_loading_preserves_weights(backbone, suffix, published, modul
     with TemporaryDirectory() as folder:
         path = save_checkpoint(checkpoint, Path(folder, f'a{suffix}'), name_hash=published)
         again = model_weights(read_checkpoint(path))
-        assert again.keys() == weights.keys()
-        assert all(torch.equal(again[name], weight) for name, weight in weights.items())
+        assert_same_weights(again, weights)
         for parameter in backbone.parameters():
             parameter.data = torch.zeros_like(parameter)
         load_backbone(backbone, path)

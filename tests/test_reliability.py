@@ -11,11 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
 
+from .checkpoints import assert_same_weights
 from .subprocesses import REPO
 
 psutil = pytest.importorskip('psutil')
@@ -38,10 +38,8 @@ def command(config, layout, data, work_dir, *options):
     )
 
 
-def assert_equal_weights(checkpoint, other):
-    weights, expected = (model_weights(read_checkpoint(path)) for path in (checkpoint, other))
-    for name, weight in expected.items():
-        assert torch.equal(weights[name], weight), name
+def assert_same_checkpoints(checkpoint, other):
+    assert_same_weights(*(model_weights(read_checkpoint(path)) for path in (checkpoint, other)))
 
 
 @pytest.mark.parametrize(
@@ -67,7 +65,7 @@ def test_run_killed_at_random_times_equals_an_uninterrupted_one(config, layout, 
             last.unlink()  # the run was completed: let it resume from the checkpoint before
         print(f'kill {kill}: {sorted(path.name for path in work_dir.glob("iter*.pth"))}')
     subprocess.run(resuming, check=True, cwd=REPO, env=ENV)
-    assert_equal_weights(last, tmp_path / 'whole/iter_30.pth')
+    assert_same_checkpoints(last, tmp_path / 'whole/iter_30.pth')
     logs = ''.join(path.read_text() for path in work_dir.glob('*/*.log'))
     assert len(re.findall('resumed epoch', logs)) >= NUM_KILLS / 2
 
@@ -124,7 +122,7 @@ def test_slurm_and_torchrun_give_the_same_weights(sample_data, tmp_path):
     )
     logs = ''.join(path.read_text() for path in (tmp_path / 'slurm').glob('*/*.log'))
     assert 'Distributed launcher: slurm' in logs and 'GPU number: 2' in logs
-    assert_equal_weights(tmp_path / 'slurm/iter_4.pth', tmp_path / 'torchrun/iter_4.pth')
+    assert_same_checkpoints(tmp_path / 'slurm/iter_4.pth', tmp_path / 'torchrun/iter_4.pth')
 
 
 def signal_second_process(process, log, number):
@@ -159,7 +157,7 @@ def test_killed_process_ends_the_job_which_can_be_resumed(runner_type, sample_da
     assert re.search(r'resumed epoch: 0, iter: [68]\b', log.read_text())
     process, log = start_two_processes(sample_data, tmp_path / 'unbroken', RESTARTED, sharded)
     assert process.wait(timeout=300) == 0, log.read_text()[-4000:]
-    assert_equal_weights(tmp_path / 'run/iter_10.pth', tmp_path / 'unbroken/iter_10.pth')
+    assert_same_checkpoints(tmp_path / 'run/iter_10.pth', tmp_path / 'unbroken/iter_10.pth')
 
 
 def test_hanging_process_ends_the_job_after_the_timeout(sample_data, tmp_path):

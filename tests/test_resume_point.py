@@ -6,7 +6,6 @@ import shutil
 import signal
 import struct
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,8 +15,9 @@ from revcol_mm.errors import CheckpointError
 from revcol_mm.training.interruption import INTERRUPTED
 from revcol_mm.training.worker_shutdown import SIGNALS
 
-from .subprocesses import run
-from .tiny_runs import Score, assert_equal_weights, make, newest_log, resume
+from .checkpoints import assert_same_weights
+from .subprocesses import run_in_processes
+from .tiny_runs import Score, make, newest_log, resume
 
 
 def truncate(path):
@@ -39,7 +39,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
     (tmp_path / 'run').mkdir()
     shutil.copy(tmp_path / 'unbroken/iter_3.pth', tmp_path / 'run')
     resumed = resume(tmp_path / 'run', max_iters=6)
-    assert_equal_weights(resumed.model, unbroken.model)
+    assert_same_weights(resumed.model.state_dict(), unbroken.model.state_dict())
     assert resumed.optim_wrapper.get_lr() == unbroken.optim_wrapper.get_lr()
 
 
@@ -57,7 +57,7 @@ def test_damaged_checkpoints_are_named_and_an_older_one_is_used(tmp_path):
     damaged = re.findall(r'(iter_\d+.pth) is damaged and not used', newest_log(tmp_path))
     assert damaged == ['iter_4.pth', 'iter_3.pth']
     assert len(resumed.model.seen) == 2
-    assert_equal_weights(resumed.model, unbroken)
+    assert_same_weights(resumed.model.state_dict(), unbroken.state_dict())
 
 
 def test_if_all_checkpoints_are_damaged_no_new_run_starts(tmp_path):
@@ -82,7 +82,7 @@ def test_without_checkpoints_a_new_run_starts_from_the_weights_of_load_from(tmp_
     options = dict(resume='auto', load_from=str(tmp_path / 'trained/iter_4.pth'))
     resting = dict(optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.0)))
     new = make(tmp_path / 'new', max_iters=2, **options, **resting)
-    assert_equal_weights(new.train(), trained)
+    assert_same_weights(new.train().state_dict(), trained.state_dict())
     assert len(new.model.seen) == 2
     resumed = make(tmp_path / 'new', max_iters=3, **options, **resting)  # load_from is not used
     resumed.train()
@@ -142,8 +142,7 @@ def test_all_processes_resume_from_the_same_iteration_or_fail(equal, tmp_path):
     shutil.copy(tmp_path / '1/iter_4.pth', tmp_path / '1/iter_9.pth')  # not chosen: not in the main process
     if not equal:
         shutil.copy(tmp_path / '1/iter_2.pth', tmp_path / '1/iter_4.pth')
-    with ThreadPoolExecutor(2) as pool:
-        printed = pool.map(lambda rank: run('-c', RANK, rank, tmp_path / 'rendezvous', tmp_path), range(2))
+    printed = run_in_processes(RANK, tmp_path / 'rendezvous', tmp_path)
     expected = (
         'resumes from iter_4.pth' if equal else 'cannot resume: processes find different checkpoints at'
     )
@@ -177,8 +176,7 @@ def test_signal_in_validation_saves_the_weights_and_not_their_averages(tmp_path,
     resume(tmp_path / 'run', **options)
     resumed, unbroken = (torch.load(tmp_path / run / 'iter_4.pth') for run in ('run', 'unbroken'))
     for key in ('state_dict', 'ema_state_dict'):
-        for name, weight in unbroken[key].items():
-            assert torch.equal(resumed[key][name], weight), (key, name)
+        assert_same_weights(resumed[key], unbroken[key])
 
 
 def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):

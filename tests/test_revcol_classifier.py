@@ -10,6 +10,7 @@ from revcol_mm import RevCol, RevColClassifier
 from revcol_mm.models import ReversibleColumns, Stages
 from revcol_mm.testing import peak_bytes, worst_errors
 
+from .checkpoints import assert_same_weights
 from .conftest import DATA
 from .test_revcol import assert_near
 
@@ -303,8 +304,7 @@ def test_fine_tuning_loads_a_supervised_backbone_and_scales_the_new_head(tmp_pat
     backbone = RevCol(dict(WIDTHS, num_columns=4), init_cfg=init_cfg)
     model = RevColClassifier(backbone, 7, head_init_scale=0.001)
     model.init_weights()
-    for name, weight in pretrained.backbone.state_dict().items():
-        assert torch.equal(model.backbone.state_dict()[name], weight), name
+    assert_same_weights(model.backbone.state_dict(), pretrained.backbone.state_dict())
     norm, linear = model.cls.classifier
     assert (norm.weight == 1).all()
     assert linear.weight.shape == (7, 32) and linear.weight.std().item() == pytest.approx(0.02e-3, rel=0.2)

@@ -6,12 +6,7 @@ import pytest
 
 from revcol_mm.errors import PreflightError
 
-from .small_datasets import SPLITS, detection_config, kinds, rename_images, rewrite, set_in_first, start_run
-
-
-@pytest.fixture
-def coco(tmp_path):
-    return detection_config(tmp_path)
+from .small_datasets import SPLITS, kinds, rename_images, rewrite, set_in_first, start_run
 
 
 def test_as_many_missing_images_as_training_leaves_out_are_a_warning(coco, tmp_path, log_warnings):

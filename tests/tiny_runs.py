@@ -125,10 +125,5 @@ def interrupt(runner, iteration):
         runner.train()
 
 
-def assert_equal_weights(model, expected):
-    for name, weight in expected.state_dict().items():
-        assert torch.equal(model.state_dict()[name], weight), name
-
-
 def newest_log(work_dir):
     return max(work_dir.glob('*/*.log'), key=lambda path: path.stat().st_mtime_ns).read_text()
