@@ -5,7 +5,6 @@ Tests that run on both a CPU and a GPU are in the other files and use the fixtur
 
 import copy
 import json
-import random
 
 import pytest
 import torch
@@ -88,12 +87,14 @@ def test_a_compiled_model_trains_reversibly(device, monkeypatch):
     assert len(num_calls) == 2 * 16
 
 
-def test_checks_of_a_gpu_are_evaluated_by_a_chain_on_another_device(device):
+def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_a_chain_on_another_device(device):
     links, x, start = chain_of([Conv() for _ in range(4)], device=device)
     loss = loss_of(ReversibleChain(links), links, x, start)
     handle = links[1][1].function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
     loss.backward()
     handle.remove()
+    assert links[1][1].alpha.grad.isnan().all()
+    assert all(param.grad.isnan().all() for param in links[1][1].function.parameters())
     links, x, start = chain_of([Conv() for _ in range(4)])
     with pytest.raises(RuntimeError, match='not exact in link 1, level 1'):
         loss_of(ReversibleChain(links), links, x, start)
@@ -111,18 +112,6 @@ def test_a_reversible_step_waits_for_the_gpu_at_most_once(device):
     step()  # compiles the kernels
     torch.cuda.synchronize()
     assert count_launches(step).waits <= 1
-
-
-def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_the_next_step(device):
-    _, model = pair(num_columns=4, device=device)
-    image = torch.randn(2, 3, 64, 96, device=device)
-    model.subnet2.level1.register_forward_hook(
-        lambda module, inputs, output: output * (1 + 1e-6 * random.random())
-    )
-    sum(feature.mean() for feature in model(image)).backward()
-    assert model.subnet2.alpha1.grad.isnan().all() and model.subnet2.level1.blocks[0].gamma.grad.isnan().all()
-    with pytest.raises(RuntimeError, match='not exact in link 2, level 1'):
-        model(image)
 
 
 @pytest.mark.parametrize('precision', ['fp32', 'bf16'])
@@ -147,8 +136,7 @@ def test_the_logged_memory_is_that_of_the_allocator(device):
 @pytest.fixture
 def group(device, tmp_path):
     """A process group with this process only."""
-    backend = 'nccl' if device.type == 'cuda' else 'gloo'
-    dist.init_process_group(backend, init_method=f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    dist.init_process_group('nccl', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 

@@ -285,13 +285,19 @@ def test_an_alpha_too_small_to_invert_is_an_error(is_announced):
         run_links(ReversibleChain(links if is_announced else ()), links, x, start)
 
 
-@pytest.mark.parametrize('has_small_alpha', [False, True])
-def test_two_bits_per_element_and_link_are_kept_and_sixteen_for_channels_with_small_alpha(has_small_alpha):
-    alpha = torch.full((64,), 0.5)
-    if has_small_alpha:
-        alpha[7] = 1e-3
-    report = parity.check_reversible(*linear_chain(8, size=64, alpha=alpha))
-    bits_of_row = 7 * (2 * 64 + 16 * has_small_alpha) + 32 * 64  # 7 links, and the last link's remainder
+@pytest.mark.parametrize(
+    'alphas, bits',
+    [
+        ([0.5] * 64, 2 * 64),
+        ([0.5] * 63 + [1e-3], 2 * 64 + 16),
+        ([0.5] * 32 + [0.3] * 32, 4 * 64),
+        ([1e-3] * 64, 16 * 64),
+    ],
+    ids=['0.5', 'one at 1e-3', 'half at 0.3', '1e-3'],
+)
+def test_two_bits_per_element_and_link_are_kept_and_more_for_smaller_alphas(alphas, bits):
+    report = parity.check_reversible(*linear_chain(8, size=64, alpha=torch.tensor(alphas)))
+    bits_of_row = 7 * bits + 32 * 64  # 7 links, and the last link's remainder
     assert report.kept_bytes == 2 * 32 * bits_of_row / 8  # 2 levels of 32 rows
 
 

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from revcol_mm.ops import Coupling, ReversibleChain
-from revcol_mm.testing import StoringChain, worst_errors
+from revcol_mm.ops import Coupling
 
 
 class Summed(nn.Module):
@@ -69,14 +68,3 @@ def parameters(links):
     """Return the trainable parameters of a chain, alphas included."""
     couplings = [coupling for link in links for coupling in link]
     return [p for c in couplings for p in (c.alpha, *c.function.parameters()) if p.requires_grad]
-
-
-def assert_same_gradients(links, x, start, tolerance=2e-5):
-    """Check that a reversible chain and a chain that stores all activations have the same gradients."""
-    grads = []
-    for chain in (StoringChain(), ReversibleChain(links)):
-        torch.manual_seed(0)
-        loss = loss_of(chain, links, x, start)
-        grads.append(dict(enumerate(torch.autograd.grad(loss, parameters(links), allow_unused=True))))
-    error, index = worst_errors(*reversed(grads))[0]
-    assert error <= tolerance, f'parameter {index}'
