@@ -1,6 +1,7 @@
 """Deformable convolution, versions 1 and 2, and multi-scale deformable attention."""
 
 from collections.abc import Iterable
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from .autograd import upcast, write_gradients
 
 Pair = tuple[int, int]
+# MMCV's names of stride, padding and dilation along y and x
+GEOMETRY_1 = ('dH', 'dW'), ('padH', 'padW'), ('dilationH', 'dilationW')
+GEOMETRY_2 = ('stride_h', 'stride_w'), ('pad_h', 'pad_w'), ('dilation_h', 'dilation_w')
 
 
 def _deform_conv(
@@ -19,20 +23,19 @@ def _deform_conv(
     weight: Tensor,
     mask: Tensor | None = None,
     bias: Tensor | None = None,
-    *,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
+    **geometry: int,
 ) -> Tensor:
-    """Compute version 1, or version 2 if there is a mask. Numbers of groups follow from the shapes."""
+    """Compute version 1, or version 2 if there is a mask. Sizes and numbers of groups follow from shapes."""
+    names = GEOMETRY_1 if mask is None else GEOMETRY_2
+    stride, padding, dilation = ((geometry[along_y], geometry[along_x]) for along_y, along_x in names)
     x, offset, weight = upcast(input, offset, weight)
     bias = bias if bias is None else bias.to(x.dtype)
     # torchvision crashes on NaN; in MMCV such a sample lies outside the image.
     offset = offset.where(~offset.isnan(), torch.inf)
     if mask is not None:
-        geometry = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+        sides = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation)
         size = [
-            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in geometry
+            (side + 2 * pad - gap * (kernel - 1) - 1) // step + 1 for side, kernel, step, pad, gap in sides
         ]
         offset, mask = (_take_first(maps, *size) for maps in (offset, mask.to(x.dtype)))
     return torchvision.ops.deform_conv2d(x, offset, weight, bias, stride, padding, dilation, mask)
@@ -48,13 +51,6 @@ def _take_first(maps: Tensor, height: int, width: int) -> Tensor:
         return maps
     batch, channels = maps.shape[:2]
     return maps.flatten(1)[:, : channels * height * width].view(batch, channels, height, width)
-
-
-def _geometry1(
-    dH: int, dW: int, padH: int, padW: int, dilationH: int, dilationW: int, **_: int
-) -> dict[str, Pair]:
-    """Translate MMCV's arguments of version 1. The others, such as kernel sizes, follow from shapes."""
-    return dict(stride=(dH, dW), padding=(padH, padW), dilation=(dilationH, dilationW))
 
 
 def deform_conv_forward(
@@ -77,7 +73,7 @@ def deform_conv_forward(
         ones: Not used.
         geometry: Stride, padding and dilation under MMCV's names.
     """
-    output.copy_(_deform_conv(input, offset, weight, **_geometry1(**geometry)))
+    output.copy_(_deform_conv(input, offset, weight, **geometry))
 
 
 def deform_conv_backward_input(
@@ -91,12 +87,8 @@ def deform_conv_backward_input(
     **geometry: int,
 ) -> None:
     """Write the gradients of input and offset, and store the weight's gradient in ``columns``."""
-
-    def op(*inputs: Tensor) -> Tensor:
-        return _deform_conv(*inputs, **_geometry1(**geometry))
-
     targets = [grad_input, grad_offset, columns.resize_(weight.shape)]
-    write_gradients(op, [input, offset, weight], grad_output, targets)
+    write_gradients(partial(_deform_conv, **geometry), [input, offset, weight], grad_output, targets)
 
 
 def deform_conv_backward_parameters(
@@ -109,21 +101,11 @@ def deform_conv_backward_parameters(
     **geometry: int,
 ) -> None:
     """Write the gradient of the weight, from ``columns`` if :func:`deform_conv_backward_input` was called."""
-
-    def op(weight: Tensor) -> Tensor:
-        return _deform_conv(input, offset, weight, **_geometry1(**geometry))
-
     if columns.numel():
         grad_weight.copy_(columns)
     else:  # The op is linear in the weight: any tensor of its shape will do.
+        op = partial(_deform_conv, input, offset, **geometry)
         write_gradients(op, [grad_weight], grad_output, [grad_weight])
-
-
-def _geometry2(
-    stride_h: int, stride_w: int, pad_h: int, pad_w: int, dilation_h: int, dilation_w: int, **_: int
-) -> dict[str, Pair]:
-    """Translate MMCV's arguments of version 2, as :func:`_geometry1` those of version 1."""
-    return dict(stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
 
 
 def modulated_deform_conv_forward(
@@ -143,7 +125,7 @@ def modulated_deform_conv_forward(
     ``mask`` is (B, deformable groups * kh * kw, h, w); see :func:`deform_conv_forward` for the others.
     """
     bias = bias if with_bias else None
-    output.copy_(_deform_conv(input, offset, weight, mask, bias, **_geometry2(**geometry)))
+    output.copy_(_deform_conv(input, offset, weight, mask, bias, **geometry))
 
 
 def modulated_deform_conv_backward(
@@ -164,12 +146,9 @@ def modulated_deform_conv_backward(
     **geometry: int,
 ) -> None:
     """Write the gradients of :func:`modulated_deform_conv_forward`."""
-
-    def op(*inputs: Tensor) -> Tensor:
-        return _deform_conv(*inputs, **_geometry2(**geometry))
-
     inputs = [input, offset, weight, mask] + [bias] * with_bias
-    write_gradients(op, inputs, grad_output, [grad_input, grad_offset, grad_weight, grad_mask, grad_bias])
+    targets = [grad_input, grad_offset, grad_weight, grad_mask, grad_bias]
+    write_gradients(partial(_deform_conv, **geometry), inputs, grad_output, targets)
 
 
 def _use_kernels(value: Tensor) -> bool:
@@ -177,13 +156,12 @@ def _use_kernels(value: Tensor) -> bool:
     return value.is_cuda and find_spec('triton') is not None
 
 
-def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, weights: Tensor) -> Tensor:
+def attend_to_level(size: Pair, value: Tensor, locations: Tensor, weights: Tensor) -> Tensor:
     """Compute deformable attention to one level.
 
     Args:
+        size: H and W.
         value: (B, H * W, heads, D).
-        height: H.
-        width: W.
         locations: (B, Q, heads, P, 2), x and y, from 0 to 1.
         weights: (B, Q, heads, P).
 
@@ -192,7 +170,7 @@ def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, w
     """
     batch, _, heads, depth = value.shape
     _, queries, _, points, _ = locations.shape
-    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, depth, height, width)
+    maps = value.permute(0, 2, 3, 1).reshape(batch * heads, depth, *size)
     grid = (2 * locations - 1).transpose(1, 2).reshape(batch * heads, queries, points, 2)
     weights = weights.transpose(1, 2).reshape(batch * heads, 1, queries, points)
     samples = F.grid_sample(maps, grid, align_corners=False)  # (B * heads, D, Q, P)
@@ -202,7 +180,7 @@ def attend_to_level(value: Tensor, height: int, width: int, locations: Tensor, w
 def _split_levels(
     spatial_shapes: Tensor, value: Tensor, locations: Tensor, weights: Tensor
 ) -> Iterable[tuple[Pair, Tensor, Tensor, Tensor]]:
-    """Split tensors into views of each level; return (height, width) and the three views of each."""
+    """Split tensors into views; return the arguments of :func:`attend_to_level` for each level."""
     sizes = spatial_shapes.tolist()
     values = value.split([height * width for height, width in sizes], dim=1)
     return zip(sizes, values, locations.unbind(3), weights.unbind(3))
@@ -238,10 +216,7 @@ def ms_deform_attn_forward(
             value, value_spatial_shapes, value_level_start_index, sampling_locations, attention_weights
         )
     tensors = upcast(value, sampling_locations, attention_weights)
-    output = sum(
-        attend_to_level(level_value, *size, *rest)
-        for size, level_value, *rest in _split_levels(value_spatial_shapes, *tensors)
-    )
+    output = sum(attend_to_level(*level) for level in _split_levels(value_spatial_shapes, *tensors))
     return output.to(value.dtype)
 
 
@@ -271,8 +246,4 @@ def ms_deform_attn_backward(
     levels = _split_levels(value_spatial_shapes, *upcast(*inputs))
     level_targets = _split_levels(value_spatial_shapes, *targets)
     for (size, *tensors), (_, *views) in zip(levels, level_targets):
-
-        def op(value: Tensor, *rest: Tensor, size: Pair = size) -> Tensor:
-            return attend_to_level(value, *size, *rest)
-
-        write_gradients(op, tensors, grad_output, views)
+        write_gradients(partial(attend_to_level, size), tensors, grad_output, views)

@@ -1,5 +1,7 @@
 """Ops on the neighbourhood of pixels: masked convolution, CARAFE and PSANet's masks."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -103,11 +105,7 @@ def carafe_naive_backward(
     grad_output: Tensor, features: Tensor, masks: Tensor, grad_input: Tensor, grad_masks: Tensor, **sizes: int
 ) -> None:
     """Write the gradients of CARAFE into ``grad_input`` and ``grad_masks``."""
-
-    def op(features: Tensor, masks: Tensor) -> Tensor:
-        return _carafe(features, masks, **sizes)
-
-    write_gradients(op, [features, masks], grad_output, [grad_input, grad_masks])
+    write_gradients(partial(_carafe, **sizes), [features, masks], grad_output, [grad_input, grad_masks])
 
 
 def _psamask(masks: Tensor, psa_type: int, mask_size: tuple[int, int]) -> Tensor:
@@ -143,8 +141,5 @@ def psamask_backward(
     grad_output: Tensor, grad_input: Tensor, psa_type: int, h_mask: int, w_mask: int, **sizes: int
 ) -> None:
     """Write the gradient of PSANet's masks into ``grad_input``."""
-
-    def op(masks: Tensor) -> Tensor:
-        return _psamask(masks, psa_type, (h_mask, w_mask))
-
+    op = partial(_psamask, psa_type=psa_type, mask_size=(h_mask, w_mask))
     write_gradients(op, [grad_input], grad_output, [grad_input])  # linear: any values will do
