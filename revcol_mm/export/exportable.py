@@ -108,7 +108,7 @@ class DeformableAttention(nn.Module):
                 offset = offset / attention.num_points * reference[..., 2:] * 0.5
             locations = reference[..., :2] + offset
             output = output + attend_to_level(
-                values[level], height, width, locations, weights[:, :, :, level]
+                (height, width), values[level], locations, weights[:, :, :, level]
             )
         return attention.dropout(attention.output_proj(output)) + identity
 
