@@ -1,8 +1,6 @@
 """Feature maps with principal components as colours, and tools/analysis/feature_maps.py."""
 
 import json
-import runpy
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +15,9 @@ from revcol_mm import RevCol
 from revcol_mm.analysis.feature_maps import column_backbone, feature_maps, principal_colours
 
 from .random_checkpoint import PLAIN_SEGMENTOR, SEGMENTOR, random_checkpoint
-from .subprocesses import REPO
+from .subprocesses import run
+
+TOOL = 'tools/analysis/feature_maps.py'
 
 
 @pytest.fixture
@@ -87,31 +87,13 @@ def test_invalid_fit_is_an_error(backbone):
         feature_maps(backbone, torch.randn(1, 3, 32, 32), (32, 32), 'image')
 
 
-@pytest.fixture
-def tool(monkeypatch, capfd):
-    """Run the tool in this process; return its exit status and its output including stderr."""
-    main = runpy.run_path(str(REPO / 'tools/analysis/feature_maps.py'))['main']
-
-    def call(config, *arguments):
-        arguments = (REPO / config, random_checkpoint(config), *arguments)
-        monkeypatch.setattr(sys, 'argv', ['feature_maps.py', *map(str, arguments)])
-        status = 0
-        try:
-            main()
-        except SystemExit as error:
-            status = error.code
-        return status, ''.join(capfd.readouterr())
-
-    return call
-
-
-def test_tool_reports_and_draws_every_readable_image(tool, sample_data, tmp_path, device):
+def test_tool_reports_and_draws_every_readable_image(sample_data, tmp_path, device):
     out = tmp_path / 'out'
     images = sorted((sample_data / 'ade20k/images/validation').iterdir())[:2]
     (tmp_path / 'broken.jpg').write_text('no image')
-    inputs = (*images, tmp_path / 'broken.jpg')
-    status, printed = tool(SEGMENTOR, *inputs, '--out', out, '--device', device)
-    assert status == 65 and f'{tmp_path / "broken.jpg"}: not an image' in printed
+    arguments = random_checkpoint(SEGMENTOR), *images, tmp_path / 'broken.jpg', '--out', out
+    printed = run(TOOL, SEGMENTOR, *arguments, '--device', device, expect=65)
+    assert f'{tmp_path / "broken.jpg"}: not an image' in printed
     report = json.loads((out / 'feature_maps.json').read_text())
     assert report['fit'] == 'level'
     for image, row in zip(images, report['images'], strict=True):
@@ -131,8 +113,8 @@ def test_tool_reports_and_draws_every_readable_image(tool, sample_data, tmp_path
         (SEGMENTOR, 'nothing.jpg', 'no file, folder or match of'),
     ],
 )
-def test_invalid_input_is_an_error_in_one_line(config, image, message, tool, tmp_path):
+def test_invalid_input_is_an_error_in_one_line(config, image, message, call_tool, tmp_path):
     (tmp_path / 'clip.mp4').touch()
     Image.new('RGB', (64, 64)).save(tmp_path / 'scene.jpg')
-    status, _ = tool(config, tmp_path / image)
-    assert status.startswith(f'error: {message}')
+    _, error = call_tool(TOOL, config, random_checkpoint(config), tmp_path / image)
+    assert error.startswith(f'error: {message}')

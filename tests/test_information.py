@@ -6,15 +6,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
 from torch.nn import functional as F
 
 from revcol_mm.analysis.information import Probes, columns_of, psnr
 from revcol_mm.analysis.labelled_images import UNLABELLED, Batch, LabelledImages
 from revcol_mm.analysis.linear_probe import Moments, fit_discriminant, fit_ridge, predict
 
-from .random_checkpoint import CLASSIFIER, PLAIN_SEGMENTOR, SEGMENTOR, data_options, random_checkpoint
-from .subprocesses import REPO
+from .random_checkpoint import (
+    CLASSIFIER,
+    PLAIN_SEGMENTOR,
+    SEGMENTOR,
+    config_on,
+    data_options,
+    random_checkpoint,
+)
 
 TOOL = 'tools/analysis/information.py'
 
@@ -163,9 +168,7 @@ def test_tool_reports_columns_stages_and_trivial_predictions(sample_data, tmp_pa
         *(('upernet_revcol_nano_sample', c, level) for c in range(4) for level in (0, 1, 2, 3, 'all')),
         *(('upernet_convnext_sample', 0, level) for level in (0, 1, 2, 3, 'all')),
     ]
-    cfg = Config.fromfile(REPO / SEGMENTOR)
-    for split in ('train', 'test'):
-        cfg[f'{split}_dataloader'].dataset.data_root = str(sample_data / 'ade20k')
+    cfg = config_on(sample_data, SEGMENTOR, 'ade20k')
     training, test = (next(LabelledImages(cfg, split, 20, (64, 64)).batches()) for split in ('train', 'test'))
     assert len(training.images) == report['num_training_images'] == 12
     mse = np.square(test.images.numpy() - training.images.numpy().mean(0)).mean()

@@ -7,15 +7,8 @@ from mmengine.config import Config
 from revcol_mm.analysis import labelled_images
 from revcol_mm.analysis.labelled_images import UNLABELLED, LabelledImages, label_shares
 
-from .random_checkpoint import CLASSIFIER, SEGMENTOR
+from .random_checkpoint import CLASSIFIER, SEGMENTOR, config_on
 from .subprocesses import REPO
-
-
-def config_on(data, name, layout):
-    cfg = Config.fromfile(REPO / name)
-    for split in ('train', 'val', 'test'):
-        cfg[f'{split}_dataloader'].dataset.data_root = f'{data / layout}/'
-    return cfg
 
 
 def test_labels_of_detection_and_segmentation_agree(sample_data):

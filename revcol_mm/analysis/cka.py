@@ -92,11 +92,7 @@ class MinibatchCKA:
         self.hsic: Tensor | None = None  # a sum suffices: the number of summands cancels in the ratio
 
     def update(self, grams: Sequence[Tensor]) -> None:
-        """Add a minibatch.
-
-        Args:
-            grams: :func:`gram` of each representation, (P, n, n), of the same images and places.
-        """
+        """Add a minibatch: :func:`gram` of each representation, (P, n, n), of the same images and places."""
         hsic = unbiased_hsic(torch.stack(list(grams)))
         self.hsic = hsic if self.hsic is None else self.hsic + hsic
 
@@ -112,13 +108,7 @@ class MinibatchCKA:
 def layer_grams(
     network: nn.Module, image: Tensor, layers: Sequence[str], grid: tuple[int, int] = (1, 1)
 ) -> list[Tensor]:
-    """Run a network and compute :func:`gram` of the outputs of some of its layers.
-
-    Args:
-        network: Called with ``image``.
-        image: Images, (n, 3, H, W).
-        layers: Names of modules.
-        grid: See :func:`gram`.
+    """Run a network on images, (n, 3, H, W), and compute :func:`gram` of the outputs of the named layers.
 
     Raises:
         ValueError: If a layer does not run, or its output is not a tensor that can be divided into the grid.

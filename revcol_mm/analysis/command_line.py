@@ -3,8 +3,9 @@
 import argparse
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
+from matplotlib.figure import Figure
 from mmengine.config import Config
 
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
@@ -70,6 +71,11 @@ def read_arguments(parser: argparse.ArgumentParser) -> tuple[argparse.Namespace,
     return args, cfg
 
 
-def write_report(report: Any, out: Path, name: str) -> None:
-    """Write results to ``out/name.json``."""
-    (out / f'{name}.json').write_text(json.dumps(report, indent=1) + '\n')
+def write_report(
+    report: Any, out: Path | None, name: str, plot: Callable[[Any], Figure] | None = None
+) -> None:
+    """Write results to ``out/name.json`` and their plot to ``out/name.png``; do nothing without ``out``."""
+    if out:
+        (out / f'{name}.json').write_text(json.dumps(report, indent=1) + '\n')
+        if plot:
+            plot(report).savefig(out / f'{name}.png', dpi=110)

@@ -119,12 +119,7 @@ def principal_colours(maps: Sequence[np.ndarray]) -> list[tuple[np.ndarray, floa
 
 
 def draw_feature_maps(picture: np.ndarray, maps: FeatureMaps) -> Figure:
-    """Draw the input image and its feature maps, with levels as rows and columns as columns.
-
-    Args:
-        picture: The input of the network, (h, w, 3), RGB.
-        maps: Its feature maps.
-    """
+    """Draw the input image, (h, w, 3), RGB, and its feature maps, with levels as rows, columns as columns."""
     num_columns, num_levels = maps.explained.shape
     height, width = (side / max(picture.shape[:2]) for side in picture.shape[:2])
     cell = 1.5  # longer side of a map, in inches

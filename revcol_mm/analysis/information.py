@@ -56,10 +56,6 @@ class Probes:
     """Image and label probes for every level of every column, and for all levels of a column together.
 
     Call :meth:`train` for all training batches, then :meth:`fit`, then :meth:`test` for all test batches.
-
-    Args:
-        model: The network.
-        num_classes: Number of classes.
     """
 
     def __init__(self, model: BaseModel, num_classes: int) -> None:
@@ -138,11 +134,7 @@ class Probes:
 
 
 class TrivialPrediction:
-    """The mean training image and the most frequent class as predictions, to compare probes with.
-
-    Args:
-        num_classes: Number of classes.
-    """
+    """The mean training image and the most frequent class as predictions, to compare probes with."""
 
     def __init__(self, num_classes: int) -> None:
         self.image_sum, self.num_images = 0, 0

@@ -185,9 +185,8 @@ def main() -> None:
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(table(report))
+    write_report(report, args.out, 'cka', plot)
     if args.out:
-        write_report(report, args.out, 'cka')
-        plot(report).savefig(args.out / 'cka.png', dpi=110)
         plot_pairs(report).savefig(args.out / 'cka_pairs.png', dpi=110)
 
 

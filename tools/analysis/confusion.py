@@ -142,9 +142,7 @@ def main() -> None:
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(table(report))
-    if args.out:
-        write_report(report, args.out, 'confusion')
-        plot(report).savefig(args.out / 'confusion.png', dpi=110)
+    write_report(report, args.out, 'confusion', plot)
 
 
 if __name__ == '__main__':

@@ -75,9 +75,8 @@ def main() -> None:
                 path = args.out / f'{source.name}.png'
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draw_feature_maps(picture, maps).savefig(path, dpi=100)
-        if args.out:
-            report = dict(config=args.config, checkpoint=args.checkpoint, fit=args.fit, images=rows)
-            write_report(report, args.out, 'feature_maps')
+        report = dict(config=args.config, checkpoint=args.checkpoint, fit=args.fit, images=rows)
+        write_report(report, args.out, 'feature_maps')
     for source, reason in problems.items():
         print(f'{source.path}: {reason}', file=sys.stderr)
     if problems:

@@ -151,9 +151,7 @@ def main() -> None:
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(table(report))
-    if args.out:
-        write_report(report, args.out, 'information')
-        plot(report).savefig(args.out / 'information.png', dpi=110)
+    write_report(report, args.out, 'information', plot)
 
 
 if __name__ == '__main__':
