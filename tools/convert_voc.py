@@ -18,14 +18,13 @@ in 'left_out' of 'info', from where tools/check_data.py reports them.
 import argparse
 import json
 import xml.etree.ElementTree as ET
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.data.findings import Findings
 from revcol_mm.data.sample_files import IMAGE_SUFFIXES
 from revcol_mm.data.samples import image_size
 from revcol_mm.errors import errors_in_one_line
@@ -86,7 +85,7 @@ class Annotation:
     Args:
         path: The file.
         image: Its image.
-        findings: Collects the problems of the file.
+        problems: Occurrences of each problem, to which those of the file are added.
 
     Attributes:
         size: Width and height of the image, with its EXIF orientation applied.
@@ -97,8 +96,8 @@ class Annotation:
         OSError, ValueError: If the file or its image cannot be read.
     """
 
-    def __init__(self, path: Path, image: Path, findings: Findings) -> None:
-        self.path, self.findings = path, findings
+    def __init__(self, path: Path, image: Path, problems: dict[str, list[str]]) -> None:
+        self.path, self.problems = path, problems
         self.size = image_size(str(image))
         try:
             root = ET.parse(path).getroot()  # noqa: S314  expat limits entity expansion since 2.4.1
@@ -107,7 +106,7 @@ class Annotation:
         stated = tuple(_number(root, f'size/{side}', 0) for side in ('width', 'height'))
         if root.find('size') is not None and stated != self.size:
             text = f'{path}: {stated[0]} x {stated[1]}, its image has {self.size[0]} x {self.size[1]} pixels'
-            self._add('size', "sizes that differ from the image's", 'the size of the image is used', text)
+            self.problems["sizes that differ from the image's; the size of the image is used"].append(text)
         self.left_out: list[str] = []
         self.objects = [each for node in root.findall('object') if (each := self._read(node))]
 
@@ -129,16 +128,13 @@ class Annotation:
         if min(box[2:]) <= 0:
             return self._leave_out('box outside', 'boxes outside of their image', text)
         if clipped != [left, top, right, bottom]:
-            message = 'boxes that reach beyond their image, or that count pixels from 0 instead of 1'
-            self._add('box beyond', message, 'they are clipped', f'{text} in {width} x {height} pixels')
+            problem = 'boxes that reach beyond their image, or that count pixels from 0 instead of 1'
+            self.problems[f'{problem}; they are clipped'].append(f'{text} in {width} x {height} pixels')
         return name, box, bool(_number(node, 'difficult', 0))
 
     def _leave_out(self, kind: str, message: str, text: str) -> None:
-        self._add(kind, message, LEFT_OUT, text)
+        self.problems[f'{message}; {LEFT_OUT}'].append(text)
         self.left_out.append(f'{kind}: {text}')
-
-    def _add(self, kind: str, message: str, remedy: str, example: str) -> None:
-        self.findings.add(kind, 'Annotations', message, remedy, [example], severity='warning')
 
 
 def _number(node: ET.Element, path: str, default: int | None = None) -> int | None:
@@ -149,7 +145,9 @@ def _number(node: ET.Element, path: str, default: int | None = None) -> int | No
         return default
 
 
-def read_annotations(root: Path, names: set[str], findings: Findings) -> dict[str, tuple[str, Annotation]]:
+def read_annotations(
+    root: Path, names: set[str], problems: dict[str, list[str]]
+) -> dict[str, tuple[str, Annotation]]:
     """Return the file name and the annotation of each image that can be read, by the name of the image."""
     images = {
         path.stem: path
@@ -160,15 +158,14 @@ def read_annotations(root: Path, names: set[str], findings: Findings) -> dict[st
     for name in track(sorted(names), console=Console(stderr=True)):
         path = root / 'Annotations' / f'{name}.xml'
         if name not in images:
-            findings.add('no image', 'JPEGImages', 'images that are missing', LEFT_OUT, [name])
+            problems[f'images that are missing; {LEFT_OUT}'].append(name)
             continue
         try:
-            read[name] = (images[name].name, Annotation(path, images[name], findings))
+            read[name] = (images[name].name, Annotation(path, images[name], problems))
         except FileNotFoundError:
-            findings.add('no annotation', 'Annotations', 'images without an XML file', LEFT_OUT, [path])
+            problems[f'images without an XML file; {LEFT_OUT}'].append(str(path))
         except (OSError, ValueError) as error:
-            message = 'annotations or images that cannot be read'
-            findings.add('unreadable', 'Annotations', message, LEFT_OUT, [f'{path}: {error}'])
+            problems[f'annotations or images that cannot be read; {LEFT_OUT}'].append(f'{path}: {error}')
     return read
 
 
@@ -197,10 +194,10 @@ def to_coco(annotations: list[tuple[str, Annotation]], classes: list[str]) -> di
 
 def main() -> None:
     args = parse_args()
-    findings = Findings(max_examples=None)
+    problems = defaultdict(list)
     with errors_in_one_line():
         splits = read_splits(args.root, args.splits)
-        read = read_annotations(args.root, {name for names in splits.values() for name in names}, findings)
+        read = read_annotations(args.root, {name for names in splits.values() for name in names}, problems)
         counts = Counter(name for _, annotation in read.values() for name, _, _ in annotation.objects)
         classes = args.classes or sorted(counts)
         if len(set(classes)) < len(classes):
@@ -210,16 +207,15 @@ def main() -> None:
                 existing = ', '.join(sorted(counts)) or 'none'
                 raise ValueError(f'no object has the class {name!r}; there are {existing}')
         for name in sorted(counts.keys() - set(classes)):
-            message = 'objects whose class is not in --classes'
-            findings.add('class', 'Annotations', message, LEFT_OUT, [name], counts[name])
+            problems[f'objects whose class is not in --classes; {LEFT_OUT}'] += [name] * counts[name]
         args.out.mkdir(parents=True, exist_ok=True)
         for split, names in splits.items():
             content = to_coco([read[name] for name in dict.fromkeys(names) if name in read], classes)
             path = args.out / f'{split}.json'
             path.write_text(json.dumps(content))
             print(f'{path}: {len(content["images"])} images, {len(content["annotations"])} objects')
-    for each in findings:
-        print(f'\n{each.count} {each.message}; {each.remedy}:', *each.examples, sep='\n  ')
+    for problem, occurrences in problems.items():
+        print(f'\n{len(occurrences)} {problem}:', *dict.fromkeys(occurrences), sep='\n  ')
     print(f'\nclasses = {tuple(classes)}')
     print(f"dataset = dict(data_prefix=dict(img='{(args.root / 'JPEGImages').resolve().as_posix()}/'))")
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .coco_file import CocoFile
-from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING
+from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING, Finding
 
 TOLERANCE = 1  # pixels by which a rounded box may reach beyond the image
 CONVERT = 'MMDetection needs [x, y, width, height] in pixels: convert them'
@@ -51,8 +51,8 @@ class Boxes(NamedTuple):
         indices = np.flatnonzero(mask).tolist()
         if indices:
             examples = [self._describe(self.objects[index]) for index in indices[:MAX_EXAMPLES]]
-            self.file.box_findings.add(
-                kind, self.file.path, message, remedy, examples, len(indices), severity
+            self.file.box_findings.append(
+                Finding.counted(kind, self.file.path, message, remedy, examples, len(indices), severity)
             )
 
     def _describe(self, each: dict[str, Any]) -> str:
@@ -76,11 +76,12 @@ def check_boxes(file: CocoFile, objects: list[dict]) -> None:
             for each in objects
             if (box := _numbers(each['bbox'])) is None or box.shape != (4,)
         ]
-        file.findings.add('malformed box', file.path, 'boxes that are not 4 numbers', CONVERT, wrong)
+        message = 'boxes that are not 4 numbers'
+        file.findings.append(Finding.counted('malformed box', file.path, message, CONVERT, wrong))
         return
     if areas is None or areas.shape != (len(objects),):
         statement, remedy = "the 'area' of an object is not a number", 'write numbers'
-        file.findings.add_statement('malformed area', file.path, statement, remedy)
+        file.findings.append(Finding.stated('malformed area', file.path, statement, remedy))
         return
     order = {image: index for index, image in enumerate(file.images)}
     index = np.fromiter((order[each['image_id']] for each in objects), int, len(objects))

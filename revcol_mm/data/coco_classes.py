@@ -1,15 +1,15 @@
 """Compare the classes of a data set with the categories of its annotation file in COCO's format."""
 
 from collections import Counter
-from typing import Sequence
+from typing import Iterator, Sequence
 
 from torch.utils.data import Dataset
 
 from .coco_file import CocoFile
-from .findings import WARNING, Findings, listed
+from .findings import WARNING, Finding, listed
 
 
-def check_classes(name: str, dataset: Dataset, file: CocoFile | None) -> Findings:
+def check_classes(name: str, dataset: Dataset, file: CocoFile | None) -> Iterator[Finding]:
     """Compare the classes of a data set with the categories of its annotation file.
 
     Args:
@@ -17,11 +17,10 @@ def check_classes(name: str, dataset: Dataset, file: CocoFile | None) -> Finding
         dataset: The data set. Its ``cat_ids`` are the category id of each label.
         file: Its annotation file, if pycocotools read it.
     """
-    findings = Findings()
     classes = dataset.metainfo['classes']
     category_ids = getattr(dataset, 'cat_ids', None)
     if category_ids is None:
-        return findings
+        return
     if len(category_ids) != len(classes):
         statement = (
             f'only {len(category_ids)} of {len(classes)} classes are categories of its annotation file'
@@ -33,18 +32,17 @@ def check_classes(name: str, dataset: Dataset, file: CocoFile | None) -> Finding
             missing = [each for each in classes if each not in file.names.values()]
             statement += f', not {listed(missing)}' if missing else ''
             remedy += f', {listed(file.names.values())}'
-        findings.add_statement('class without a category', name, statement, remedy)
+        yield Finding.stated('class without a category', name, statement, remedy)
     elif file:
-        findings.extend(check_order(name, classes, file, [file.names[each] for each in category_ids]))
+        yield from check_order(name, classes, file, [file.names[each] for each in category_ids])
     unused = set(getattr(dataset, 'cat_img_map', ())) - set(category_ids)
     if unused:
         message = 'categories of its annotation file are not among the classes'
         remedy = 'their objects are left out'
-        findings.add('unused category', name, message, remedy, count=len(unused), severity=WARNING)
-    return findings
+        yield Finding.counted('unused category', name, message, remedy, count=len(unused), severity=WARNING)
 
 
-def check_order(name: str, classes: Sequence[str], file: CocoFile, names: list[str]) -> Findings:
+def check_order(name: str, classes: Sequence[str], file: CocoFile, names: list[str]) -> Iterator[Finding]:
     """Compare the names of labels in ``metainfo`` with those in an annotation file.
 
     MMDetection finds categories by the names of the classes, but numbers them in the order of the file.
@@ -54,7 +52,6 @@ def check_order(name: str, classes: Sequence[str], file: CocoFile, names: list[s
         classes, names: The name of each label in ``metainfo``, and in the file.
         file: The annotation file.
     """
-    findings = Findings()
     for label, (by_class, by_file) in enumerate(zip(classes, names)):
         if by_class != by_file:
             statement = (
@@ -62,6 +59,5 @@ def check_order(name: str, classes: Sequence[str], file: CocoFile, names: list[s
                 f'categories in {file.path}, which MMDetection trains and evaluates with'
             )
             remedy = f'use the same order in both; the order of the file is {listed(names)}'
-            findings.add_statement('class order', name, statement, remedy)
+            yield Finding.stated('class order', name, statement, remedy)
             break
-    return findings

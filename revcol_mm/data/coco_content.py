@@ -1,12 +1,12 @@
 """Check annotation files in COCO's format for mistakes that pycocotools and MMDetection accept silently."""
 
 from collections import Counter
-from typing import Any
+from typing import Any, Iterator
 
 from .coco_boxes import check_boxes
 from .coco_file import CocoFile
 from .coco_segmentations import check_segmentations
-from .findings import ERROR, MAJORITY, WARNING
+from .findings import ERROR, MAJORITY, WARNING, Finding
 
 REQUIRED_KEYS = dict(
     images=('id', 'file_name', 'height', 'width'),
@@ -30,64 +30,58 @@ def check_coco_content(path: str, content: dict[str, Any]) -> CocoFile:
         file.segments = {image: frozenset(each['id'] for each in info) for image, info in infos.items()}
         objects = [{**each, 'image_id': image} for image, info in infos.items() for each in info]
         entries['annotations'] = objects
-    _check_conversion(file, content.get('info'))
-    if not _has_required_keys(file, entries):
+    file.findings += _check_conversion(path, content.get('info'))
+    malformed = list(_check_keys(path, entries))
+    file.findings += malformed
+    if malformed:
         return file
-    _check_ids(file, entries)
+    file.findings += _check_ids(file, entries)
     file.images = {
         each['id']: (each['file_name'], each['width'], each['height']) for each in entries['images']
     }
     file.names = {each['id']: each['name'] for each in entries['categories']}
     file.num_objects = Counter(each['category_id'] for each in objects)
-    _check_names(file)
+    file.findings += _check_names(file)
     objects = [each for each in objects if each['image_id'] in file.images]
-    if _has_valid_images(file) and objects:
+    malformed = list(_check_images(file))
+    file.findings += malformed
+    if objects and not malformed:
         check_boxes(file, objects)
         if file.segments is None:
             check_segmentations(file, objects)
-            file.num_without_iscrowd = sum('iscrowd' not in each for each in objects)
     return file
 
 
-def _check_conversion(file: CocoFile, info: Any) -> None:
+def _check_conversion(path: str, info: Any) -> Iterator[Finding]:
     """Report the objects that tools/convert_voc.py could not convert."""
     skipped = info.get('left_out') if isinstance(info, dict) else None
     if isinstance(skipped, list) and skipped:
-        file.findings.add(
-            'left out at conversion',
-            file.path,
-            'objects that were left out when the file was made',
-            'correct the original annotations and convert them again, or train without these objects',
-            skipped,
-            severity=WARNING,
-        )
+        message = 'objects that were left out when the file was made'
+        remedy = 'correct the original annotations and convert them again, or train without these objects'
+        yield Finding.counted('left out at conversion', path, message, remedy, skipped, severity=WARNING)
 
 
-def _has_required_keys(file: CocoFile, entries: dict[str, list[dict]]) -> bool:
-    complete = True
+def _check_keys(path: str, entries: dict[str, list[dict]]) -> Iterator[Finding]:
     for kind, keys in REQUIRED_KEYS.items():
         items = entries[kind]
         if not isinstance(items, list) or not all(isinstance(each, dict) for each in items):
             statement = f'its {kind!r} is not a list of JSON objects'
-            file.findings.add_statement('malformed list', file.path, statement, f'rewrite {kind!r}')
-            return False
+            yield Finding.stated('malformed list', path, statement, f'rewrite {kind!r}')
+            return
         if not items and kind != 'annotations':
-            complete = False
-            file.findings.add_statement(f'no {kind}', file.path, f'it has no {kind}', f'add {kind!r}')
+            yield Finding.stated(f'no {kind}', path, f'it has no {kind}', f'add {kind!r}')
         for key in keys:
             lacking = [f'number {index}' for index, each in enumerate(items) if key not in each]
             if lacking:
-                complete = False
                 remedy = f'add {key!r} to each'
                 if key == 'area':
                     remedy += (
                         ': the number of pixels of its mask or, without masks, width x height of its box'
                     )
-                file.findings.add(f'no {key}', file.path, f'{kind} without {key!r}', remedy, lacking)
-    return complete
+                yield Finding.counted(f'no {key}', path, f'{kind} without {key!r}', remedy, lacking)
 
 
-def _check_ids(file: CocoFile, entries: dict[str, list[dict]]) -> None:
+def _check_ids(file: CocoFile, entries: dict[str, list[dict]]) -> Iterator[Finding]:
     """Check that ids are unique, and that the ids that objects refer to exist.
 
     Of two images (or categories) with the same id, pycocotools keeps the last, with the objects of both.
@@ -99,50 +93,36 @@ def _check_ids(file: CocoFile, entries: dict[str, list[dict]]) -> None:
         for number, count in counts.most_common(1):
             if count > 1:
                 message, remedy = f'{kind} have the id {number!r}', 'give each a unique id'
-                file.findings.add(f'duplicate id of {kind}', file.path, message, remedy, count=count)
+                yield Finding.counted(f'duplicate id of {kind}', file.path, message, remedy, count=count)
     objects = entries['annotations']
     for kind, key in (('categories', 'category_id'), ('images', 'image_id')):
-        unknown = [each[key] for each in objects if each[key] not in ids[kind]]
+        unknown = [repr(each[key]) for each in objects if each[key] not in ids[kind]]
         if unknown:
-            is_error = kind == 'categories' or len(unknown) > MAJORITY * len(objects)
-            known = next(iter(ids[kind]), None)
-            file.findings.add(
-                f'unknown {key}',
-                file.path,
-                f'annotations whose {key} is not the id of any of the {kind}',
-                f'use the ids of {kind}, such as {known!r}' if is_error else 'they are left out',
-                map(repr, unknown),
-                severity=ERROR if is_error else WARNING,
-            )
+            message = f'annotations whose {key} is not the id of any of the {kind}'
+            severity, remedy = WARNING, 'they are left out'
+            if kind == 'categories' or len(unknown) > MAJORITY * len(objects):
+                severity, remedy = ERROR, f'use the ids of {kind}, such as {next(iter(ids[kind]))!r}'
+            yield Finding.counted(f'unknown {key}', file.path, message, remedy, unknown, severity=severity)
 
 
-def _check_names(file: CocoFile) -> None:
+def _check_names(file: CocoFile) -> Iterator[Finding]:
     for name, count in Counter(file.names.values()).items():
         if count > 1:
-            file.findings.add(
-                'duplicate category name',
-                file.path,
-                f'categories have the name {name!r}',
-                'give all objects of the class the same category_id, and remove the other categories',
-                count=count,
-            )
+            message = f'categories have the name {name!r}'
+            remedy = 'give all objects of the class the same category_id, and remove the other categories'
+            yield Finding.counted('duplicate category name', file.path, message, remedy, count=count)
     counts = Counter(name for name, *_ in file.images.values())
     if repeated := [name for name, count in counts.items() if count > 1]:
-        file.findings.add(
-            'duplicate file_name',
-            file.path,
-            'files that are listed as several images, each with only some of the objects',
-            'give all objects of a file the same image_id',
-            repeated,
-            severity=WARNING,
-        )
+        message = 'files that are listed as several images, each with only some of the objects'
+        remedy = 'give all objects of a file the same image_id'
+        yield Finding.counted('duplicate file_name', file.path, message, remedy, repeated, severity=WARNING)
 
 
-def _has_valid_images(file: CocoFile) -> bool:
+def _check_images(file: CocoFile) -> Iterator[Finding]:
     images = file.images.values()
     if names := [repr(name) for name, _, _ in images if not isinstance(name, str)]:
         message, remedy = "images whose 'file_name' is not a string", 'write the names of their files'
-        file.findings.add('no file_name', file.path, message, remedy, names)
+        yield Finding.counted('no file_name', file.path, message, remedy, names)
     sizes = [
         f'{name} with {width!r} x {height!r}'
         for name, width, height in images
@@ -150,5 +130,4 @@ def _has_valid_images(file: CocoFile) -> bool:
     ]
     if sizes:
         remedy = 'write the width and height of the file in pixels'
-        file.findings.add('no size', file.path, 'images without a valid size', remedy, sizes)
-    return not names and not sizes
+        yield Finding.counted('no size', file.path, 'images without a valid size', remedy, sizes)

@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from .findings import Findings
+from .findings import Finding
 
 
 @dataclass
@@ -17,7 +17,6 @@ class CocoFile:
         names: Category names by id, in the order of the file, which is the order of MMDetection's labels.
         num_objects: Number of objects by category id.
         segments: Segment ids by image id, of a panoptic file; otherwise None.
-        num_without_iscrowd: Number of objects without ``iscrowd``, which pycocotools requires in evaluation.
         findings: Problems that affect every use.
         box_findings: Problems of boxes, in training and evaluation.
         mask_findings: Problems of segmentations, in training on masks.
@@ -29,8 +28,7 @@ class CocoFile:
     names: dict[Any, str] = field(default_factory=dict)
     num_objects: Counter = field(default_factory=Counter)
     segments: dict[Any, frozenset[int]] | None = None
-    num_without_iscrowd: int = 0
-    findings: Findings = field(default_factory=Findings)
-    box_findings: Findings = field(default_factory=Findings)
-    mask_findings: Findings = field(default_factory=Findings)
-    evaluated_mask_findings: Findings = field(default_factory=Findings)
+    findings: list[Finding] = field(default_factory=list)
+    box_findings: list[Finding] = field(default_factory=list)
+    mask_findings: list[Finding] = field(default_factory=list)
+    evaluated_mask_findings: list[Finding] = field(default_factory=list)

@@ -1,9 +1,10 @@
 """Check the segmentations of an annotation file in COCO's format."""
 
+from dataclasses import replace
 from typing import Any
 
 from .coco_file import CocoFile
-from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING
+from .findings import ERROR, MAJORITY, MAX_EXAMPLES, WARNING, Finding
 
 # Message and remedy of each kind of problem
 PROBLEMS = {
@@ -52,9 +53,9 @@ def check_segmentations(file: CocoFile, objects: list[dict]) -> None:
         examples = [
             f'annotation {each["id"]} of {file.images[each["image_id"]][0]}' for each in wrong[:MAX_EXAMPLES]
         ]
-        finding = kind, file.path, *PROBLEMS[kind], examples, len(wrong)
-        file.mask_findings.add(*finding, in_training)
-        file.evaluated_mask_findings.add(*finding, in_evaluation)
+        finding = Finding.counted(kind, file.path, *PROBLEMS[kind], examples, len(wrong), in_training)
+        file.mask_findings.append(finding)
+        file.evaluated_mask_findings.append(replace(finding, severity=in_evaluation))
 
 
 def _problem(segmentation: Any, image: tuple[str, float, float]) -> str | None:

@@ -1,7 +1,7 @@
 """Findings: problems with data, one per kind and place, with a count, examples and a remedy."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Iterable, Iterator
 
 from mmengine.logging import print_log
@@ -34,10 +34,43 @@ class Finding:
     where: str
     message: str
     remedy: str
-    severity: str = ERROR
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
+    severity: str
+    count: int
+    examples: list[str]
     standalone: bool = False
+
+    @classmethod
+    def counted(
+        cls,
+        kind: str,
+        where: str,
+        message: str,
+        remedy: str,
+        examples: Iterable[object] = (),
+        count: int | None = None,
+        severity: str = ERROR,
+    ) -> 'Finding':
+        """Return a finding of counted occurrences.
+
+        Args:
+            examples: The occurrences, of which :data:`MAX_EXAMPLES` are kept.
+            count: Their number. By default the number of examples, or 1 if there are none.
+        """
+        examples = [str(example) for example in examples]
+        count = (len(examples) or 1) if count is None else count
+        return cls(kind, where, message, remedy, severity, count, examples[:MAX_EXAMPLES])
+
+    @classmethod
+    def stated(
+        cls, kind: str, where: str, statement: str, remedy: str, severity: str = ERROR, message: str = ''
+    ) -> 'Finding':
+        """Return a finding of one occurrence, given as a complete statement.
+
+        Args:
+            statement: The occurrence.
+            message: Noun phrase for all occurrences, if there may be several.
+        """
+        return cls(kind, where, message or statement, remedy, severity, 1, [statement], standalone=True)
 
     @property
     def line(self) -> str:
@@ -52,14 +85,9 @@ class Finding:
 
 
 class Findings:
-    """An ordered collection of findings.
+    """An ordered collection of findings."""
 
-    Args:
-        max_examples: Number of examples to keep of each finding. None keeps all.
-    """
-
-    def __init__(self, max_examples: int | None = MAX_EXAMPLES) -> None:
-        self.max_examples = max_examples
+    def __init__(self) -> None:
         self._findings, self._by_kind = [], {}
 
     def __iter__(self) -> Iterator[Finding]:
@@ -67,47 +95,18 @@ class Findings:
 
     def extend(self, findings: Iterable[Finding]) -> None:
         """Append findings that are not here yet. A file that is read twice gives the same findings twice."""
-        self._findings += [finding for finding in findings if finding not in self._findings]
+        for finding in findings:
+            if finding not in self._findings:
+                self._findings.append(finding)
 
-    def add(
-        self,
-        kind: str,
-        where: str,
-        message: str,
-        remedy: str,
-        examples: Iterable[object] = (),
-        count: int | None = None,
-        severity: str = ERROR,
-        standalone: bool = False,
-    ) -> None:
-        """Add occurrences of a problem. The first call for a kind and a place creates the finding.
-
-        Args:
-            kind, where, message, remedy, severity, standalone: See :class:`Finding`. Only the first call for
-                a kind and a place sets them.
-            examples: The occurrences.
-            count: Number of occurrences. By default the number of examples, or 1 if there are none.
-        """
-        examples = [str(example) for example in examples]
-        finding = self._by_kind.get((kind, where))
-        if finding is None:
-            finding = Finding(kind, where, message, remedy, severity, standalone=standalone)
-            self._by_kind[kind, where] = finding
+    def add(self, finding: Finding) -> None:
+        """Add the occurrences to an earlier finding of the same kind and place, or append the finding."""
+        earlier = self._by_kind.setdefault((finding.kind, finding.where), finding)
+        if earlier is finding:
             self._findings.append(finding)
-        finding.count += (len(examples) or 1) if count is None else count
-        finding.examples = (finding.examples + examples)[: self.max_examples]
-
-    def add_statement(
-        self, kind: str, where: str, statement: str, remedy: str, severity: str = ERROR, message: str = ''
-    ) -> None:
-        """Add one occurrence of a problem as a complete statement, such as 'a.png has 3 channels'.
-
-        Args:
-            kind, where, remedy, severity: See :class:`Finding`.
-            statement: The occurrence.
-            message: Noun phrase for all occurrences, if there may be several.
-        """
-        self.add(kind, where, message or statement, remedy, [statement], severity=severity, standalone=True)
+        else:
+            earlier.count += finding.count
+            earlier.examples = (earlier.examples + finding.examples)[:MAX_EXAMPLES]
 
 
 def report(findings: Iterable[Finding]) -> None:

@@ -5,14 +5,16 @@ from typing import Any, Iterator
 from torch import nn
 from torch.utils.data import Dataset
 
-from .findings import Findings
+from .findings import Finding
 from .pipelines import DEFAULT_IGNORE_INDEX, dataset_name, innermost_datasets
 
 # Names of the ignored or padded label in OpenMMLab's classes
 OPTIONS = ('ignore_index', 'ignore_label', 'seg_pad_val', 'seg_fill_in')
 
 
-def check_ignore_label(where: str, dataset: Dataset, model: nn.Module | None, metrics: list[Any]) -> Findings:
+def check_ignore_label(
+    where: str, dataset: Dataset, model: nn.Module | None, metrics: list[Any]
+) -> Iterator[Finding]:
     """Check that everything that handles masks ignores, or pads with, the data set's ``ignore_index``.
 
     Args:
@@ -21,11 +23,10 @@ def check_ignore_label(where: str, dataset: Dataset, model: nn.Module | None, me
         model: Model with heads, losses and data preprocessor; None skips the comparison with a model.
         metrics: Metrics that evaluate on the data set.
 
-    Returns:
+    Yields:
         Transforms, modules of the model and metrics that have another label; and data sets that themselves
         map labels to another one.
     """
-    findings = Findings()
     for part, transforms in innermost_datasets(dataset):
         ignored = getattr(part, 'ignore_index', None)
         if not isinstance(ignored, int):
@@ -36,7 +37,7 @@ def check_ignore_label(where: str, dataset: Dataset, model: nn.Module | None, me
             cause = 'reduce_zero_label=True' if part.reduce_zero_label else 'leaving classes out'
             statement = f'{place}: {cause} turns labels into {DEFAULT_IGNORE_INDEX}'
             remedy = f'set its ignore_index to that, not to {ignored}'
-            findings.add_statement('ignored class', where, statement, remedy)
+            yield Finding.stated('ignored class', where, statement, remedy)
         users = [(type(each).__name__, each) for each in (*transforms, *metrics)]
         if model is not None:
             users += [(f'{name} of the model', module) for name, module in model.named_modules() if name]
@@ -48,8 +49,7 @@ def check_ignore_label(where: str, dataset: Dataset, model: nn.Module | None, me
         ]
         if others:
             statement = f'{place} has ignore_index={ignored}, but {", ".join(others)}'
-            findings.add_statement('ignore_index', where, statement, 'set all to the same label')
-    return findings
+            yield Finding.stated('ignore_index', where, statement, 'set all to the same label')
 
 
 def _labels(user: Any) -> Iterator[tuple[str, int]]:
@@ -58,9 +58,8 @@ def _labels(user: Any) -> Iterator[tuple[str, int]]:
         return
     for option in OPTIONS:
         label = getattr(user, option, None)
-        if (
-            isinstance(label, int) and label >= 0
-        ):  # torch's losses have -100 by default, which ignores nothing
+        # torch's losses have -100 by default, which ignores nothing
+        if isinstance(label, int) and label >= 0:
             yield option, label
     pad_val = getattr(user, 'pad_val', None)  # of MMCV's Pad
     if isinstance(pad_val, dict) and 'seg' in pad_val:

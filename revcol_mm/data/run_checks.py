@@ -2,9 +2,9 @@
 
 import os
 from itertools import zip_longest
-from typing import Sequence
+from typing import Iterator, Sequence
 
-from .findings import WARNING, Findings
+from .findings import WARNING, Finding, Findings
 from .split_checks import check_split
 from .splits import Split
 
@@ -18,32 +18,28 @@ def check_run(splits: Sequence[Split]) -> Findings:
     return findings
 
 
-def check_between(splits: Sequence[Split]) -> Findings:
+def check_between(splits: Sequence[Split]) -> Iterator[Finding]:
     """Check that training has the same classes as validation and testing, and none of their images."""
-    findings = Findings()
     for train in (split for split in splits if split.trains):
         for other in (split for split in splits if not split.trains):
-            findings.extend(_compare_classes(train, other))
-            findings.extend(_compare_images(train, other))
-    return findings
+            yield from _compare_classes(train, other)
+            yield from _compare_images(train, other)
 
 
-def _compare_classes(train: Split, other: Split) -> Findings:
-    findings = Findings()
+def _compare_classes(train: Split, other: Split) -> Iterator[Finding]:
     if not train.classes or not other.classes:
-        return findings
+        return
     for label, (trained, evaluated) in enumerate(zip_longest(train.classes, other.classes)):
         if trained != evaluated:
             names = ['missing' if name is None else repr(name) for name in (evaluated, trained)]
             statement = f'its label {label} is {names[0]}, but {names[1]} in training'
             remedy = 'use the same classes in the same order'
-            findings.add_statement('classes of splits', other.where, statement, remedy)
+            yield Finding.stated('classes of splits', other.where, statement, remedy)
             break
-    return findings
 
 
-def _compare_images(train: Split, other: Split) -> Findings:
-    findings, shared = Findings(), []
+def _compare_images(train: Split, other: Split) -> Iterator[Finding]:
+    shared = []
     digests = train.digests.keys() & other.digests.keys()
     if digests:
         shared = [f'{train.digests[each]} and {other.digests[each]}' for each in sorted(digests)]
@@ -55,8 +51,7 @@ def _compare_images(train: Split, other: Split) -> Findings:
         shared = sorted(images[0] & images[1])
     if shared:
         message, remedy = 'images that are also in training', 'metrics on them do not measure generalization'
-        findings.add('leak', other.where, message, remedy, shared, severity=WARNING)
-    return findings
+        yield Finding.counted('leak', other.where, message, remedy, shared, severity=WARNING)
 
 
 def _may_share_images(train: Split, other: Split) -> bool:

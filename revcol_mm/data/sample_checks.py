@@ -1,8 +1,9 @@
 """Collect what was found in the samples of a data set: problems, labels and identical images."""
 
 from collections import Counter, defaultdict
+from typing import Iterator
 
-from .findings import ERROR, WARNING, Findings
+from .findings import ERROR, WARNING, Finding, Findings
 from .samples import KINDS, ReadOptions, Sample, SampleReport
 from .splits import Split
 
@@ -21,15 +22,16 @@ def check_reports(
     for report in reports:
         for kind, statement in report.problems:
             message, remedy = KINDS[kind]
-            findings.add_statement(kind, split.where, statement, remedy.format(**numbers), message=message)
+            remedy = remedy.format(**numbers)
+            findings.add(Finding.stated(kind, split.where, statement, remedy, message=message))
     findings.extend(_check_labels(split, reports, options))
     findings.extend(_check_identical_images(split, found, reports))
     return findings
 
 
-def _check_labels(split: Split, reports: list[SampleReport], options: ReadOptions) -> Findings:
+def _check_labels(split: Split, reports: list[SampleReport], options: ReadOptions) -> Iterator[Finding]:
     """Check that masks have several classes and, if all were read, that each class is in a mask."""
-    findings, ignored = Findings(), options.ignore_index
+    ignored = options.ignore_index
     counts = Counter(label for report in reports for label in report.labels or ())
     num_masks = sum(report.labels is not None for report in reports)
     labels = [label for label in counts if label != ignored]
@@ -40,17 +42,18 @@ def _check_labels(split: Split, reports: list[SampleReport], options: ReadOption
         if options.reduce_zero_label:
             remedy += ', or set reduce_zero_label=False if 0 is a class'
         severity = ERROR if split.trains else WARNING
-        findings.add_statement('nothing to learn', split.where, statement, remedy, severity)
+        yield Finding.stated('nothing to learn', split.where, statement, remedy, severity)
     elif options.decode and num_masks:
         absent = [name for label, name in enumerate(split.classes) if label not in counts]
         if absent:
             message, remedy = 'classes that are in no mask', 'they are not learnt'
-            findings.add('class in no mask', split.where, message, remedy, absent, severity=WARNING)
-    return findings
+            yield Finding.counted('class in no mask', split.where, message, remedy, absent, severity=WARNING)
 
 
-def _check_identical_images(split: Split, found: list[Sample], reports: list[SampleReport]) -> Findings:
-    findings, by_digest = Findings(), defaultdict(list)
+def _check_identical_images(
+    split: Split, found: list[Sample], reports: list[SampleReport]
+) -> Iterator[Finding]:
+    by_digest = defaultdict(list)
     for sample, report in zip(found, reports):
         if report.digest is not None:
             by_digest[report.digest].append(sample.image)
@@ -58,5 +61,4 @@ def _check_identical_images(split: Split, found: list[Sample], reports: list[Sam
     copies = [' and '.join(paths[:2]) for paths in by_digest.values() if len(set(paths)) > 1]
     if copies:
         message, remedy = 'images that are saved in several files', 'keep one of each'
-        findings.add('identical images', split.where, message, remedy, copies, severity=WARNING)
-    return findings
+        yield Finding.counted('identical images', split.where, message, remedy, copies, severity=WARNING)

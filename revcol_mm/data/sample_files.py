@@ -2,9 +2,9 @@
 
 import os
 from collections import Counter, defaultdict
-from typing import Iterable
+from typing import Iterable, Iterator
 
-from .findings import ERROR, WARNING, Findings
+from .findings import ERROR, WARNING, Finding
 from .samples import Sample
 from .splits import Split
 
@@ -59,12 +59,12 @@ class Folders:
         return 'add the files, or remove their entries'
 
 
-def check_files(split: Split, found: list[Sample]) -> Findings:
+def check_files(split: Split, found: list[Sample]) -> Iterator[Finding]:
     """Check that the files of samples exist and are listed once, and that no other files are in the folders.
 
     ``found`` may have more samples than the data set: all images of its annotation file.
     """
-    findings, folders = Findings(), Folders()
+    folders = Folders()
     dataset, where = split.dataset, split.where
     for kind in ('image', 'mask'):
         paths = _paths(found, kind)
@@ -74,45 +74,39 @@ def check_files(split: Split, found: list[Sample]) -> Findings:
             missing = folders.missing(paths)
         if missing:
             message = f'of {len(paths)} {kind}s are missing'
-            findings.add(f'missing {kind}', where, message, folders.remedy(missing[0]), missing)
+            yield Finding.counted(f'missing {kind}', where, message, folders.remedy(missing[0]), missing)
     counts = Counter(_paths(found, 'image'))
     repeated = [path for path, count in counts.items() if count > 1]
     if repeated and not split.file:  # the check of an annotation file reports them, too
         message = 'images that are listed more than once'
-        findings.add('duplicate image', where, message, 'list each once', repeated, severity=WARNING)
+        remedy = 'list each once'
+        yield Finding.counted('duplicate image', where, message, remedy, repeated, severity=WARNING)
     if not split.trains:
-        findings.extend(_check_outputs(split, counts))
+        yield from _check_outputs(split, counts)
     if not getattr(dataset, 'ann_file', '') and getattr(dataset, 'img_suffix', None):
-        findings.extend(_check_unused(split, found, folders))
-    return findings
+        yield from _check_unused(split, found, folders)
 
 
 def _paths(found: list[Sample], kind: str) -> list[str]:
     return [path for sample in found if (path := getattr(sample, kind)) is not None]
 
 
-def _check_outputs(split: Split, paths: Iterable[str]) -> Findings:
+def _check_outputs(split: Split, paths: Iterable[str]) -> Iterator[Finding]:
     """Find images with the same name in different folders, after which predictions are named."""
-    findings, by_name = Findings(), defaultdict(list)
+    by_name = defaultdict(list)
     for path in paths:
         by_name[os.path.splitext(os.path.basename(path))[0]].append(path)
     shared = [' and '.join(each[:2]) for each in by_name.values() if len(each) > 1]
     if shared:
         writes = any(getattr(metric, 'output_dir', None) for _, metric, _ in split.metrics)
-        findings.add(
-            'duplicate image name',
-            split.where,
-            'names that several images have, so that files of predictions would overwrite each other',
-            'rename images' if writes else 'rename images before you write predictions or pictures',
-            shared,
-            severity=ERROR if writes else WARNING,
-        )
-    return findings
+        message = 'names that several images have, so that files of predictions would overwrite each other'
+        remedy = 'rename images' if writes else 'rename images before you write predictions or pictures'
+        severity = ERROR if writes else WARNING
+        yield Finding.counted('duplicate image name', split.where, message, remedy, shared, severity=severity)
 
 
-def _check_unused(split: Split, found: list[Sample], folders: Folders) -> Findings:
+def _check_unused(split: Split, found: list[Sample], folders: Folders) -> Iterator[Finding]:
     """Find images and masks that MMSegmentation does not take, because of its suffixes."""
-    findings = Findings()
     used = {*_paths(found, 'image'), *_paths(found, 'mask')}
 
     def unused(kind: str, suffixes: tuple[str, ...]) -> list[str]:
@@ -124,12 +118,9 @@ def _check_unused(split: Split, found: list[Sample], folders: Folders) -> Findin
         ]
 
     if images := unused('image', IMAGE_SUFFIXES):
-        message, remedy = (
-            'images in its folders that are not used',
-            f'img_suffix is {split.dataset.img_suffix!r}',
-        )
-        findings.add('unused image', split.where, message, remedy, images, severity=WARNING)
+        message = 'images in its folders that are not used'
+        remedy = f'img_suffix is {split.dataset.img_suffix!r}'
+        yield Finding.counted('unused image', split.where, message, remedy, images, severity=WARNING)
     if masks := unused('mask', (split.dataset.seg_map_suffix.lower(),)):
         message, remedy = 'masks without an image', 'their names differ, or images are missing'
-        findings.add('unused mask', split.where, message, remedy, masks, severity=WARNING)
-    return findings
+        yield Finding.counted('unused mask', split.where, message, remedy, masks, severity=WARNING)

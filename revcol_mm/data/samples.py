@@ -92,12 +92,8 @@ KINDS = {
         'add it to segments_info, or make its pixels black, which means unlabelled',
     ),
 }
-READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # Pillow's, depending on the format
+# Pillow's, depending on the format
+READ_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def image_size(path: str, decode: bool = False, apply_exif: bool = True) -> tuple[int, int]:
@@ -159,7 +155,7 @@ def inspect_sample(sample: Sample, options: ReadOptions) -> SampleReport:
     if size and sample.size and size != tuple(sample.size):
         statement = (
             f'{sample.image} has {size[0]} x {size[1]} pixels, but '
-            f'{sample.size[0]:g} x {sample.size[1]:g} in the annotation file'
+            f'{sample.size[0]} x {sample.size[1]} in the annotation file'
         )
         problems.append(('image size', statement))
     labels = None

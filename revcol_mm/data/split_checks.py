@@ -2,13 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
 from .coco_classes import check_classes
 from .coco_evaluator import check_evaluator
-from .findings import ERROR, WARNING, Findings, listed
+from .findings import ERROR, WARNING, Finding, Findings, listed
 from .ignore_label import check_ignore_label
 from .pipelines import ignore_index, transforms_of
 from .sample_checks import check_reports
@@ -21,7 +21,7 @@ SKIPPED_IN_TRAINING = ('missing image', 'missing mask', 'broken image', 'broken 
 
 
 def check_split(
-    split: Split, everything: bool = False, workers: int = 0, progress: Callable[..., Iterable] | None = None
+    split: Split, everything: bool = False, workers: int = 1, progress: Callable[..., Iterable] | None = None
 ) -> Findings:
     """Check a data set.
 
@@ -29,18 +29,18 @@ def check_split(
         split: The data set, and what it is used with.
         everything: Whether to read every file and decode images, instead of reading :data:`NUM_SAMPLED`
             evenly spaced samples.
-        workers: Number of threads that read files. 0 reads in this thread.
+        workers: Number of threads that read files.
         progress: Wraps the iterable of samples, whose number it gets as ``total``, to show progress.
     """
     findings = Findings()
     dataset, where, classes = split.dataset, split.where, split.classes
     if len(dataset) == 0:
         remedy = 'check filter_cfg, indices, and prefixes and suffixes of paths'
-        findings.add_statement('no images', split.name, f'{where} has no images (left)', remedy)
+        findings.add(Finding.stated('no images', split.name, f'{where} has no images (left)', remedy))
         return findings
     if isinstance(classes, str):
         statement = f'metainfo.classes is the text {classes!r}, whose letters would be the classes'
-        findings.add_statement('classes', where, statement, f'write ({classes!r},)')
+        findings.add(Finding.stated('classes', where, statement, f'write ({classes!r},)'))
         return findings
     if classes:
         findings.extend(check_classes(where, dataset, split.file))
@@ -58,37 +58,34 @@ def check_split(
     return findings
 
 
-def _check_folders(split: Split) -> Findings:
+def _check_folders(split: Split) -> Iterator[Finding]:
     """Compare the classes with the folders, which MMPretrain numbers in alphabetical order."""
-    findings = Findings()
     folders = sorted(getattr(split.dataset, 'folder_to_idx', ()))
     classes = list(split.classes)
     if set(folders) & set(classes) and folders != classes:
         label = next(index for index, names in enumerate(zip(folders, classes)) if names[0] != names[1])
         statement = f'label {label} is the class {classes[label]!r}, but the folder {folders[label]!r}'
         remedy = f'MMPretrain numbers folders in alphabetical order: {listed(folders)}'
-        findings.add_statement('class order', split.where, statement, remedy)
-    return findings
+        yield Finding.stated('class order', split.where, statement, remedy)
 
 
-def _check_annotation_file(split: Split, known: Findings) -> Findings:
-    """Return the findings of the annotation file that affect this use of it."""
-    findings, file = Findings(), split.file
+def _check_annotation_file(split: Split, known: Findings) -> Iterator[Finding]:
+    """Yield the findings of the annotation file that affect this use of it."""
+    file = split.file
     if not file:
-        return findings
-    findings.extend(file.box_findings)
+        return
+    yield from file.box_findings
     category_ids = getattr(split.dataset, 'cat_ids', ())
     unused = [file.names[each] for each in category_ids if not file.num_objects[each]]
     if split.trains and unused:
         severity, remedy = WARNING, 'they are not learnt'
         if len(unused) == len(category_ids):
             severity, remedy = ERROR, 'annotate objects'
-        message = 'classes without an object'
-        findings.add('class without objects', file.path, message, remedy, unused, severity=severity)
+        kind, message = 'class without objects', 'classes without an object'
+        yield Finding.counted(kind, file.path, message, remedy, unused, severity=severity)
     if split.loads('mask'):
         evaluated = {(each.kind, each.where) for each in known}  # with their severity in evaluation
-        findings.extend(each for each in file.mask_findings if (each.kind, each.where) not in evaluated)
-    return findings
+        yield from (each for each in file.mask_findings if (each.kind, each.where) not in evaluated)
 
 
 def _check_samples(
@@ -97,12 +94,12 @@ def _check_samples(
     everything: bool,
     workers: int,
     progress: Callable[..., Iterable] | None,
-) -> Findings:
-    findings, dataset = Findings(), split.dataset
+) -> Iterator[Finding]:
+    dataset = split.dataset
     # MMPretrain has just listed the folders, so all of their files exist.
     found = split.samples(fast=not everything) if everything or not split.has_folder_classes else []
-    findings.extend(_check_labels(split, found))
-    findings.extend(check_files(split, found))
+    yield from _check_labels(split, found)
+    yield from check_files(split, found)
     if not everything:
         indices = np.unique(np.linspace(0, len(dataset) - 1, NUM_SAMPLED).astype(int)).tolist()
         found = split.samples(indices)
@@ -110,13 +107,11 @@ def _check_samples(
         found = [each if each.segments is not None else each._replace(mask=None) for each in found]
     options = _read_options(split, everything, has_masks)
     reports = read(found, options, workers, progress)
-    findings.extend(check_reports(split, found, reports, options))
-    return findings
+    yield from check_reports(split, found, reports, options)
 
 
-def _check_labels(split: Split, found: list[Sample]) -> Findings:
+def _check_labels(split: Split, found: list[Sample]) -> Iterator[Finding]:
     """Check the labels of images that are listed in a text file."""
-    findings = Findings()
     num_classes = len(split.classes)
     wrong = [
         f'{sample.label} of {sample.image}'
@@ -126,8 +121,7 @@ def _check_labels(split: Split, found: list[Sample]) -> Findings:
     if num_classes and wrong:
         where = str(getattr(split.dataset, 'ann_file', '') or split.where)
         remedy = f'there are {num_classes} classes, 0 to {num_classes - 1}'
-        findings.add('label', where, 'labels beyond the classes', remedy, wrong)
-    return findings
+        yield Finding.counted('label', where, 'labels beyond the classes', remedy, wrong)
 
 
 def _read_options(split: Split, decode: bool, has_masks: bool) -> ReadOptions:
@@ -147,12 +141,10 @@ def _read_options(split: Split, decode: bool, has_masks: bool) -> ReadOptions:
 def read(
     found: list[Sample], options: ReadOptions, workers: int, progress: Callable[..., Iterable] | None
 ) -> list[SampleReport]:
-    """Read samples, in threads if ``workers`` > 0, because Pillow and hashing release Python's lock."""
+    """Read samples in threads, because Pillow and hashing release Python's lock."""
     progress = progress or (lambda reports, total: reports)
     inspect = partial(inspect_sample, options=options)
-    if workers < 1:
-        return list(progress(map(inspect, found), total=len(found)))
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
         return list(progress(pool.map(inspect, found), total=len(found)))
 
 

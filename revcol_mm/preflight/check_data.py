@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from revcol_mm.data.annotation_files import annotation_files
 from revcol_mm.data.coco_file import CocoFile
-from revcol_mm.data.findings import ERROR, WARNING, Findings
+from revcol_mm.data.findings import ERROR, WARNING, Finding, Findings
 from revcol_mm.data.run_checks import check_between
 from revcol_mm.data.split_checks import check_split
 from revcol_mm.data.splits import Split, build_dataset, splits_of
@@ -42,7 +42,7 @@ class UnbuiltDataset(Dataset):
 
 
 def check_data(
-    cfg: Config, workers: int = 0, progress: Callable[[str], Callable[..., Iterable]] | None = None
+    cfg: Config, workers: int = 1, progress: Callable[[str], Callable[..., Iterable]] | None = None
 ) -> tuple[list[Split], Findings]:
     """Check all data sets of a config. Every file is read, and every image is decoded.
 
@@ -50,7 +50,7 @@ def check_data(
 
     Args:
         cfg: The config.
-        workers: Number of threads that read files. 0 reads in this thread.
+        workers: Number of threads that read files.
         progress: Given the name of a data set, returns a function that wraps the iterable of its samples to
             show progress. That function gets their number as ``total``.
 
@@ -73,7 +73,9 @@ def check_data(
                 continue
             for problem, places in missing_data(cfg, (f'{name}_dataloader',)).items():
                 message, remedy = 'missing files or folders', 'add it, or change the path in the config'
-                findings.add_statement('missing data', ', '.join(places), problem, remedy, message=message)
+                findings.add(
+                    Finding.stated('missing data', ', '.join(places), problem, remedy, message=message)
+                )
             is_new = all(loader != other for other, _ in seen)
             seen.append((loader, evaluator))
             splits += [(split, is_new) for split in _build_splits(cfg, name, model, findings)]
@@ -110,7 +112,7 @@ def _try(
         with building(what):
             return action(*args)
     except PreflightError as error:
-        findings.add_statement(kind, where, str(error), 'see the config', severity)
+        findings.add(Finding.stated(kind, where, str(error), 'see the config', severity))
         return None
 
 
