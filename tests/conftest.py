@@ -15,9 +15,9 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
-import revcol_mm  # noqa: F401  supplies mmcv's ops, which some test files import
+from revcol_mm import RevCol  # also supplies mmcv's ops, which some test files import
 
-from .checkpoints import Trap
+from .checkpoints import SMALL, Trap, randomize, save_published
 from .small_datasets import detection_config
 from .subprocesses import REPO, run
 
@@ -78,6 +78,23 @@ def process_group(tmp_path):
 def in_repo(monkeypatch):
     """Make the repository the working folder."""
     monkeypatch.chdir(REPO)
+
+
+@pytest.fixture
+def source():
+    """A small RevCol with random weights."""
+    return randomize(RevCol(arch=SMALL))
+
+
+@pytest.fixture
+def published(source, tmp_path):
+    """The source as a published classification checkpoint."""
+    heads = {
+        'cls_blocks.0.classifier.1.weight': torch.rand(10, 32),
+        'decoder_blocks.0.projback.0.bias': torch.rand(48),
+    }
+    weights = {f'module.{name}': weight for name, weight in {**source.state_dict(), **heads}.items()}
+    return save_published(tmp_path / 'published.pth', weights)
 
 
 @pytest.fixture

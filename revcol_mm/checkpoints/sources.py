@@ -16,7 +16,6 @@ from .hub_file import HUB, hub_file
 from .shards import is_sharded
 
 PUBLISHED_WEIGHTS = 'https://github.com/megvii-research/RevCol/releases/download/checkpoint/'
-_OTHER_STORE = re.compile(r'(?!https?:)(\S+:)?\w[\w-]*://')
 ZOOS = {
     'torchvision': zoos.get_torchvision_models,
     'modelzoo': zoos.get_torchvision_models,
@@ -120,5 +119,5 @@ def sha256(path: Path) -> str:
 
 def is_remote(source: str | Path) -> bool:
     """Return whether only a file backend of MMEngine can read a source, such as s3://BUCKET/FILE."""
-    source = str(source)
-    return bool(_OTHER_STORE.match(source)) and source.partition('://')[0] not in (*ZOOS, 'hf')
+    scheme, separator, _ = str(source).partition('://')
+    return bool(separator) and scheme not in (*ZOOS, 'hf', 'http', 'https')
