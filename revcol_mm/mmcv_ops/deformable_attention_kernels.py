@@ -29,10 +29,6 @@ def forward(
 ) -> Tensor:
     """Compute multi-scale deformable attention.
 
-    With ``e`` bytes per value and ``f`` bytes per coordinate or weight, GPU memory transfers at least
-    ``e (B S H D + B Q H D) + 3 f B Q H L P`` bytes. The caches transfer up to ``4 e B Q H L P D`` more, which
-    takes most of the time in an encoder, where ``Q = S``.
-
     Args:
         value: ``(B, S, H, D)``, of any floating-point dtype, like locations and weights.
         spatial_shapes: Height and width of each level, ``(L, 2)``, integers; the levels have ``S`` pixels.
@@ -59,19 +55,10 @@ def backward(
     attention_weights: Tensor,
     grad_output: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients of :func:`forward`.
+    """Compute the gradients of :func:`forward` from its arguments and ``grad_output`` ``(B, Q, H * D)``.
 
-    GPU memory transfers at least what forward reads, ``grad_output`` and the three gradients. Up to
-    ``4 B Q H L P D`` numbers are added to the gradient of ``value`` in the caches.
-
-    Args:
-        value: As in :func:`forward`.
-        spatial_shapes: As in :func:`forward`.
-        level_start_index: As in :func:`forward`.
-        sampling_locations: As in :func:`forward`. The interpolated value has no derivative at the centres of
-            pixels; there the derivative towards greater x and y is used, as in ``grid_sample``.
-        attention_weights: As in :func:`forward`.
-        grad_output: Gradient of the output, ``(B, Q, H * D)``.
+    The interpolated value has no derivative at the centres of pixels; there the derivative towards greater
+    x and y is used, as in ``grid_sample``.
 
     Returns:
         Gradients of ``value``, ``sampling_locations`` and ``attention_weights``, in their shapes and dtypes.
