@@ -38,41 +38,30 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def convert(
-    checkpoint: dict[str, Any],
-    to: str = 'revcol_mm',
-    drop_heads: bool = False,
-    ema: bool = False,
-    pad_size: int | None = None,
-) -> dict[str, Any]:
-    """Convert a checkpoint of either layout.
-
-    Args:
-        checkpoint: As :func:`read_checkpoint` returns it.
-        to: Layout of the result, 'revcol_mm' or 'published'.
-        drop_heads: Whether to keep only the backbone's weights.
-        ema: Whether to take the averaged weights.
-        pad_size: Size to which depthwise kernels of the backbone are zero-padded. None: not padded.
+def convert(checkpoint: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Convert a checkpoint of either layout, as :func:`read_checkpoint` returns it.
 
     Raises:
-        CheckpointError: If there are no weights, or no averaged ones although ``ema`` is set.
+        CheckpointError: If there are no weights, or no averaged ones although these are asked for.
         ValueError: If no weights are of a backbone, or there are no kernels that can be padded to this size.
     """
-    weights = model_weights(checkpoint, ema)
+    weights = model_weights(checkpoint, args.ema)
     backbone = [name for name in weights if name.startswith(BACKBONE)]
     if not backbone:
         raise ValueError(f'the checkpoint has no weights of a backbone; its first are {list(weights)[:5]}')
-    if drop_heads:
+    if args.drop_heads:
         for name in weights.keys() - set(backbone):
             del weights[name]
-    if pad_size is not None:
+    if args.pad_kernel is not None:
         kernels = [name for name in backbone if name.endswith('dwconv.weight')]
         if not kernels:
             raise ValueError('the backbone has no depthwise kernels (dwconv.weight) that could be padded')
         for name in kernels:
-            weights[name] = pad_kernel(weights[name], pad_size)
+            weights[name] = pad_kernel(weights[name], args.pad_kernel)
     meta = plain(checkpoint.get('meta')) or {}
-    return published_layout(weights, meta) if to == 'published' else {'meta': meta, 'state_dict': weights}
+    return (
+        published_layout(weights, meta) if args.to == 'published' else {'meta': meta, 'state_dict': weights}
+    )
 
 
 def main() -> None:
@@ -81,7 +70,7 @@ def main() -> None:
         if args.out.exists() and Path(args.source).exists() and args.out.samefile(args.source):
             raise ValueError(f'OUT and IN are the same file, {args.out}: choose another name')
         checkpoint = read_checkpoint(args.source, setting=None)
-        converted = convert(checkpoint, args.to, args.drop_heads, args.ema, args.pad_kernel)
+        converted = convert(checkpoint, args)
         out = save_checkpoint(converted, args.out)
     weights = model_weights(converted)
     print(f'{out}: {len(weights)} weights, {sum(w.numel() for w in weights.values()) / 1e6:.3f} M values')

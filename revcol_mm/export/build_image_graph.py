@@ -6,7 +6,6 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 
 from revcol_mm.models import RevColClassifier
-from revcol_mm.models.supervision import SupervisedModel
 
 from .anchor_graphs import CascadeGraph, RetinaNetGraph
 from .dino_graph import DinoGraph
@@ -45,7 +44,7 @@ def build_image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGra
         ValueError: If this kind of model cannot be exported.
     """
     model = exportable(model)
-    preprocessor, backbone = model.data_preprocessor, model.backbone
+    preprocessor, backbone, kind = model.data_preprocessor, model.backbone, type(model).__name__
     neck = [model.neck] if getattr(model, 'with_neck', False) else []
     if backbone_only:
         shape = '(B, C, h, w): features, the finest level first'
@@ -54,61 +53,38 @@ def build_image_graph(model: BaseModel, backbone_only: bool = False) -> ImageGra
     elif isinstance(model, RevColClassifier):
         network = nn.Sequential(backbone, _LastFeature(), model.heads[-1], nn.Softmax(1))
         graph = ImageGraph(preprocessor, network, CLASS_SCORES)
-    elif _is_classifier(model):
+    elif kind == 'ImageClassifier' and _is_a(model.head, 'ClsHead'):
         network = nn.Sequential(backbone, *neck, model.head, nn.Softmax(1))
         graph = ImageGraph(preprocessor, network, CLASS_SCORES)
-    elif _is_segmentor(model):
+    elif kind == 'EncoderDecoder' and _predicts_by_softmax(model.decode_head):
         network = nn.Sequential(backbone, *neck, model.decode_head)
         graph = SegmentationGraph(preprocessor, network, model.align_corners)
-    elif _is_semantic_mask2former(model):
+    elif kind == 'EncoderDecoder' and _is_a(model.decode_head, 'Mask2FormerHead'):
         graph = SemanticMask2FormerGraph(model)
-    elif type(model).__name__ in DETECTORS:
-        graph = DETECTORS[type(model).__name__](model)
+    elif kind in DETECTORS:
+        graph = DETECTORS[kind](model)
     else:
         heads = [type(head).__name__ for name in HEADS if (head := getattr(model, name, None)) is not None]
         raise ValueError(
-            f'cannot export {type(model).__name__} with {" and ".join(heads)}: supported are classifiers, '
+            f'cannot export {kind} with {" and ".join(heads)}: supported are classifiers, '
             'segmentors with a softmax over the classes, Mask2Former, DINO, RetinaNet and Cascade R-CNN; '
             '--backbone-only exports the backbone of any model'
         )
     return graph.eval().requires_grad_(False)
 
 
-def _class_without_supervision(model: nn.Module) -> type:
-    """Return the class of a model; of a supervised model its base class, which predicts the same."""
-    return type(model).__mro__[2] if isinstance(model, SupervisedModel) else type(model)
+def _is_a(module: nn.Module, name: str) -> bool:
+    """Return whether a module's class, or one of its bases, has a name; its package may be missing."""
+    return any(each.__name__ == name for each in type(module).__mro__)
 
 
-def _is_classifier(model: nn.Module) -> bool:
-    try:
-        from mmpretrain.models import ClsHead, ImageClassifier
-    except ImportError:
-        return False
-    return _class_without_supervision(model) is ImageClassifier and isinstance(model.head, ClsHead)
+def _predicts_by_softmax(head: nn.Module) -> bool:
+    """Return whether a head of an EncoderDecoder predicts by the softmax of its base class."""
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
 
-
-def _is_segmentor(model: nn.Module) -> bool:
-    """Whether a model is an EncoderDecoder whose head predicts by the softmax of the base class."""
-    try:
-        from mmseg.models import EncoderDecoder
-        from mmseg.models.decode_heads.decode_head import BaseDecodeHead
-    except ImportError:
-        return False
-    head = getattr(model, 'decode_head', None)
     return (
-        _class_without_supervision(model) is EncoderDecoder
-        and isinstance(head, BaseDecodeHead)
+        isinstance(head, BaseDecodeHead)
         and type(head).predict is BaseDecodeHead.predict
         and type(head).predict_by_feat is BaseDecodeHead.predict_by_feat
         and head.out_channels > 1  # a single channel is compared with a threshold, without softmax
-    )
-
-
-def _is_semantic_mask2former(model: nn.Module) -> bool:
-    try:
-        from mmseg.models import EncoderDecoder, Mask2FormerHead
-    except ImportError:
-        return False
-    return _class_without_supervision(model) is EncoderDecoder and isinstance(
-        model.decode_head, Mask2FormerHead
     )
