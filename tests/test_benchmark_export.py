@@ -8,8 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from revcol_mm.apis import init_model
-
+from .random_checkpoint import CLASSIFIER, SEGMENTOR, random_checkpoint
 from .subprocesses import REPO, run
 
 TOOL = 'tools/analysis/benchmark_export.py'
@@ -56,12 +55,8 @@ def test_docs_quote_the_record():
 
 @pytest.mark.slow
 def test_classifier_and_segmentor_are_compared(sample_data, tmp_path):
-    models = []
-    for name in ('revcol_nano_sample', 'upernet_revcol_nano_sample'):
-        model = init_model(REPO / f'configs/{name}.py', device='cpu')
-        meta = dict(dataset_meta=dict(classes=tuple('0123456789'))) if name.startswith('revcol') else {}
-        torch.save(dict(state_dict=model.state_dict(), meta=meta), tmp_path / f'{name}.pth')
-        models += ['--models', f'configs/{name}.py', tmp_path / f'{name}.pth']
+    models = ['--models', CLASSIFIER, random_checkpoint(CLASSIFIER, tuple('0123456789'))]
+    models += ['--models', SEGMENTOR, random_checkpoint(SEGMENTOR)]
     pictures = '--pictures', sample_data / 'ade20k/images/validation'
     said = run(TOOL, *models, *pictures, '--out', tmp_path)
     report = json.loads((tmp_path / 'benchmark_export.json').read_text())

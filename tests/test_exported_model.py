@@ -134,13 +134,3 @@ def test_file_of_fixed_size_pads_smaller_images_and_refuses_larger_ones(tmp_path
     message = r'a.pt2 takes images of shape \[1, 3, 192, 256\], got \(2, 3, 160, 288\)'
     with pytest.raises(ValueError, match=message):
         model.test_step(dict(inputs=torch.zeros(2, 3, 160, 288), data_samples=samples))
-
-
-def test_mmdetection_has_the_private_function_that_pastes_masks():
-    """ExportedModel imports it; this fails if MMDetection renames it."""
-    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
-
-    masks, _ = _do_paste_mask(
-        torch.ones(1, 1, 28, 28), torch.tensor([[2.0, 1, 6, 5]]), 8, 8, skip_empty=False
-    )
-    assert (masks[0] >= 0.5).sum() == 16

@@ -161,22 +161,12 @@ def test_name_of_neither_a_folder_nor_a_repository_is_an_error(name):
         revcol_mm.load(name)
 
 
-@pytest.mark.parametrize(
-    'old, new',
-    [
-        ('\nmodel = ', '\nCODE\nmodel = '),
-        ("type='RevCol'", "type='os.mkdir'"),
-        ("'revcol_mm'", "'antigravity'"),  # custom_imports
-    ],
-)
-def test_code_in_the_config_of_a_model_does_not_run(old, new, published, trap):
-    config = published / 'config.py'
-    text = config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new.replace('CODE', trap.code)))
-    with pytest.raises(ValueError):
+def test_code_in_the_config_of_a_model_does_not_run(published, trap):
+    with (published / 'config.py').open('a') as config:
+        config.write(f'a = {trap.code}\n')
+    with pytest.raises(ValueError, match='is no literal'):
         revcol_mm.load(published)
-    assert not trap.has_run() and 'antigravity' not in sys.modules
+    assert not trap.has_run()
 
 
 @pytest.mark.parametrize(

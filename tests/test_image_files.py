@@ -1,11 +1,8 @@
-"""Finding images and videos, and reading them."""
+"""Finding images and videos, and naming their results."""
 
-import cv2
 import pytest
 
-from revcol_mm.apis.image_files import find_sources, read_pictures
-
-from .test_demo import write_video
+from revcol_mm.apis.image_files import find_sources
 
 
 @pytest.fixture
@@ -43,25 +40,3 @@ def test_names_keep_suffixes_where_results_would_collide(other, folder):
     assert len(set(found)) == 3 - (other == 'c.png') and all(
         name.endswith(('.jpg', '.png')) for name in found
     )
-
-
-@pytest.mark.parametrize(
-    'file, count, problem',
-    [
-        ('whole.mkv', 12, None),
-        ('cut.mkv', None, 'of 12 frames'),
-        ('no.mp4', 0, 'not a video, or a broken one'),
-    ],
-)
-def test_truncated_video_is_read_as_far_as_possible(file, count, problem, tmp_path):
-    write_video(tmp_path / 'whole.mkv', 12)
-    data = (tmp_path / 'whole.mkv').read_bytes()
-    (tmp_path / 'cut.mkv').write_bytes(data[: len(data) * 2 // 3])
-    (tmp_path / 'no.mp4').write_bytes(b'no video')
-    problems = []
-    sources = find_sources([str(tmp_path / file)], tmp_path / 'out')
-    pictures = list(read_pictures(sources, cv2.imread, lambda source, reason: problems.append(reason)))
-    assert [picture.frame for picture in pictures] == [*range(len(pictures))]
-    assert len(pictures) == count or (count is None and 0 < len(pictures) < 12)
-    assert all(picture.image.shape == (48, 64, 3) for picture in pictures)
-    assert bool(problems) == bool(problem) and all(problem in each for each in problems)

@@ -50,31 +50,13 @@ def test_models_are_found_in_subfolders(trained, find):
     assert find() == ([(str(folder / 'config.py'), str(folder / 'iter_3.pth')) for folder in folders], {})
 
 
-def test_config_is_read_as_data_again_when_the_model_is_used(trained, find, tmp_path):
-    folder = trained('a')
-    ((model,), _) = find()
-    (folder / 'config.py').write_text(f'a = open({str(tmp_path / "it_ran")!r}, "w")\n')
-    with pytest.raises(ValueError, match='is no literal.*--models'):
-        model.read_config()
-    assert not (tmp_path / 'it_ran').exists()
-
-
-@pytest.mark.parametrize(
-    'replace, reason',
-    [
-        (("default_scope = 'mmseg'", "a = open('it_ran', 'w')"), 'is no literal'),
-        (("type='UPerHead'", "type='subprocess.Popen'"), "model.decode_head.type is 'subprocess.Popen'"),
-        (("'revcol_mm'", "'revcol_mm', 'evil'"), "custom_imports names 'evil'"),
-    ],
-)
-def test_config_that_would_need_code_is_skipped(replace, reason, trained, find, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_config_that_would_need_code_is_skipped(trained, find, trap):
     good = trained('good')
-    trained('bad', replace)
+    trained('bad', ("default_scope = 'mmseg'", f'a = {trap.code}'))
     ((model,), skipped) = find()
     assert model.config == str(good / 'config.py')
-    assert skipped.keys() == {'bad'} and reason in skipped['bad'] and '--models' in skipped['bad']
-    assert not (tmp_path / 'it_ran').exists()
+    assert skipped.keys() == {'bad'} and 'is no literal' in skipped['bad'] and '--models' in skipped['bad']
+    assert not trap.has_run()
 
 
 @pytest.mark.parametrize('kind', ['outside', 'above', 'link'])

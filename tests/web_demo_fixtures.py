@@ -6,27 +6,17 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from revcol_mm.apis import init_model
-
+from .random_checkpoint import PLAIN_SEGMENTOR, SEGMENTOR, random_checkpoint
 from .subprocesses import REPO
 
-REVCOL = REPO / 'configs/upernet_revcol_nano_sample.py'
-PLAIN = REPO / 'configs/baselines/upernet_convnext_sample.py'
+REVCOL, PLAIN = REPO / SEGMENTOR, REPO / PLAIN_SEGMENTOR
 
 
 @pytest.fixture(scope='module')
-def models(tmp_path_factory):
+def models():
     """Configs and checkpoints of a RevCol and of a network without columns, with random weights."""
-    folder = tmp_path_factory.mktemp('checkpoints')
-    models = []
-    for config in (REVCOL, PLAIN):
-        torch.manual_seed(0)
-        checkpoint = folder / f'{config.stem}.pth'
-        torch.save(init_model(config, device='cpu').state_dict(), checkpoint)
-        models.append((str(config), str(checkpoint)))
-    return models
+    return [(str(config), str(random_checkpoint(config))) for config in (REVCOL, PLAIN)]
 
 
 @pytest.fixture(scope='module')
