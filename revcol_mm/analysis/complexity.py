@@ -82,10 +82,7 @@ def count_complexity(cfg: Config, shape: tuple[int, int] | None = None) -> Compl
 
     Every box head is run on the number of proposals that the RPN keeps, every mask head on the largest number
     of detections. As usual, RoI pooling, NMS, normalisation, activations and interpolation do not count.
-
-    Args:
-        cfg: Config with ``default_scope`` and ``model``.
-        shape: Height and width of the input, in pixels; None for :func:`default_shape`.
+    ``shape`` is the height and width of the input, in pixels; None for :func:`default_shape`.
 
     Raises:
         ValueError: If the shape is not positive or too small for the model.

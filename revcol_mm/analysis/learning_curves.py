@@ -56,18 +56,6 @@ def best_metric(work_dir: Path, curves: dict[str, Curve]) -> list[str]:
     return [named] if named in logged else logged[:1]  # 'auto' selects the first metric
 
 
-def find_runs(folder: Path) -> dict[Path, dict[str, Curve]]:
-    """Read the curves of a work dir, or of every work dir in a folder.
-
-    Raises:
-        ValueError: If there is no log.
-    """
-    runs = {path: run for path in (folder, *sorted(folder.glob('*/'))) if (run := read_run(path))}
-    if not runs:
-        raise ValueError(f'{folder} has no */vis_data/scalars.json, which MMEngine writes when it trains')
-    return runs
-
-
 def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
     """Summarise the loss and validation metrics of a run over its seeds; see :func:`curve_row`.
 
@@ -77,9 +65,12 @@ def summarise(folder: Path, metrics: list[str] | None) -> list[dict]:
             selects the best checkpoint.
 
     Raises:
-        ValueError: If the run has none of the metrics, or its seeds have no iteration in common.
+        ValueError: If the run has no log or none of the metrics, or its seeds have no iteration in common.
     """
-    work_dirs, runs = zip(*find_runs(folder).items())
+    found = {path: run for path in (folder, *sorted(folder.glob('*/'))) if (run := read_run(path))}
+    if not found:
+        raise ValueError(f'{folder} has no */vis_data/scalars.json, which MMEngine writes when it trains')
+    work_dirs, runs = zip(*found.items())
     logged = sorted(set.intersection(*(set(run) for run in runs)))
     chosen = [name for name in metrics or best_metric(work_dirs[0], runs[0]) if name in logged]
     if metrics and not chosen:

@@ -29,10 +29,6 @@ class Variant(NamedTuple):
     compiled: bool
     batch_size: int
 
-    def __str__(self) -> str:
-        how = 'compiled' if self.compiled else 'eager'
-        return f'{self.mode}, {self.precision}, {how}, batch {self.batch_size}'
-
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     """Return autocast for a precision; it is disabled for precisions that need none."""
@@ -45,12 +41,7 @@ class Stepper:
 
     A training step is the model's own ``train_step``: data preprocessor, loss, backward, gradient clipping
     and the config's optimizer. The learning rate is 0, which costs the same. An inference step is the
-    model's ``test_step``, including post-processing.
-
-    Args:
-        model: The model, on its device.
-        cfg: Its config.
-        make_batch: Returns a batch of the given size.
+    model's ``test_step``, including post-processing. ``make_batch`` returns a batch of the given size.
     """
 
     def __init__(self, model: BaseModel, cfg: Config, make_batch: Callable[[int], dict[str, Any]]) -> None:
@@ -101,7 +92,7 @@ def time_in_turn(
     Args:
         steps: Functions by name.
         repeats: Number of timed calls of each function.
-        device: Device that the functions run on; a GPU is synchronized before and after every timed call.
+        device: A GPU is synchronized before and after every timed call.
         warm_up: Number of untimed calls of the same function before every timed call.
 
     Returns:

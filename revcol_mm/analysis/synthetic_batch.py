@@ -36,8 +36,7 @@ def synthetic_batch(
         model: The model, which determines the number of classes and image channels.
         scope: The config's ``default_scope``: 'mmdet', 'mmseg' or 'mmpretrain'.
         batch_size: Number of images.
-        height: Height of the images, in pixels.
-        width: Width of the images, in pixels.
+        height, width: Size of the images, in pixels.
         training: Whether the batch is for training. Semi-supervised detectors take other batches in testing.
 
     Returns:

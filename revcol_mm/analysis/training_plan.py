@@ -13,6 +13,7 @@ from math import ceil
 from typing import Any, Iterator, NamedTuple
 
 import torch
+from mmcv.ops import multi_scale_deform_attn
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor
@@ -134,11 +135,6 @@ def _narrow(cfg: Config, divisor: int, save_memory: bool) -> Config:
 @contextmanager
 def _sampling_as_on_gpus() -> Iterator[None]:
     """Let MMCV's deformable attention on a CPU temporarily store no more than it does on a GPU."""
-    try:
-        from mmcv.ops import multi_scale_deform_attn
-    except ModuleNotFoundError:  # classification needs no MMCV
-        yield
-        return
     original = multi_scale_deform_attn.multi_scale_deformable_attn_pytorch
     multi_scale_deform_attn.multi_scale_deformable_attn_pytorch = _Sampling.apply
     try:

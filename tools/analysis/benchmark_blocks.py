@@ -197,9 +197,7 @@ def main() -> None:
         report = analyse(args, cfg)
     print(f'{report["num_blocks"]} blocks, {report["shape"]}, {report["precision"]}, {report["machine"]}\n')
     print(table(report))
-    if args.out:
-        write_report(report, args.out, 'benchmark_blocks')
-        plot(report).savefig(args.out / 'benchmark_blocks.png', dpi=110)
+    write_report(report, args.out, 'benchmark_blocks', plot)
 
 
 if __name__ == '__main__':

@@ -178,9 +178,8 @@ def main() -> None:
         for config, checkpoint in args.models:
             rows.append(benchmark(config, checkpoint, args.pictures, args.num_pictures))
             print(f'\n{table(rows)}\n', flush=True)
-            if args.out:
-                report = dict(machine=machine(torch.device('cpu')), models=rows)
-                write_report(report, args.out, 'benchmark_export')
+            report = dict(machine=machine(torch.device('cpu')), models=rows)
+            write_report(report, args.out, 'benchmark_export')
 
 
 if __name__ == '__main__':

@@ -244,9 +244,7 @@ def main() -> None:
         report['rows'].append(row)
         lines = table({**report, 'rows': [row]}).splitlines()
         print('\n'.join(lines if len(report['rows']) == 1 else lines[2:]), flush=True)
-    if args.out:
-        write_report(report, args.out, 'benchmark_reversible')
-        plot(report).savefig(args.out / 'benchmark_reversible.png', dpi=120)
+    write_report(report, args.out, 'benchmark_reversible', plot)
 
 
 if __name__ == '__main__':

@@ -85,8 +85,8 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
         stepper = Stepper(model, cfg, make_batch)
         steps = {variant: stepper.step(variant) for variant in variants}
         for variant in variants:
-            print(f'first step: {variant}', file=sys.stderr)
             row = rows[variant] = variant._asdict()
+            print(f'first step: {variant.mode}, {describe(row)}', file=sys.stderr)
             try:
                 for _ in range(2):  # the first step compiles and allocates the optimizer state
                     steps[variant]()
@@ -192,9 +192,7 @@ def main() -> None:
         args, cfg = read_arguments(parser)
         report = measure(args, cfg)
     print(f'{report["shape"][0]} x {report["shape"][1]}, {report["machine"]}\n\n{table(report)}')
-    if args.out:
-        write_report(report, args.out, 'benchmark_speed')
-        plot(report).savefig(args.out / 'benchmark_speed.png', dpi=110)
+    write_report(report, args.out, 'benchmark_speed', plot)
     failed = sum('error' in row for row in report['rows'])
     if failed:
         sys.exit(f'error: {failed} of {len(report["rows"])} variants failed')

@@ -31,9 +31,7 @@ def main() -> None:
         if args.out:
             check_writable(args.out)
     print(table(rows))
-    if args.out:
-        write_report(rows, args.out, 'learning_curves')
-        plot(rows).savefig(args.out / 'learning_curves.png', dpi=110)
+    write_report(rows, args.out, 'learning_curves', plot)
 
 
 if __name__ == '__main__':

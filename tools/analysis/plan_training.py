@@ -119,8 +119,7 @@ def main() -> None:
         f'{args.utilisation:.0%}; fewest GPUs that leave 10 % of {args.gpu_memory:g} GiB free'
     )
     print(table(rows))
-    if args.out:
-        write_report(rows, args.out, 'plan_training')
+    write_report(rows, args.out, 'plan_training')
 
 
 if __name__ == '__main__':
