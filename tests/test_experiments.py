@@ -161,18 +161,11 @@ def test_schedule_is_scaled_to_the_iterations_of_the_experiment(tmp_path):
 @pytest.mark.parametrize(
     'changes, arguments, message',
     [
-        pytest.param(
-            dict(seeds=None), [], 'small.py lacks seeds; it has config, iterations', id='a key is missing'
-        ),
-        pytest.param(dict(seed=0), [], 'small.py has unknown seed; it has', id='a key too many'),
-        pytest.param({}, ['--runs', 'other'], 'no run other; there are plain', id='no such run'),
-        pytest.param(dict(config='configs/nothing.py'), [], 'configs/nothing.py', id='no such config'),
-        pytest.param(
-            dict(config='configs/dino_revcol_t_coco.py'),
-            [],
-            'the schedule must count iterations',
-            id='epochs',
-        ),
+        (dict(seeds=None), [], 'small.py lacks seeds; it has config, iterations'),
+        (dict(seed=0), [], 'small.py has unknown seed; it has'),
+        ({}, ['--runs', 'other'], 'no run other; there are plain'),
+        (dict(config='configs/nothing.py'), [], 'configs/nothing.py'),
+        (dict(config='configs/dino_revcol_t_coco.py'), [], 'the schedule must count iterations'),
     ],
 )
 def test_invalid_experiment_is_an_error_in_one_line(changes, arguments, message, tmp_path, call_tool):

@@ -45,17 +45,14 @@ def contents(sample: Any, classes: tuple[str, ...]) -> dict[str, float]:
     return {classes[label]: 1 for label in sample.gt_label.tolist()}
 
 
-def describe(sample: Any, classes: tuple[str, ...]) -> str:
+def describe(sample: Any, amounts: dict[str, float]) -> str:
     """Describe the :func:`contents` of a sample, beginning with the most frequent class."""
-    written = []
-    for name, amount in sorted(contents(sample, classes).items(), key=lambda item: -item[1]):
-        if 'gt_instances' in sample:
-            written.append(f'{name} ({amount})')
-        elif 'gt_sem_seg' in sample:
-            written.append(f'{name} ({amount:.1%})')
-        else:
-            written.append(name)
-    return ', '.join(written) or 'nothing'
+    if 'gt_instances' in sample:
+        form = '{} ({})'
+    else:
+        form = '{} ({:.1%})' if 'gt_sem_seg' in sample else '{}'
+    ordered = sorted(amounts.items(), key=lambda item: -item[1])
+    return ', '.join(form.format(*item) for item in ordered) or 'nothing'
 
 
 def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
@@ -89,13 +86,14 @@ def draw(args: argparse.Namespace, cfg: Config) -> list[dict]:
                 visualizer.visualize_cls(image, sample, draw_pred=False, out_file=str(picture))
             else:
                 visualizer.add_datasample('', image, sample, draw_pred=False, out_file=str(picture))
+            amounts = contents(sample, dataset.metainfo['classes'])
             rows.append(
                 dict(
                     picture=picture.name,
                     source=str(source),
                     size=list(size),
-                    holds=contents(sample, dataset.metainfo['classes']),
-                    description=describe(sample, dataset.metainfo['classes']),
+                    holds=amounts,
+                    description=describe(sample, amounts),
                 )
             )
     return rows

@@ -117,17 +117,6 @@ def write_text(path: Path, text: str) -> None:
         file.unfinished.write_text(text)
 
 
-def check_unchanged(cfg: Config, folder: Path) -> None:
-    """Check that the folder of a run contains no results of another config.
-
-    Raises:
-        ValueError: If it does.
-    """
-    config = folder / CONFIG
-    if config.exists() and config.read_text() != cfg.pretty_text:
-        raise ValueError(f'{folder} has a run with another config: remove it or give another --work-dir')
-
-
 def train_and_test(cfg: Config, folder: Path, seed: int) -> Result:
     """Train and test one seed of a run.
 
@@ -181,22 +170,18 @@ def write_record(out: Path, experiment: dict[str, Any], results: Results) -> Non
     with FileLock(out / '.lock'):
         recorded = read_record(out, experiment)
         merged = {run: {**recorded.get(run, {}), **results.get(run, {})} for run in experiment['runs']}
-        _write_record(
-            out, experiment, {run: dict(sorted(each.items())) for run, each in merged.items() if each}
-        )
-
-
-def _write_record(out: Path, experiment: dict[str, Any], results: Results) -> None:
-    write_text(out / RECORD, json.dumps(dict(experiment, results=results), indent=1) + '\n')
-    write_text(out / 'table.md', report(experiment, results) + '\n')
-    rows = []
-    for run, seeds in results.items():
-        curves = [seed['curves']['loss'] for seed in seeds.values() if 'curves' in seed]  # not in old records
-        if curves:
-            curves = [{int(at): loss for at, loss in curve.items()} for curve in curves]
-            rows.append(curve_row(run, 'loss', curves))
-    if rows:
-        plot(rows).savefig(out / 'loss.png', dpi=110)
+        merged = {run: dict(sorted(seeds.items())) for run, seeds in merged.items() if seeds}
+        write_text(out / RECORD, json.dumps(dict(experiment, results=merged), indent=1) + '\n')
+        write_text(out / 'table.md', report(experiment, merged) + '\n')
+        rows = []
+        for run, seeds in merged.items():
+            # Old records have no curves.
+            curves = [seed['curves']['loss'] for seed in seeds.values() if 'curves' in seed]
+            if curves:
+                curves = [{int(at): loss for at, loss in curve.items()} for curve in curves]
+                rows.append(curve_row(run, 'loss', curves))
+        if rows:
+            plot(rows).savefig(out / 'loss.png', dpi=110)
 
 
 def report(experiment: dict[str, Any], results: Results) -> str:
@@ -258,7 +243,11 @@ def main() -> None:
             if str(seed) not in results.get(name, {})
         ]
         for name in dict(jobs):
-            check_unchanged(configs[name], folders[name])
+            config = folders[name] / CONFIG
+            if config.exists() and config.read_text() != configs[name].pretty_text:
+                raise ValueError(
+                    f'{folders[name]} has a run with another config: remove it or give another --work-dir'
+                )
         for name, seed in jobs:
             folder = folders[name] / f'seed{seed}'
             done = folder / 'result.json'
