@@ -13,96 +13,72 @@ from matplotlib.patches import FancyBboxPatch
 
 from revcol_mm.models.backbones.revcol import ARCHS, RevCol
 
-MAX_COLUMNS = 4  # with more columns, only the first two and the last one are drawn
-BOX = (1.3, 0.62)  # width and height; the centres of neighbours are 2.4 and 1.2 apart
-KINDS = {
-    'couple': (
-        'reversible: plus alpha times the level of the column before',
-        dict(color='C3', linewidth=2.4),
-    ),
-    'below': ('fusion: the level below, in the same column', dict(color='C0', linewidth=1.4)),
-    'above': (
-        'fusion: the level above, in the column before',
-        dict(color='C2', linewidth=1.4, linestyle='--'),
-    ),
-    'image': ('the image, which every column sees again', dict(color='0.45', linewidth=1.4)),
+WIDTH, HEIGHT = 1.3, 0.62  # of a box
+STEP_X, STEP_Y = 2.4, 1.2  # from box to box
+STYLES = {
+    'reversible: plus alpha times the level of the column before': dict(color='C3', linewidth=2.4),
+    'fusion: the level below, in the same column': dict(color='C0', linewidth=1.4),
+    'fusion: the level above, in the column before': dict(color='C2', linewidth=1.4, linestyle='--'),
+    'the image, which every column sees again': dict(color='0.45', linewidth=1.4),
 }
+COUPLE, BELOW, ABOVE, IMAGE = STYLES.values()
 
 
-def centre(place: int, level: float) -> tuple[float, float]:
-    """Return the centre of a box, given the position of its column from the left and its level."""
-    return 2.4 * place, 1.2 * level
-
-
-def box(axis: Axes, place: int, level: float, text: str, colour: str) -> None:
+def draw_box(axis: Axes, column: int, level: int, text: str, colour: str) -> FancyBboxPatch:
     """Draw the box of a module."""
-    (x, y), (width, height) = centre(place, level), BOX
-    corner = (x - width / 2, y - height / 2)
-    axis.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle='round,pad=0.04', facecolor=colour, edgecolor='0.3')
+    x, y = STEP_X * column, STEP_Y * level
+    box = FancyBboxPatch(
+        (x - WIDTH / 2, y - HEIGHT / 2),
+        WIDTH,
+        HEIGHT,
+        boxstyle='round,pad=0.04',
+        facecolor=colour,
+        edgecolor='0.3',
     )
     axis.text(x, y, text, ha='center', va='center', fontsize=8)
-
-
-def arrow(axis: Axes, kind: str, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axis.annotate(
-        '',
-        end,
-        start,
-        arrowprops=dict(arrowstyle='-|>', shrinkA=0, shrinkB=0, mutation_scale=13, **KINDS[kind][1]),
-    )
-
-
-def connect(axis: Axes, kind: str, source: tuple[int, int], target: tuple[int, int]) -> None:
-    """Draw an arrow from the border of one box to the border of another."""
-    (x0, y0), (x1, y1) = centre(*source), centre(*target)
-    width, height = BOX[0] / 2 + 0.06, BOX[1] / 2 + 0.06
-    if kind == 'below':
-        arrow(axis, kind, (x0, y0 + height), (x1, y1 - height))
-    elif kind == 'couple':
-        arrow(axis, kind, (x0 + width, y0), (x1 - width, y1))
-    else:
-        arrow(axis, kind, (x0 + width - 0.1, y0 - height), (x1 - width, y1 + height - 0.12))
+    return axis.add_patch(box)
 
 
 def draw(model: RevCol, title: str) -> Figure:
     """Draw a model with the connections that ``Column.reads`` lists."""
-    num_levels, last = len(model.channels), model.num_columns - 1
-    shown = list(range(last + 1)) if last < MAX_COLUMNS else [0, 1, last]
-    places = {index: place + (index == last > shown[-2] + 1) for place, index in enumerate(shown)}
-    figure = Figure(figsize=(10, 6.2), layout='constrained')
+    num_levels, num_columns = len(model.channels), model.num_columns
+    figure = Figure(figsize=(2 + 2 * num_columns, 6.2), layout='constrained')
     axis = figure.subplots()
-    for index, place in places.items():
-        for level, (below, *above) in enumerate(model.columns[index].reads):
-            text = f'level {level}\n{model.layers[level]} blocks, C = {model.channels[level]}'
-            box(axis, place, level, text.replace('1 blocks', '1 block'), 'aliceblue')
+    # The row of boxes below the levels: the stem, and beneath every column a point that it reads.
+    boxes = {(-1, -1): draw_box(axis, -1, -1, 'stem\n4x4 conv, stride 4', 'whitesmoke')}
+
+    def connect(style: dict, source: tuple[int, int], target: tuple[int, int]) -> None:
+        """Draw an arrow between two places, each a column and a level, from the border of its box."""
+        ends = [(STEP_X * column, STEP_Y * level) for column, level in (target, source)]
+        arrow = dict(arrowstyle='-|>', shrinkA=0, shrinkB=0, mutation_scale=13, **style)
+        axis.annotate('', *ends, arrowprops=dict(arrow, patchA=boxes.get(source), patchB=boxes.get(target)))
+
+    for index, column in enumerate(model.columns):
+        for level, (below, *above) in enumerate(column.reads):
+            blocks = '1 block' if model.layers[level] == 1 else f'{model.layers[level]} blocks'
+            text = f'level {level}\n{blocks}, C = {model.channels[level]}'
+            boxes[index, level] = draw_box(axis, index, level, text, 'aliceblue')
             if below is not None:
-                connect(axis, 'below', (place, below), (place, level))
+                connect(BELOW, (index, below), (index, level))
             for source in above:
-                connect(axis, 'above', (place - 1, source), (place, level))
+                connect(ABOVE, (index - 1, source), (index, level))
             if index:
-                connect(axis, 'couple', (place - 1, level), (place, level))
-        name = f'column {index}' + (': the features' if index == last else '')
-        axis.text(*centre(place, num_levels - 0.38), name, ha='center', fontsize=9)
-        x, y = centre(place, -1)
-        arrow(axis, 'image', (x, y), (x, y + 1.2 - BOX[1] / 2 - 0.06))
-    if len(shown) < last + 1:
-        for level in range(num_levels):
-            axis.text(*centre(2, level), '. . .', ha='center', va='center', fontsize=14)
-    end = places[last]
-    axis.plot([centre(0, 0)[0], centre(end, 0)[0]], [centre(0, -1)[1]] * 2, color='0.45', linewidth=1.4)
-    box(axis, -1, -1, 'stem\n4x4 conv, stride 4', 'whitesmoke')
-    arrow(axis, 'image', (centre(-1, -1)[0] + BOX[0] / 2 + 0.05, centre(0, -1)[1]), centre(0, -1))
+                connect(COUPLE, (index - 1, level), (index, level))
+        name = f'column {index}' + (': the features' if index == num_columns - 1 else '')
+        axis.text(STEP_X * index, STEP_Y * (num_levels - 0.38), name, ha='center', fontsize=9)
+        connect(IMAGE, (index, -1), (index, 0))
+    connect(IMAGE, (-1, -1), (0, -1))
+    axis.plot([0, STEP_X * (num_columns - 1)], [-STEP_Y, -STEP_Y], **IMAGE)
     for level in range(num_levels):
-        x, y = centre(-1, level)
-        axis.text(x, y, f'stride {4 * 2**level}', ha='center', va='center', fontsize=9, color='0.35')
-    for label, style in KINDS.values():
+        text = f'stride {4 * 2**level}'
+        axis.text(-STEP_X, STEP_Y * level, text, ha='center', va='center', fontsize=9, color='0.35')
+    for label, style in STYLES.items():
         axis.plot([], [], label=label, **style)
     axis.legend(loc='lower center', bbox_to_anchor=(0.5, -0.12), ncols=2, fontsize=8.5, frameon=False)
     axis.set_title(title, fontsize=11)
     axis.set_axis_off()
-    axis.set_xlim(centre(-1, 0)[0] - 0.9, centre(end, 0)[0] + 1.2)
-    axis.set_ylim(centre(0, -1)[1] - 0.5, centre(0, num_levels)[1] - 0.2)
+    axis.set_xlim(-STEP_X - 0.9, STEP_X * (num_columns - 1) + 1.2)
+    axis.set_ylim(-STEP_Y - 0.5, STEP_Y * num_levels - 0.24)
     return figure
 
 

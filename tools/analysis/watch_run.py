@@ -38,10 +38,8 @@ def folder_size(folder: Path | None) -> float:
     """Return the size of all files in a folder in MiB; 0 without a folder."""
     size = 0
     for path in folder.rglob('*') if folder else ():
-        try:
+        with contextlib.suppress(FileNotFoundError):  # the file was just replaced
             size += path.stat().st_size
-        except FileNotFoundError:  # the file was just replaced
-            pass
     return size / 2**20
 
 
@@ -52,21 +50,22 @@ def memory(worker: psutil.Process) -> int:
     return 0
 
 
-def sample(process: psutil.Process, folder: Path | None) -> dict[str, float] | None:
-    """Sample all quantities; return None if the process has ended in the meantime."""
-    try:
-        workers = process.children(recursive=True)
-        with process.oneshot():
-            return dict(
-                memory=process.memory_info().rss / 2**20,
-                worker_memory=sum(map(memory, workers)) / 2**20,
-                threads=process.num_threads(),
-                files=process.num_fds() if psutil.POSIX else process.num_handles(),
-                workers=len(workers),
-                disk=folder_size(folder),
-            )
-    except psutil.NoSuchProcess:
-        return None
+def sample(process: psutil.Process, folder: Path | None) -> dict[str, float]:
+    """Sample all quantities.
+
+    Raises:
+        psutil.NoSuchProcess: If the process has ended in the meantime.
+    """
+    workers = process.children(recursive=True)
+    with process.oneshot():
+        return dict(
+            memory=process.memory_info().rss / 2**20,
+            worker_memory=sum(map(memory, workers)) / 2**20,
+            threads=process.num_threads(),
+            files=process.num_fds() if psutil.POSIX else process.num_handles(),
+            workers=len(workers),
+            disk=folder_size(folder),
+        )
 
 
 def watch(command: list[str], folder: Path | None, interval: float) -> tuple[int, list[dict[str, float]]]:
@@ -75,7 +74,8 @@ def watch(command: list[str], folder: Path | None, interval: float) -> tuple[int
     running = subprocess.Popen(command)
     process = psutil.Process(running.pid)
     while running.poll() is None:
-        if taken := sample(process, folder):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            taken = sample(process, folder)
             samples.append(dict(seconds=round(time.monotonic() - started, 1), **taken))
         time.sleep(interval)
     return running.returncode, samples
