@@ -34,19 +34,14 @@ def run_tool(call_tool):
 
 
 @pytest.fixture
-def backbone():
-    return randomize(RevCol(arch=SMALL))
-
-
-@pytest.fixture
 def heads():
     return {'cls.classifier.1.weight': torch.rand(10, 32), 'cls.classifier.1.bias': torch.rand(10)}
 
 
 @pytest.fixture
-def published(backbone, heads, tmp_path):
+def published(source, heads, tmp_path):
     """A published classification checkpoint, whose EMA weights are its weights plus 1."""
-    weights = {**backbone.state_dict(), **heads}
+    weights = {**source.state_dict(), **heads}
     ema = {name: weight + 1 for name, weight in weights.items()}
     return save_published(tmp_path / 'published.pth', weights, state_dict_ema=ema, optimizer={'state': {}})
 
@@ -79,13 +74,13 @@ def prefixed(weights):
     return {f'backbone.{name}': weight for name, weight in weights.items()}
 
 
-def test_published_classification_layout_converts_both_ways(backbone, heads, published, tmp_path, run_tool):
+def test_published_classification_layout_converts_both_ways(source, heads, published, tmp_path, run_tool):
     ours, again = tmp_path / 'new/ours.pth', tmp_path / 'again.pth'
     assert 'ours.pth: 122 weights' in run_tool('convert_checkpoint', published, ours)
     assert load(ours).keys() == {'meta', 'state_dict'}
-    assert_same_weights(load(ours)['state_dict'], {**prefixed(backbone.state_dict()), **heads})
+    assert_same_weights(load(ours)['state_dict'], {**prefixed(source.state_dict()), **heads})
     run_tool('convert_checkpoint', ours, again, '--to', 'published')
-    assert_same_weights(load(again)['model'], {**backbone.state_dict(), **heads})
+    assert_same_weights(load(again)['model'], {**source.state_dict(), **heads})
 
 
 @pytest.mark.parametrize('layout', ['revcol_mm', 'published'])
@@ -97,17 +92,17 @@ def test_segmentation_checkpoint_keeps_names_and_classes(layout, tmp_path, run_t
     assert_same_weights(out['state_dict'], load(source)['state_dict'])
 
 
-def test_heads_are_dropped_on_request(backbone, published, tmp_path, run_tool):
+def test_heads_are_dropped_on_request(source, published, tmp_path, run_tool):
     run_tool('convert_checkpoint', published, tmp_path / 'out.pth', '--drop-heads')
-    assert_same_weights(load(tmp_path / 'out.pth')['state_dict'], prefixed(backbone.state_dict()))
+    assert_same_weights(load(tmp_path / 'out.pth')['state_dict'], prefixed(source.state_dict()))
     segmentor = save_mmcv1(tmp_path / 'mmcv1.pth', Segmentor())
     run_tool('convert_checkpoint', segmentor, tmp_path / 'out.pth', '--drop-heads', '--to', 'published')
-    assert load(tmp_path / 'out.pth')['model'].keys() == backbone.state_dict().keys()
+    assert load(tmp_path / 'out.pth')['model'].keys() == source.state_dict().keys()
 
 
-def test_published_ema_weights_are_converted_on_request(backbone, heads, published, tmp_path, run_tool):
+def test_published_ema_weights_are_converted_on_request(source, heads, published, tmp_path, run_tool):
     run_tool('convert_checkpoint', published, tmp_path / 'out.pth', '--ema', '--to', 'published')
-    averaged = {name: weight + 1 for name, weight in {**backbone.state_dict(), **heads}.items()}
+    averaged = {name: weight + 1 for name, weight in {**source.state_dict(), **heads}.items()}
     assert_same_weights(load(tmp_path / 'out.pth')['model'], averaged)
 
 
@@ -122,11 +117,11 @@ def test_missing_ema_weights_are_an_error(tmp_path, run_tool):
     assert error.startswith('error: no averaged weights') and not (tmp_path / 'out.pth').exists()
 
 
-def test_padding_kernels_leaves_features_unchanged(backbone, published, tmp_path, run_tool):
+def test_padding_kernels_leaves_features_unchanged(source, published, tmp_path, run_tool):
     run_tool('convert_checkpoint', published, tmp_path / 'out.pth', '--pad-kernel', 7)
     padded = RevCol(arch=SMALL, kernel_size=7)
     assert load_backbone(padded, tmp_path / 'out.pth').padded == []
-    assert_same_features(padded, backbone)
+    assert_same_features(padded, source)
 
 
 @pytest.mark.parametrize('size', [1, 4])
