@@ -163,19 +163,9 @@ def test_gradient_is_the_same_if_only_one_input_requires_it(name, key, device):
 
 
 @supplied
-@pytest.mark.parametrize(
-    'name, inputs',
-    [
-        ('nms_rotated', [(2, 5), (2,), 0.5]),
-        ('box_iou_rotated', [(2, 5), (3, 5)]),
-        ('roi_align_rotated', [(1, 2, 4, 4), (1, 6), 2, 1.0]),
-        ('points_in_polygons', [(3, 2), (2, 8)]),
-    ],
-)
-def test_missing_op_raises_an_error_that_names_it(name, inputs):
-    inputs = [torch.rand(value) if isinstance(value, tuple) else value for value in inputs]
-    with pytest.raises(NotImplementedError, match=f'{name}.*compiled ops'):
-        getattr(OPS, name)(*inputs)
+def test_missing_op_raises_an_error_that_names_it():
+    with pytest.raises(NotImplementedError, match='box_iou_rotated.*compiled ops'):
+        OPS.box_iou_rotated(torch.rand(2, 5), torch.rand(3, 5))
 
 
 WITH_COMPILED_OPS = """
