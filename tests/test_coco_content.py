@@ -11,6 +11,7 @@ from .small_datasets import (
     SPLITS,
     as_corners,
     delete,
+    detection_config,
     kinds,
     rename_images,
     rewrite,
@@ -118,6 +119,26 @@ def test_valid_data_passes(coco, log_warnings):
             'RLE size',
             r'RLE segmentations whose size is not',
         ),
+        (lambda content: content.update(images=3), 'malformed list', 'is not a list of JSON objects'),
+        (lambda content: content['images'].clear(), 'no images', r'SPLIT\.json: it has no images; add'),
+        (lambda content: content['categories'].clear(), 'no categories', 'it has no categories; add'),
+        (delete('images', 'id'), 'no id', "images without 'id', such as number 0"),
+        (delete('images', 'file_name'), 'no file_name', "images without 'file_name'"),
+        (delete('annotations', 'image_id'), 'no image_id', "annotations without 'image_id'"),
+        (set_in_first('images', width='40'), 'no size', r"SPLIT_0\.png with '40' x"),
+        (set_in_first('images', height=0), 'no size', r'SPLIT_0\.png with \d+ x 0'),
+        (set_in_first('annotations', bbox=[1, 1, 3]), 'malformed box', '1 boxes that are not 4 numbers'),
+        (set_in_first('annotations', bbox='1 1 3 3'), 'malformed box', '1 boxes that are not 4 numbers'),
+        (set_in_first('annotations', bbox=list('1133')), 'malformed box', '1 boxes that are not 4 numbers'),
+        (set_in_first('annotations', area='16'), 'malformed area', "'area' .* is not a number"),
+        (set_in_first('images', id=1), 'duplicate id of images', '2 images have the id 1; give each'),
+        (set_in_first('annotations', id=2), 'duplicate id of annotations', '2 annotations have the id 2'),
+        (set_in_first('categories', id=2), 'duplicate id of categories', '2 categories have the id 2'),
+        (
+            set_in_first('annotations', category_id=7),
+            'unknown category_id',
+            r'SPLIT\.json: 1 annotations whose category_id is not .*, such as 7; use the ids .*, such as 1',
+        ),
     ],
 )
 def test_bad_annotation_file_is_an_error(change, kind, message, split, coco, tmp_path):
@@ -141,6 +162,10 @@ def test_bad_annotation_file_is_an_error(change, kind, message, split, coco, tmp
         (set_in_first('annotations', segmentation=[[1, 1, 5, 5]]), '1 segmentations with a polygon of'),
         (set_in_all('category_id', 1), 'train.json: 1 classes without an object, such as dog'),
         (set_in_first('images', file_name='train_1.png'), '1 files that are listed as several images'),
+        (
+            set_in_first('annotations', image_id=99),
+            '1 annotations whose image_id is not the id of any of the images, such as 99; they are left out',
+        ),
     ],
 )
 def test_few_unusable_objects_are_a_warning(change, message, coco, tmp_path, log_warnings):
@@ -148,6 +173,46 @@ def test_few_unusable_objects_are_a_warning(change, message, coco, tmp_path, log
     start_run(coco)
     assert len(log_warnings) == 1 and re.search(message, log_warnings[0])
     assert not kinds(coco) and len(kinds(coco, 'warning')) == 1
+
+
+@pytest.mark.parametrize(
+    'values',
+    [
+        dict(bbox=[1, 1, 0, 4]),
+        dict(bbox=[1, 1, -3, 4]),
+        dict(bbox=[100, 100, 3, 4]),
+        dict(bbox=[float('nan'), 1, 3, 4]),
+        dict(image_id=99),
+    ],
+)
+def test_objects_that_are_said_to_be_left_out_are_not_loaded(values, coco, tmp_path):
+    rewrite(tmp_path, 'train', set_in_first('annotations', **values))
+    train, _ = start_run(coco)
+    assert len(train.dataset[0]['data_samples'].gt_instances) == 1
+
+
+@pytest.mark.parametrize(
+    'text, reason',
+    [
+        ('{"images": [', 'JSONDecodeError'),
+        ('<html>404</html>', 'JSONDecodeError'),
+        ('[1]', 'AssertionError'),
+        ('{"images": 3, "annotations": [7]}', 'TypeError'),
+    ],
+)
+def test_a_file_that_is_no_annotation_file_is_named(text, reason, coco, tmp_path):
+    (tmp_path / 'train.json').write_text(text)
+    with pytest.raises(
+        PreflightError, match=rf'^cannot build a dataloader: .*{tmp_path}/train\.json: {reason}'
+    ):
+        start_run(coco)
+
+
+def test_paths_with_spaces_and_unicode_are_read(tmp_path):
+    folder = tmp_path / 'Größe 雪 [1]'
+    folder.mkdir()
+    train, _ = start_run(detection_config(folder))
+    assert len(train.dataset[0]['data_samples'].gt_instances) == 2
 
 
 def test_masks_are_not_required_for_boxes(coco, tmp_path):

@@ -1,10 +1,13 @@
-"""Missing images, images that splits share, and classes that differ between splits."""
+"""Data that cannot be built or read, images that splits share, and classes that differ between splits."""
 
 import shutil
 
 import pytest
+from mmengine.registry import DefaultScope
 
 from revcol_mm.errors import PreflightError
+from revcol_mm.training.runner import ResumableRunner
+from revcol_mm.training.seeded_dataset import BrokenSampleError
 
 from .small_datasets import SPLITS, kinds, rename_images, rewrite, set_in_first, start_run
 
@@ -69,3 +72,36 @@ def test_a_filter_that_leaves_no_images_is_an_error(coco):
     with pytest.raises(PreflightError, match=r"no images are left: check filter_cfg=\{'min_size': 99\}"):
         start_run(coco)
     assert 'cannot build' in kinds(coco)
+
+
+@pytest.mark.parametrize(
+    'place, value, message',
+    [
+        ('batch_size', 0, 'batch_size'),
+        ('num_workers', -1, 'num_workers'),
+        ('prefetch_factor', -1, 'prefetch_factor'),
+        ('sampler.type', 'NoSampler', 'NoSampler is not in'),
+        ('dataset.type', 'CocoDatasett', 'CocoDatasett is not in'),
+        ('dataset.ann_fil', 'a.json', "argument 'ann_fil'"),
+        ('dataset.pipeline.0.type', 'LoadImage', 'LoadImage is not in'),
+    ],
+)
+def test_a_dataloader_that_cannot_be_built_is_an_error(place, value, message, coco):
+    coco.merge_from_dict({f'train_dataloader.{place}': value})
+    with pytest.raises(PreflightError, match=f'cannot build a dataloader: .*{message}'):
+        start_run(coco)
+
+
+@pytest.mark.parametrize('kind', ['empty', 'text', 'truncated', 'folder', 'missing'])
+def test_an_image_that_cannot_be_read_is_named(kind, coco, tmp_path):
+    path = tmp_path / 'val/val_0.png'
+    content = path.read_bytes()
+    path.unlink()
+    if kind == 'folder':
+        path.mkdir()
+    elif kind != 'missing':
+        path.write_bytes(dict(empty=b'', text=b'no image', truncated=content[:40])[kind])
+    with DefaultScope.overwrite_default_scope('mmdet'):
+        dataset = ResumableRunner.build_dataloader(coco.val_dataloader).dataset
+    with pytest.raises(BrokenSampleError, match=rf'^{path} is broken: '):
+        dataset[0]

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from mmengine.registry import DefaultScope
+from PIL import Image
 from torch import nn
 
 from revcol_mm.data.findings import report
@@ -57,6 +58,34 @@ def test_bad_mask_is_an_error(change, kind, message, split, masks, tmp_path):
     assert kind in kinds(masks)
 
 
+@pytest.mark.parametrize('rotated', [False, True])
+def test_masks_have_the_size_of_images_as_displayed(rotated, masks, tmp_path):
+    for path in (tmp_path / 'images/train').iterdir():
+        exif = Image.Exif()
+        exif[0x0112] = 6 if rotated else 1  # viewers turn the first to the right
+        Image.open(path).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    if rotated:
+        start_run(masks)
+    else:
+        with pytest.raises(PreflightError, match=r'_0\.png has 40 x 30 pixels, its image 30 x 40'):
+            start_run(masks)
+
+
+def test_labels_are_checked_after_reduce_zero_label(masks, tmp_path):
+    masks.train_dataloader.dataset.reduce_zero_label = True
+    start_run(masks)
+    relabel(tmp_path, 'train', lambda labels: labels.astype(np.uint16) + 300)
+    with pytest.raises(PreflightError, match=r'_0\.png has label 554 \(after reduce_zero_label\)'):
+        start_run(masks)
+
+
+def test_a_broken_mask_is_an_error(masks, tmp_path):
+    path = tmp_path / 'masks/val/val_0.png'
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(PreflightError, match=f'{path} is broken'):
+        start_run(masks)
+
+
 @pytest.mark.parametrize('split', SPLITS)
 def test_missing_mask_is_an_error(split, masks, tmp_path):
     (tmp_path / f'masks/{split}/{split}_3.png').unlink()
@@ -85,29 +114,18 @@ def test_a_class_without_pixels_is_a_warning(masks, tmp_path):
     assert kinds(masks, 'warning') == {'class in no mask'} and not kinds(masks)
 
 
-PARTS = ('train_dataloader.dataset', 'val_dataloader.dataset', 'val_evaluator')
-
-
-def set_ignore_index(cfg, label, parts=PARTS):
-    cfg.merge_from_dict({f'{part}.ignore_index': label for part in parts})
-
-
 def test_another_ignored_label_than_255_passes_if_all_parts_agree(masks, tmp_path):
     for split in SPLITS:
         relabel(tmp_path, split, lambda labels: np.where(labels == 255, 11, labels))
     with pytest.raises(PreflightError, match=r'_0\.png has label 11'):
         start_run(masks)
-    set_ignore_index(masks, 11)
+    for part in (masks.train_dataloader.dataset, masks.val_dataloader.dataset, masks.val_evaluator):
+        part.ignore_index = 11
     start_run(masks)
     assert not kinds(masks)
-
-
-@pytest.mark.parametrize(
-    'part, labels', [(PARTS[1], '255, but IoUMetric .*11'), (PARTS[2], '11, but IoUMetric .*255')]
-)
-def test_different_ignored_labels_of_data_and_metric_are_an_error(part, labels, masks):
-    set_ignore_index(masks, 11, [each for each in PARTS if each != part])
-    with pytest.raises(PreflightError, match=f'val: .* has ignore_index={labels}; set all to the same'):
+    masks.val_evaluator.ignore_index = 255
+    message = 'val: .* has ignore_index=11, but IoUMetric has ignore_index=255; set all to the same'
+    with pytest.raises(PreflightError, match=message):
         start_run(masks)
 
 

@@ -5,14 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from mmengine.config import Config
 
 from revcol_mm.apis import init_model
 from revcol_mm.config.command_line import read_config
 from revcol_mm.errors import PreflightError
 from revcol_mm.preflight import check_files
-
-from .test_bad_data import coco
 
 
 @pytest.mark.parametrize(
@@ -26,17 +23,16 @@ from .test_bad_data import coco
         ('b/pkl', None),
     ],
 )
-def test_annotation_file_in_an_unsafe_format_is_refused(name, format, tmp_path):
-    dataset = dict(coco(tmp_path / 'data'), ann_file=name)
-    (tmp_path / 'data/b').mkdir()
-    (tmp_path / 'data' / name).write_bytes(pickle.dumps([]))
-    cfg = Config(dict(model=dict(), val_dataloader=dict(dataset=dataset)))
+def test_annotation_file_in_an_unsafe_format_is_refused(name, format, coco, tmp_path):
+    coco.val_dataloader.dataset.ann_file = name
+    (tmp_path / 'b').mkdir()
+    (tmp_path / name).write_bytes(pickle.dumps([]))
     if format is None:
-        check_files(cfg, ('val_dataloader',))
+        check_files(coco, ('val_dataloader',))
         return
     message = f'{name} is {format}, which may run code as it is read: convert it to JSON'
     with pytest.raises(FileNotFoundError) as error:
-        check_files(cfg, ('val_dataloader',))
+        check_files(coco, ('val_dataloader',))
     assert str(error.value) == f'{message} (val_dataloader.dataset.ann_file)'
 
 
@@ -59,27 +55,22 @@ def test_annotation_file_in_an_unsafe_format_is_refused(name, format, tmp_path):
     ],
 )
 @pytest.mark.parametrize('wrapped', [False, True])
-def test_unsafe_file_or_class_is_refused_anywhere_in_a_config(place, value, message, wrapped, tmp_path):
-    cfg = Config(
-        dict(
-            model=dict(decode_head=dict(loss_decode=dict())),
-            val_dataloader=dict(dataset=coco(tmp_path / 'data')),
-            val_evaluator=[dict(type='CocoMetric')],
-        )
-    )
-    (tmp_path / 'data/a.pkl').write_bytes(pickle.dumps([]))
-    check_files(cfg, ('val_dataloader',))
-    cfg.merge_from_dict({place: value})
+def test_unsafe_file_or_class_is_refused_anywhere_in_a_config(place, value, message, wrapped, coco, tmp_path):
+    coco.model = dict(decode_head=dict(loss_decode=dict()))
+    coco.val_evaluator = [dict(type='CocoMetric')]
+    (tmp_path / 'a.pkl').write_bytes(pickle.dumps([]))
+    check_files(coco, ('val_dataloader',))
+    coco.merge_from_dict({place: value})
     if wrapped:
-        inner, cfg.val_dataloader.dataset = cfg.val_dataloader.dataset, None
-        cfg.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner])
+        inner, coco.val_dataloader.dataset = coco.val_dataloader.dataset, None
+        coco.val_dataloader.dataset = dict(type='ConcatDataset', datasets=[inner])
         place = place.replace('dataset.', 'dataset.datasets.0.', 1)
     with pytest.raises(FileNotFoundError, match=rf'^.*{message}.* \({place}') as error:
-        check_files(cfg, ('val_dataloader',))
+        check_files(coco, ('val_dataloader',))
     if value != 'CocoOccludedSeparatedMetric':  # has two such files
         assert '\n' not in str(error.value)
     if not place.startswith('model'):
-        check_files(cfg, ())  # passes, because the file will not be read
+        check_files(coco, ())  # passes, because the file will not be read
 
 
 def test_model_is_not_built_from_a_pickle(in_repo, tmp_path, trap):
@@ -91,18 +82,17 @@ def test_model_is_not_built_from_a_pickle(in_repo, tmp_path, trap):
     assert not trap.has_run()
 
 
-def test_output_files_class_names_checkpoints_and_text_files_pass(tmp_path):
+def test_output_files_class_names_checkpoints_and_text_files_pass(coco, tmp_path):
     names = dict(metainfo=dict(classes=('pickle', 'a.yaml')), classes=['pkl'])
-    dataset = dict(coco(tmp_path / 'data'), ann_file='val.txt', **names)
-    (tmp_path / 'data/val.txt').write_text('images/a.png 0\n')
-    evaluators = [
+    coco.val_dataloader.dataset.update(ann_file='val.txt', **names)
+    (tmp_path / 'val.txt').write_text('val/val_0.png 0\n')
+    coco.val_evaluator = [
         dict(type='DumpResults', out_file_path='out/predictions.pkl'),
         dict(type='DumpProposals', proposals_file='proposals.pkl'),
         dict(type='CocoOccludedSeparatedMetric', occluded_ann='a.json', separated_ann='b.json'),
     ]
-    model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='weights.pkl')))
-    cfg = Config(dict(model=model, val_dataloader=dict(dataset=dataset), val_evaluator=evaluators))
-    check_files(cfg, ('val_dataloader',))
+    coco.model = dict(backbone=dict(init_cfg=dict(type='Pretrained', checkpoint='weights.pkl')))
+    check_files(coco, ('val_dataloader',))
 
 
 UNSAFE_READS = re.compile(
