@@ -1,32 +1,40 @@
-"""Base of the inferencers, which predict on images of any size with OpenMMLab's inferencers and visualizers.
+"""Base of the inferencers, which predict on images of any size and draw with OpenMMLab's visualizers.
 
-Used directly, those predict on arrays as BGR but draw on them as RGB, keep all results in memory until the
-last image, read checkpoints themselves, and give models without class names those of COCO or Cityscapes.
-Here they get a model that is loaded, and their stages (preprocess, forward, visualize) run for one batch at
-a time.
+OpenMMLab's own inferencers predict on arrays as BGR but draw on them as RGB, keep all results in memory until
+the last image, read checkpoints without checks, and give models without class names those of COCO or
+Cityscapes.
 """
 
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any, Sequence
+from uuid import uuid4
 
 import cv2
 import numpy as np
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, TRANSFORMS, DefaultScope
+from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from torch import Tensor
 
+from revcol_mm.data.pipelines import image_loader
 from revcol_mm.preflight import revcol_channels
 from revcol_mm.visualization.rgb_picture import reads_bgr, rgb_picture
 
 from .image_header import ImageError, header_size
-from .openmmlab_inferencers import is_image_loader
 from .tile_mergers import TileMerger
 from .tiles import Tiling
 
 MAX_PICTURE = 2048  # pixels of the longer side of drawn pictures, for images in tiles
+
+
+def data_set_for_testing(cfg: Config) -> Any:
+    """Build the data set of a config's tests without reading its files. None: the config has none."""
+    dataset = (cfg.get('test_dataloader') or {}).get('dataset')
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        return DATASETS.build(ConfigDict(dataset, lazy_init=True)) if dataset else None
 
 
 class Inferencer(ABC):
@@ -39,7 +47,9 @@ class Inferencer(ABC):
 
     Attributes:
         task: Name of the task, such as 'semantic segmentation'.
+        prediction: Field of a data sample that holds the task's prediction.
         options: Names of the constructor's arguments besides the model.
+        visualizer: Type of the visualizer if the config has none.
         classes: Names of the classes.
         first_category_id: Number of the first class in the data set's format.
         needs_one_size: Whether the images of a batch must have one size.
@@ -51,7 +61,9 @@ class Inferencer(ABC):
     """
 
     task: str
+    prediction: str
     options: tuple[str, ...] = ()
+    visualizer: str
     first_category_id = 0
     needs_one_size = True
     tile_merger: TileMerger | None = None
@@ -59,24 +71,28 @@ class Inferencer(ABC):
 
     def __init__(self, model: BaseModel) -> None:
         cfg = model.cfg
-        dataset_cfg = (cfg.get('test_dataloader') or {}).get('dataset', {})
-        loaders = [step for step in dataset_cfg.get('pipeline', ()) if is_image_loader(step)]
-        if not loaders:
-            raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
         self.model = model
         self._channels = revcol_channels(model)
         self.scope = cfg.default_scope
+        self._dataset = data_set_for_testing(cfg)
+        transforms = getattr(self._dataset, 'pipeline', Compose([])).transforms
+        self._load = image_loader(transforms)
+        if self._load is None:
+            raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
+        self._transform = Compose([each for each in transforms if not type(each).__name__.startswith('Load')])
+        model.dataset_meta = {**self._dataset.metainfo, **model.dataset_meta}
+        if not model.dataset_meta.get('classes'):
+            raise ValueError(
+                f'neither the checkpoint nor {cfg.filename} names the classes; set '
+                'test_dataloader.dataset.metainfo to dict(classes=[...])'
+            )
+        self.classes = tuple(model.dataset_meta['classes'])
+        visualizer = cfg.get('visualizer') or dict(type=self.visualizer)
+        # Visualizers of one name are one object, and backends would write event files.
+        visualizer = ConfigDict(visualizer, name=str(uuid4()), vis_backends=None)
         with DefaultScope.overwrite_default_scope(self.scope):
-            self._load = TRANSFORMS.build(loaders[0])
-            self._dataset = DATASETS.build(ConfigDict(dataset_cfg, lazy_init=True))  # reads no files
-            model.dataset_meta = {**self._dataset.metainfo, **model.dataset_meta}
-            if not model.dataset_meta.get('classes'):
-                raise ValueError(
-                    f'neither the checkpoint nor {cfg.filename} names the classes; set '
-                    'test_dataloader.dataset.metainfo to dict(classes=[...])'
-                )
-            self.classes = tuple(model.dataset_meta['classes'])
-            self._inferencer = self._build()
+            self._visualizer = VISUALIZERS.build(visualizer)
+        self._visualizer.dataset_meta = model.dataset_meta
 
     def read(self, path: str | Path) -> np.ndarray:
         """Read an image file with the loader of the test pipeline.
@@ -117,8 +133,15 @@ class Inferencer(ABC):
         return self._predict_whole(images) if self.tiling is None else self._predict_in_tiles(images)
 
     def _predict_whole(self, images: Sequence[np.ndarray]) -> list[Any]:
-        with DefaultScope.overwrite_default_scope(self.scope):
-            return [self._checked(sample) for sample in self._inferencer.forward(self._preprocess(images))]
+        with DefaultScope.overwrite_default_scope(self.scope), torch.no_grad():
+            samples = self.model.test_step(self._preprocess(images))
+        for sample in samples:
+            if self.prediction not in sample:
+                raise ValueError(
+                    f'{self.model.cfg.filename}: {self.task} needs {self.prediction}, but the model predicts '
+                    f'{list(sample.keys())}'
+                )
+        return [self._wanted(sample) for sample in samples]
 
     def _predict_in_tiles(self, images: Sequence[np.ndarray]) -> list[Any]:
         height, width = images[0].shape[:2]
@@ -166,23 +189,19 @@ class Inferencer(ABC):
                 for picture, sample in zip(pictures, samples)
             ]
         with DefaultScope.overwrite_default_scope(self.scope):
-            return self._draw(pictures, samples)
+            return [self._drawn(picture, sample) for picture, sample in zip(pictures, samples)]
 
     @abstractmethod
     def records(self, sample: Any) -> list[dict[str, Any]]:
         """List a prediction, the most important part first: 'label', 'name' and, by task, more."""
 
     @abstractmethod
-    def _build(self) -> Any:
-        """Build OpenMMLab's inferencer."""
+    def _drawn(self, picture: np.ndarray, sample: Any) -> np.ndarray:
+        """Draw a prediction on an RGB picture."""
 
-    @abstractmethod
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        """Draw predictions on RGB pictures."""
-
-    @abstractmethod
-    def _checked(self, sample: Any) -> Any:
-        """Check that a sample has the task's prediction, and remove what is below the score threshold."""
+    def _wanted(self, sample: Any) -> Any:
+        """Return a data sample without what the user did not ask for."""
+        return sample
 
     def _with_channels(self, image: np.ndarray) -> np.ndarray:
         """Convert BGR to grey if the test pipeline reads grey; check the number of channels."""
@@ -194,24 +213,20 @@ class Inferencer(ABC):
             raise ImageError(f'the image has {channels} channels, but the model takes {self._channels}')
         return image
 
-    def _preprocess(self, images: Sequence[np.ndarray]) -> Any:
-        images = [self._with_channels(image) for image in images]
-        try:
-            (data,) = self._inferencer.preprocess(images, batch_size=len(images))
-        except cv2.error as error:
-            height, width = images[0].shape[:2]
-            raise ImageError(f"{width} x {height} pixels cannot be resized to the model's input") from error
-        return data
+    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Return a batch as data loaders do."""
+        items = []
+        for image in map(self._with_channels, images):
+            height, width = size = image.shape[:2]
+            try:
+                items.append(self._transform(dict(img=image, img_path=None, img_shape=size, ori_shape=size)))
+            except cv2.error as error:
+                message = f"{width} x {height} pixels cannot be resized to the model's input"
+                raise ImageError(message) from error
+        return pseudo_collate(items)
 
     def _record(self, label: int, score: float) -> dict[str, Any]:
         return dict(label=int(label), name=str(self.classes[label]), score=float(score))
-
-    def _require(self, sample: Any, key: str) -> None:
-        if key not in sample:
-            raise ValueError(
-                f'{self.model.cfg.filename}: {self.task} needs {key}, but the model predicts '
-                f'{list(sample.keys())}'
-            )
 
 
 def _scaled_down(picture: np.ndarray) -> np.ndarray:

@@ -1,6 +1,6 @@
 """The :class:`revcol_mm.apis.inferencer.Inferencer` of each task."""
 
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 from mmengine.model import BaseModel
@@ -8,14 +8,13 @@ from mmengine.model import BaseModel
 from revcol_mm.visualization.prediction_pictures import without_empty_segments
 
 from .inferencer import Inferencer
-from .openmmlab_inferencers import mmengine_inferencer, mmpretrain_inferencer
 from .tile_mergers import DetectionMerger, LabelMerger
 
 MIN_LEGIBLE = 224  # pixels: smaller pictures are enlarged so that class names can be read
 
 
 class DetectionInferencer(Inferencer):
-    """Predicts boxes and, if the model has them, masks, by :class:`mmdet.apis.DetInferencer`.
+    """Predicts boxes and, if the model has them, masks.
 
     Args:
         model: See :class:`Inferencer`.
@@ -23,7 +22,9 @@ class DetectionInferencer(Inferencer):
     """
 
     task = 'detection'
+    prediction = 'pred_instances'
     options: tuple[str, ...] = ('score_threshold',)
+    visualizer = 'DetLocalVisualizer'
     first_category_id = 1  # as in COCO
     tile_merger: DetectionMerger | None = DetectionMerger()
 
@@ -33,24 +34,14 @@ class DetectionInferencer(Inferencer):
         if self.task == 'detection' and getattr(model, 'with_mask', False):
             self.task = 'instance segmentation'
 
-    def _build(self) -> Any:
-        from mmdet.apis import DetInferencer
-
-        self.model.dataset_meta.setdefault('palette', 'random')
-        return mmengine_inferencer(DetInferencer, self.model, 'DetLocalVisualizer')
-
-    def _preprocess(self, images: Sequence[np.ndarray]) -> dict[str, Any]:
-        _, data = super()._preprocess(images)  # with MMDetection's copies of the images first
-        return data
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_instances')
+    def _wanted(self, sample: Any) -> Any:
         instances = sample.pred_instances
         sample.pred_instances = instances[instances.scores >= self.score_threshold]
         return sample
 
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        return self._inferencer.visualize(pictures, samples, return_vis=True, pred_score_thr=-1)
+    def _drawn(self, picture: np.ndarray, sample: Any) -> np.ndarray:
+        self._visualizer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=-1)
+        return self._visualizer.get_image()
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
         """List detections by falling score.
@@ -59,36 +50,39 @@ class DetectionInferencer(Inferencer):
             For each 'label', 'name', 'score', 'bbox' (x, y, width and height in pixels) and, of models that
             predict masks, 'segmentation' (COCO's compressed RLE).
         """
-        prediction = self._inferencer.pred2dict(sample)
+        from mmdet.structures.mask import encode_mask_results, mask2bbox
+
+        found, masks = sample.pred_instances.numpy(), sample.pred_instances.get('masks')
+        boxes, rles = found.bboxes, found.get('rles')
+        if masks is not None:
+            rles = encode_mask_results(found.masks)
+            if not boxes.any():  # as in SOLO, which predicts no boxes
+                boxes = mask2bbox(masks.cpu()).numpy()
         records = []
-        for index in np.argsort(-np.array(prediction['scores']), kind='stable'):
-            left, top, right, bottom = prediction['bboxes'][index]
-            record = self._record(prediction['labels'][index], prediction['scores'][index])
+        for index in np.argsort(-found.scores, kind='stable'):
+            left, top, right, bottom = boxes[index].tolist()
+            record = self._record(found.labels[index], found.scores[index])
             record['bbox'] = [left, top, right - left, bottom - top]
-            if 'rles' in sample.pred_instances:
-                rle = sample.pred_instances.rles[index]
-                record['segmentation'] = dict(rle, counts=rle['counts'].decode())
-            elif 'masks' in prediction:
-                record['segmentation'] = prediction['masks'][index]
+            if rles is not None:
+                record['segmentation'] = dict(rles[index], counts=rles[index]['counts'].decode())
             records.append(record)
         return records
 
 
 class PanopticInferencer(DetectionInferencer):
-    """Predicts segments of things and stuff by :class:`mmdet.apis.DetInferencer`."""
+    """Predicts segments of things and stuff."""
 
     task = 'panoptic segmentation'
+    prediction = 'pred_panoptic_seg'
     options = ()
     tile_merger = None
 
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_panoptic_seg')
+    def _wanted(self, sample: Any) -> Any:
         sample.pop('pred_instances', None)  # only used by metrics
         return sample
 
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        samples = [without_empty_segments(sample, len(self.classes)) for sample in samples]
-        return super()._draw(pictures, samples)
+    def _drawn(self, picture: np.ndarray, sample: Any) -> np.ndarray:
+        return super()._drawn(picture, without_empty_segments(sample, len(self.classes)))
 
     @staticmethod
     def segments(sample: Any) -> np.ndarray:
@@ -107,32 +101,30 @@ class PanopticInferencer(DetectionInferencer):
 
 
 class SegmentationInferencer(Inferencer):
-    """Predicts a class for every pixel by :class:`mmseg.apis.MMSegInferencer`."""
+    """Predicts a class for every pixel."""
 
     task = 'semantic segmentation'
+    prediction = 'pred_sem_seg'
+    visualizer = 'SegLocalVisualizer'
     tile_merger = LabelMerger()
 
-    def _build(self) -> Any:
-        from mmseg.apis import MMSegInferencer
+    def __init__(self, model: BaseModel) -> None:
         from mmseg.datasets import BaseSegDataset
 
+        super().__init__(model)
         self.first_category_id = int(bool(self._dataset.metainfo.get('reduce_zero_label')))
-        palette = self.model.dataset_meta.get('palette') or ()
-        if len(palette) != len(self.classes):  # random colours; the inferencer would use those of Cityscapes
-            palette = BaseSegDataset(metainfo=dict(classes=self.classes), lazy_init=True).metainfo['palette']
-        self.model.dataset_meta = dict(classes=self.classes, palette=palette)
-        return mmengine_inferencer(MMSegInferencer, self.model, 'SegLocalVisualizer')
+        self._visualizer.alpha = 0.5
+        if len(model.dataset_meta.get('palette') or ()) != len(self.classes):
+            with_random_colours = BaseSegDataset(metainfo=dict(classes=self.classes), lazy_init=True)
+            self._visualizer.dataset_meta = with_random_colours.metainfo
 
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_sem_seg')
-        return sample
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
+    def _drawn(self, picture: np.ndarray, sample: Any) -> np.ndarray:
         from mmseg.structures import SegDataSample
 
-        # As arrays, because the visualizer takes a tensor of one pixel for an index.
-        samples = [SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy()) for sample in samples]
-        return self._inferencer.visualize(pictures, samples, return_vis=True, opacity=0.5)
+        # As an array, because the visualizer takes a tensor of one pixel for an index.
+        sample = SegDataSample(pred_sem_seg=sample.pred_sem_seg.numpy())
+        self._visualizer.add_datasample('', picture, sample, draw_gt=False)
+        return self._visualizer.get_image()
 
     @staticmethod
     def labels(sample: Any) -> np.ndarray:
@@ -152,7 +144,7 @@ def _by_area(labels: np.ndarray) -> list[tuple[int, float]]:
 
 
 class ClassificationInferencer(Inferencer):
-    """Predicts classes of whole images by :class:`mmpretrain.ImageClassificationInferencer`.
+    """Predicts classes of whole images.
 
     Args:
         model: See :class:`Inferencer`.
@@ -161,6 +153,8 @@ class ClassificationInferencer(Inferencer):
     """
 
     task = 'classification'
+    prediction = 'pred_score'
+    visualizer = 'UniversalVisualizer'
     options = ('score_threshold', 'top_k')
     needs_one_size = False  # the test pipeline resizes them to one
 
@@ -169,28 +163,11 @@ class ClassificationInferencer(Inferencer):
         self.top_k = top_k
         super().__init__(model)
 
-    def _build(self) -> Any:
-        from mmpretrain import ImageClassificationInferencer
-        from mmpretrain.visualization import UniversalVisualizer
-
-        self._visualizer = UniversalVisualizer()
-        return mmpretrain_inferencer(ImageClassificationInferencer, self.model, self.classes)
-
-    def _checked(self, sample: Any) -> Any:
-        self._require(sample, 'pred_score')
-        return sample
-
-    def _draw(self, pictures: list[np.ndarray], samples: Sequence[Any]) -> list[np.ndarray]:
-        return [
-            self._visualizer.visualize_cls(
-                picture,
-                sample,
-                classes=self.classes,
-                draw_gt=False,
-                rescale_factor=max(1.0, MIN_LEGIBLE / max(picture.shape[:2])),
-            )
-            for picture, sample in zip(pictures, samples)
-        ]
+    def _drawn(self, picture: np.ndarray, sample: Any) -> np.ndarray:
+        factor = max(1.0, MIN_LEGIBLE / max(picture.shape[:2]))
+        return self._visualizer.visualize_cls(
+            picture, sample, classes=self.classes, draw_gt=False, rescale_factor=factor
+        )
 
     def records(self, sample: Any) -> list[dict[str, Any]]:
         """List the most likely classes by falling score: 'label', 'name' and 'score'."""

@@ -40,15 +40,15 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.model import BaseModel
-from mmengine.registry import DATASETS, DefaultScope
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 import revcol_mm
 from revcol_mm.analysis.complexity import default_shape
 from revcol_mm.apis import init_model
+from revcol_mm.apis.inferencer import data_set_for_testing
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
 from revcol_mm.config.options import merge_options
 from revcol_mm.errors import errors_in_one_line
@@ -91,20 +91,14 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def class_names(model: BaseModel) -> list[str] | None:
-    """Return the class names of the checkpoint or, if it has none, of the config's data set."""
-    dataset = model.cfg.get('test_dataloader', {}).get('dataset')
-    with DefaultScope.overwrite_default_scope(model.cfg.default_scope):
-        metainfo = DATASETS.build(ConfigDict(dataset, lazy_init=True)).metainfo if dataset else {}
-    classes = {**metainfo, **model.dataset_meta}.get('classes')
-    return list(classes) if classes else None
-
-
 def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> dict[str, str]:
     """Return the metadata of the file, in which values that are not text are JSON."""
     cfg = model.cfg
     preprocessor = {**(cfg.get('data_preprocessor') or {}), **(cfg.model.get('data_preprocessor') or {})}
     channels = image_channels(model)
+    classes = model.dataset_meta.get('classes')
+    if not classes and (dataset := data_set_for_testing(cfg)) is not None:
+        classes = dataset.metainfo.get('classes')
     rgb = preprocessor.get('bgr_to_rgb') or preprocessor.get('to_rgb')
     return dict(
         input=f'image: float32, (B, {channels}, H, W), 0 to 255',
@@ -113,7 +107,7 @@ def describe(model: BaseModel, graph: ImageGraph, args: argparse.Namespace) -> d
         std=json.dumps(None if graph.pixel_std is None else graph.pixel_std.flatten().tolist()),
         normalisation='in the graph',
         outputs=json.dumps(graph.outputs),
-        classes=json.dumps(None if args.backbone_only else class_names(model)),
+        classes=json.dumps(None if args.backbone_only else classes or None),
         config=cfg.filename,
         checkpoint=args.checkpoint,
         version=f'revcol_mm {revcol_mm.__version__}, torch {torch.__version__}',
