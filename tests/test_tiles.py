@@ -15,9 +15,10 @@ from skimage import data
 
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.inferencer import MAX_PICTURE, _scaled_down
-from revcol_mm.apis.tile_mergers import DetectionMerger, LabelMerger, encode_mask, neighbours
+from revcol_mm.apis.tile_mergers import DetectionMerger, LabelMerger, encode_mask
 from revcol_mm.apis.tiles import Tiling
 
+from .random_checkpoint import random_checkpoint
 from .subprocesses import REPO
 
 SEGMENTOR = REPO / 'configs/upernet_revcol_nano_sample.py'
@@ -137,28 +138,17 @@ def test_no_detections_in_any_tile():
     assert len(merged) == 0 and merged.bboxes.shape == (0, 4)
 
 
-def test_neighbours_are_all_overlapping_tiles_and_few_others():
-    """10,000 tiles would have 50 million pairs."""
-    tiles = [*Tiling(32, 12).tiles(150, 170)]
-    pairs = {frozenset(pair) for pair in neighbours(tiles)}
-    assert len(pairs) <= 12 * len(tiles)
-    for first, second in itertools.combinations(range(len(tiles)), 2):
-        (x1, y1, x2, y2), (left, top, right, bottom) = tiles[first].box, tiles[second].box
-        if max(x1, left) < min(x2, right) and max(y1, top) < min(y2, bottom):
-            assert {first, second} in pairs
-
-
 class Pixelwise:
     """Fake segmentor whose prediction for a pixel is its brightness, and so independent of the tile."""
 
-    def forward(self, data):
+    def test_step(self, data):
         labels = [torch.from_numpy(image[None, ..., 0] // 32) for image in data]
         return [SegDataSample(pred_sem_seg=PixelData(data=each)) for each in labels]
 
 
 def test_segmentation_in_tiles_equals_the_whole_image(monkeypatch):
     inferencer = init_inferencer(SEGMENTOR, device='cpu', tile=64, overlap=16)
-    monkeypatch.setattr(inferencer, '_inferencer', Pixelwise())
+    monkeypatch.setattr(inferencer, 'model', Pixelwise())
     monkeypatch.setattr(inferencer, '_preprocess', lambda images: images)
     images = [data.astronaut()[:200, :300], data.astronaut()[200:400, 100:400]]
     for image, sample in zip(images, inferencer.predict(images), strict=True):
@@ -190,9 +180,7 @@ def test_predict_command_in_tiles(tmp_path, call_tool, monkeypatch):
     monkeypatch.setattr('revcol_mm.apis.inferencer.MAX_PICTURE', 300)
     Image.fromarray(data.astronaut()[:400, :500]).save(tmp_path / 'large.png')
     for config, name in ((SEGMENTOR, 'labels/large.png'), (DETECTOR, 'predictions.json')):
-        model = init_inferencer(config, device='cpu').model
-        torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'a.pth')
-        options = '--config', config, '--checkpoint', tmp_path / 'a.pth', '--out', tmp_path / 'out'
+        options = '--config', config, '--checkpoint', random_checkpoint(config), '--out', tmp_path / 'out'
         options += '--tile', 192, '--overlap', 32, '--device', 'cpu'
         printed, error = call_tool('tools/demo.py', tmp_path / 'large.png', *options)
         assert not error and '1 of 1' in printed

@@ -4,7 +4,7 @@ Shapes: H and W height and width of the image, h and w of a tile, N detections.
 """
 
 from abc import ABC, abstractmethod
-from itertools import accumulate, product
+from itertools import accumulate
 from typing import Any, Iterator, Sequence
 
 import cv2
@@ -131,22 +131,14 @@ def _objects(
     boxes: Tensor, labels: Tensor, tiles: Sequence[Tile], ranges: Sequence[range]
 ) -> list[list[int]]:
     """Group the indices of boxes by object; ``ranges`` has the indices of each tile's boxes."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
     from torchvision.ops import box_iou
 
-    parents = list(range(len(boxes)))  # union-find
     seen_better = torch.zeros(len(boxes), dtype=torch.bool)  # cut here, but another tile sees all of it
-
-    def find(index: int) -> int:
-        while parents[index] != index:
-            index = parents[index]
-        return index
-
-    for first, second in neighbours(tiles):
+    pairs = [torch.zeros(0, 2, dtype=torch.long)]  # boxes of one object
+    for first, second, low, high in _overlaps(tiles):
         own, others = ranges[first], ranges[second]
-        shared = torch.tensor([tiles[first].box, tiles[second].box])
-        low, high = shared[:, :2].amax(0), shared[:, 2:].amin(0)
-        if (low >= high).any():
-            continue
         for part, tile, other in ((own, tiles[first], tiles[second]), (others, tiles[second], tiles[first])):
             span = slice(part.start, part.stop)
             seen_better[span] |= ~_is_uncut(boxes[span], tile) & _is_uncut(boxes[span], other)
@@ -156,13 +148,14 @@ def _objects(
         clipped = [boxes[each.start : each.stop].clamp(*limits) for each in (own, others)]
         same = labels[own.start : own.stop, None] == labels[others.start : others.stop]
         overlaps = box_iou(*clipped).nan_to_num() * same
-        for index, partner in (overlaps >= AGREEMENT).nonzero().tolist():
-            kept, joined = sorted([find(own.start + index), find(others.start + partner)])
-            parents[joined] = kept
-    groups: dict[int, list[int]] = {}
-    for index in range(len(boxes)):
-        groups.setdefault(find(index), []).append(index)
-    return [group for group in groups.values() if not seen_better[group].all()]
+        pairs.append((overlaps >= AGREEMENT).nonzero() + torch.tensor([own.start, others.start]))
+    joined = torch.cat(pairs).numpy()
+    graph = coo_array((np.ones(len(joined)), joined.T), (len(boxes), len(boxes)))
+    number, objects = connected_components(graph, directed=False)
+    groups: list[list[int]] = [[] for _ in range(number)]
+    for index, object_ in enumerate(objects):
+        groups[object_].append(index)
+    return [group for group in groups if not seen_better[group].all()]
 
 
 def _is_uncut(boxes: Tensor, tile: Tile) -> Tensor:
@@ -173,19 +166,14 @@ def _is_uncut(boxes: Tensor, tile: Tile) -> Tensor:
     return ((boxes[:, :2] > boxes.new_tensor(low)) & (boxes[:, 2:] < boxes.new_tensor(high))).all(1)
 
 
-def neighbours(tiles: Sequence[Tile]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs of indices of tiles that may overlap.
-
-    They are at most two steps apart, since the last tile of a row or column is moved back into the image.
-    Comparing all pairs would be quadratic in the number of tiles.
-    """
-    index = {(tile.rows.start, tile.columns.start): number for number, tile in enumerate(tiles)}
-    tops, lefts = (sorted({place[axis] for place in index}) for axis in (0, 1))
-    for (row, top), (column, left) in product(enumerate(tops), enumerate(lefts)):
-        below, beside = tops[row : row + 3], lefts[max(column - 2, 0) : column + 3]
-        for place in product(below, beside):
-            if place > (top, left):
-                yield index[top, left], index[place]
+def _overlaps(tiles: Sequence[Tile]) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Yield the pairs of indices of tiles that overlap, with x1, y1 and x2, y2 of what they share."""
+    boxes = torch.tensor([tile.box for tile in tiles])
+    for first in range(len(tiles)):
+        low = boxes[first + 1 :, :2].maximum(boxes[first, :2])
+        high = boxes[first + 1 :, 2:].minimum(boxes[first, 2:])
+        for step in (low < high).all(1).nonzero().flatten().tolist():
+            yield first, first + 1 + step, low[step], high[step]
 
 
 def encode_mask(mask: np.ndarray, left: int, top: int, height: int, width: int) -> dict[str, Any]:
