@@ -12,19 +12,18 @@ import mmcv
 import numpy as np
 import pytest
 import torch
-from mmdet.structures import DetDataSample
-from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, DefaultScope
-from mmengine.structures import InstanceData
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.mask import decode
 
-from revcol_mm.apis import init_inferencer, init_model
+from revcol_mm.apis import init_model
 from revcol_mm.panopticapi.utils import rgb2id
 
+from .random_checkpoint import random_checkpoint
 from .subprocesses import REPO, run
 
 SEGMENTOR = 'upernet_revcol_nano_sample'
@@ -39,26 +38,19 @@ def config(name):
     return REPO / f'configs/{name}.py'
 
 
-@pytest.fixture(scope='module')
-def checkpoints(tmp_path_factory):
-    """A folder with a checkpoint of random weights for every config."""
-    folder = tmp_path_factory.mktemp('checkpoints')
-    meta = {CLASSIFIER: dict(dataset_meta=dict(classes=DIGITS))}
-    for name in (SEGMENTOR, DETECTOR, PANOPTIC, CLASSIFIER):
-        torch.manual_seed(0)
-        model = init_model(config(name), device='cpu')
-        checkpoint = dict(meta=meta.get(name, {}), state_dict=model.state_dict())
-        torch.save(checkpoint, folder / f'{name}.pth')
-    return folder
+def checkpoint(name):
+    return random_checkpoint(config(name), DIGITS if name == CLASSIFIER else None)
 
 
 @pytest.fixture
-def demo(checkpoints, monkeypatch, capfd, tmp_path):
+def demo(monkeypatch, capfd, tmp_path):
     """Run the command in this process: (name of the config, *arguments) -> (exit status, output)."""
     main = runpy.run_path(str(REPO / 'tools/demo.py'))['main']
+    # Loggers that are created write to the captured output, which is closed after the test.
+    monkeypatch.setattr(MMLogger, '_instance_dict', MMLogger._instance_dict.copy())
 
     def call(name, *arguments):
-        options = ('--config', config(name), '--checkpoint', checkpoints / f'{name}.pth')
+        options = ('--config', config(name), '--checkpoint', checkpoint(name))
         command = ['demo.py', *options, '--out', tmp_path / 'out', '--device', 'cpu', *arguments]
         monkeypatch.setattr(sys, 'argv', list(map(str, command)))
         status = 0
@@ -83,19 +75,12 @@ def read_json(path):
     return json.loads(path.read_text())
 
 
-@pytest.mark.parametrize('name', [SEGMENTOR, DETECTOR, PANOPTIC, CLASSIFIER])
-def test_openmmlab_inferencers_use_the_given_model(name, checkpoints):
-    """It is passed by private names, `_init_model` and `_config`, that upstream might change."""
-    inferencer = init_inferencer(config(name), checkpoints / f'{name}.pth', 'cpu')
-    assert inferencer._inferencer.model is inferencer.model
-
-
-def test_label_images_equal_those_of_testing(demo, checkpoints, sample_data, tmp_path):
+def test_label_images_equal_those_of_testing(demo, sample_data, tmp_path):
     images = sample_data / 'ade20k/images/validation'
     tested = tmp_path / 'tested'
     options = ('--work-dir', tmp_path / 'work', '--out', tested, '--cfg-options')
     root = f'test_dataloader.dataset.data_root={sample_data / "ade20k"}'
-    run('tools/test.py', config(SEGMENTOR), checkpoints / f'{SEGMENTOR}.pth', *options, root)
+    run('tools/test.py', config(SEGMENTOR), checkpoint(SEGMENTOR), *options, root)
 
     status, printed = demo(SEGMENTOR, images)
     assert status == 0 and 'semantic segmentation: 4 of 4' in printed
@@ -116,12 +101,12 @@ def test_label_images_equal_those_of_testing(demo, checkpoints, sample_data, tmp
         assert (mmcv.imread(tmp_path / f'out/labels/{name}.png', 'unchanged') == before).mean() > 0.999
 
 
-def predicted_in_testing(name, checkpoints, sample_data, layout, test_cfg=()):
+def predicted_in_testing(name, sample_data, layout, test_cfg=()):
     """Yield the metainfo and the data sample of a model's prediction for each image of its test data."""
     cfg = Config.fromfile(config(name))
     cfg.merge_from_dict({f'model.test_cfg.{key}': value for key, value in dict(test_cfg).items()})
     cfg.test_dataloader.dataset.data_root = str(sample_data / layout)
-    model = init_model(cfg, checkpoints / f'{name}.pth', 'cpu')
+    model = init_model(cfg, checkpoint(name), 'cpu')
     with DefaultScope.overwrite_default_scope(cfg.default_scope):
         dataset = DATASETS.build(cfg.test_dataloader.dataset)
         for item in dataset:
@@ -129,9 +114,7 @@ def predicted_in_testing(name, checkpoints, sample_data, layout, test_cfg=()):
                 yield dataset.metainfo, model.test_step(pseudo_collate([item]))[0]
 
 
-def test_detections_equal_those_of_testing_and_pycocotools_reads_them(
-    demo, checkpoints, sample_data, tmp_path
-):
+def test_detections_equal_those_of_testing_and_pycocotools_reads_them(demo, sample_data, tmp_path):
     files = sorted((sample_data / 'coco/val2017').iterdir())[:2]
     status, printed = demo(DETECTOR, *files, '--score-threshold', 0.092)
     assert status == 0 and 'instance segmentation: 2 of 2' in printed
@@ -139,7 +122,7 @@ def test_detections_equal_those_of_testing_and_pycocotools_reads_them(
     results = truth.loadRes(str(tmp_path / 'out/predictions.json'))
     images = {image['file_name']: image for image in truth.loadImgs(truth.getImgIds())}
     total = 0
-    for _, sample in islice(predicted_in_testing(DETECTOR, checkpoints, sample_data, 'coco'), 2):
+    for _, sample in islice(predicted_in_testing(DETECTOR, sample_data, 'coco'), 2):
         instances = sample.pred_instances
         instances = instances[instances.scores >= 0.092]
         image = images[sample.img_path.rpartition('/')[2]]
@@ -162,28 +145,18 @@ def test_detections_equal_those_of_testing_and_pycocotools_reads_them(
 def test_score_threshold_applies_to_files_and_pictures(demo, sample_data, tmp_path):
     image = sample_data / 'coco/val2017/scene_00000.jpg'
     written, drawn = [], []
-    for threshold in (0.092, 0.999):
+    for threshold in (0.092, 0.999, 1):
         demo(DETECTOR, image, '--score-threshold', threshold)
         written.append(read_json(tmp_path / 'out/predictions.json'))
         drawn.append(mmcv.imread(str(tmp_path / 'out/overlays/scene_00000.png')))
     assert written[0] and not written[1]
     assert min(record['score'] for record in written[0]) >= 0.092
-    shown = mmcv.imread(str(image), channel_order='rgb')
-    nothing = InstanceData(
-        bboxes=torch.zeros(0, 4),
-        labels=torch.zeros(0, dtype=torch.long),
-        scores=torch.zeros(0),
-        masks=np.zeros((0, *shown.shape[:2]), bool),
-    )
-    visualizer = DetLocalVisualizer()  # with some versions of matplotlib even an empty drawing changes pixels
-    visualizer.dataset_meta = dict(classes=DIGITS)
-    visualizer.add_datasample('', shown, DetDataSample(pred_instances=nothing), draw_gt=False)
-    assert np.array_equal(drawn[1][..., ::-1], visualizer.get_image())
+    assert np.array_equal(drawn[1], drawn[2])  # without masks, whose colours are random
     assert not np.array_equal(drawn[0], drawn[1])
 
 
 @pytest.mark.parametrize('threshold', [0.1, 1.0], ids=['segments', 'none'])
-def test_segments_are_written_as_coco_panoptic_results(threshold, demo, checkpoints, sample_data, tmp_path):
+def test_segments_are_written_as_coco_panoptic_results(threshold, demo, sample_data, tmp_path):
     test_cfg = dict(object_mask_thr=threshold, iou_thr=0.0)
     cfg = Config.fromfile(config(PANOPTIC))
     cfg.model.test_cfg.update(test_cfg)
@@ -192,7 +165,7 @@ def test_segments_are_written_as_coco_panoptic_results(threshold, demo, checkpoi
     assert status == 0 and 'panoptic segmentation: 4 of 4' in printed
     written = read_json(tmp_path / 'out/predictions.json')['annotations']
     categories = {each['id']: each['name'] for each in read_json(tmp_path / 'out/images.json')['categories']}
-    predicted = predicted_in_testing(PANOPTIC, checkpoints, sample_data, 'coco', test_cfg)
+    predicted = predicted_in_testing(PANOPTIC, sample_data, 'coco', test_cfg)
     for annotation, (meta, sample) in zip(written, predicted, strict=True):
         ids = rgb2id(np.asarray(Image.open(tmp_path / 'out/segments' / annotation['file_name'])))
         expected = sample.pred_panoptic_seg.sem_seg[0].numpy()
@@ -207,11 +180,11 @@ def test_segments_are_written_as_coco_panoptic_results(threshold, demo, checkpoi
         assert Image.open(overlay).size == ids.shape[::-1]
 
 
-def test_classes_equal_those_of_testing(demo, checkpoints, sample_data, tmp_path):
+def test_classes_equal_those_of_testing(demo, sample_data, tmp_path):
     status, _ = demo(CLASSIFIER, sample_data / 'imagenet/val', '--top-k', 3, '--batch-size', 4)
     assert status == 0
     written = {item['file_name']: item for item in read_json(tmp_path / 'out/predictions.json')}
-    for meta, sample in predicted_in_testing(CLASSIFIER, checkpoints, sample_data, 'imagenet'):
+    for meta, sample in predicted_in_testing(CLASSIFIER, sample_data, 'imagenet'):
         item = written.pop(sample.img_path.partition('imagenet/val/')[2])
         scores, labels = sample.pred_score.topk(3)
         assert [record['label'] for record in item['predictions']] == labels.tolist()
@@ -300,11 +273,6 @@ def test_results_stay_in_the_output_folder_and_replace_no_others(demo, sample_da
 
     demo(SEGMENTOR, tmp_path / 'b', '--out', out)  # does not read the results of the first run
     assert [each['file_name'] for each in read_json(out / 'images.json')['images']] == ['c/x.jpg', 'x.jpg']
-
-    shutil.rmtree(out)
-    Image.open(image).save(tmp_path / 'b/x.png')
-    demo(SEGMENTOR, tmp_path / 'b')
-    assert files_in(tmp_path / 'out/labels') == ['c/x.jpg.png', 'x.jpg.png', 'x.png.png']
 
 
 def write_video(path, num_frames):
