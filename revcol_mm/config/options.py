@@ -2,11 +2,10 @@
 
 import difflib
 import inspect
-import logging
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.registry import Registry, init_default_scope
 from mmengine.runner import Runner
 from torch.distributed import init_process_group
@@ -72,7 +71,7 @@ def warn_about_misspelt_keys(cfg: Config) -> None:
         meant = difflib.get_close_matches(key, arguments, n=1, cutoff=0.9)
         if meant and key not in arguments and meant[0] not in cfg and isinstance(value, (dict, list)):
             message = f'{cfg.filename}: {key} is not used; did you mean {meant[0]}?'
-            print_log(message, 'current', level=logging.WARNING)
+            MMLogger.get_current_instance().warning(message)
 
 
 def _check_option(cfg: Config, key: str, value: Any) -> None:
@@ -122,7 +121,7 @@ def _check_new_key(
         raise ValueError(f'--cfg-options {option}: {where} has no {key!r}; it has {has}')
     if name != 'custom_keys' and not is_new:
         message = f'--cfg-options {option}: {where} had no {key!r}; it may have no effect'
-        print_log(message, 'current', level=logging.WARNING)
+        MMLogger.get_current_instance().warning(message)
 
 
 def _known_keys(cfg: Config, place: list[str], node: dict[str, Any]) -> tuple[set[str], bool]:

@@ -1,10 +1,8 @@
 """Check the class weights of losses."""
 
-import logging
-
 import numpy as np
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from torch import nn
 
 from revcol_mm.errors import PreflightError
@@ -69,10 +67,8 @@ def check_class_weight_with_ignored_pixels(model: nn.Module) -> None:
             try:
                 loss(scores, labels, ignore_index=head.ignore_index)
             except IndexError:
-                print_log(
+                MMLogger.get_current_instance().warning(
                     f"{path}.loss_decode: MMSegmentation's {type(loss).__name__} with class_weight fails at "
                     f'the first ignored pixel ({head.ignore_index}), in padding or in the data: remove '
-                    "class_weight, or set reduction='sum' and loss_weight to 1 / (pixels of a batch)",
-                    'current',
-                    level=logging.WARNING,
+                    "class_weight, or set reduction='sum' and loss_weight to 1 / (pixels of a batch)"
                 )

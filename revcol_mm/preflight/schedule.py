@@ -1,10 +1,9 @@
 """Check that lengths, intervals and learning-rate schedules of a run agree with each other."""
 
-import logging
 from typing import Any, Iterator
 
 from mmengine.hooks import CheckpointHook
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.optim.scheduler.param_scheduler import INF  # the end of a scheduler without one
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 
@@ -59,7 +58,7 @@ def check_schedule(runner: Runner) -> None:
                 f'there is one validation, at the end: train_cfg.val_interval is {loop.val_interval}, {end}'
             )
     for warning in warnings:
-        print_log(warning, 'current', level=logging.WARNING)
+        MMLogger.get_current_instance().warning(warning)
 
 
 def schedulers(runner: Runner) -> Iterator[tuple[str, Any]]:

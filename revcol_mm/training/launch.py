@@ -1,7 +1,6 @@
 """Prepare a run of tools/train.py or tools/test.py: command line, config checks and processes."""
 
 import argparse
-import logging
 import os
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.utils import get_git_hash
 
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
@@ -71,7 +70,7 @@ def adapt_precision_to_device(cfg: Config) -> None:
     """Without a GPU, turn off mixed precision in training, and log a warning."""
     optim_wrapper = cfg.get('optim_wrapper', {})
     if not torch.cuda.is_available() and optim_wrapper.get('type') == 'AmpOptimWrapper':
-        print_log('no GPU: training without mixed precision', logger='current', level=logging.WARNING)
+        MMLogger.get_current_instance().warning('no GPU: training without mixed precision')
         optim_wrapper.type = 'OptimWrapper'
         for key in ('dtype', 'loss_scale', 'use_fsdp'):
             optim_wrapper.pop(key, None)

@@ -4,12 +4,11 @@ torchdata's StatefulDataLoader saves the state of one process and its workers, s
 with other numbers of them.
 """
 
-import logging
 from typing import Any, Iterator
 
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank, get_world_size
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.registry import DATA_SAMPLERS
 from torch.utils.data import BatchSampler, Sampler
 
@@ -90,7 +89,7 @@ class ResumableBatchSampler:
                 'batch size, or start a new run from the weights with load_from'
             )
         message = f'the data or batch size has changed since the checkpoint was saved: {change}'
-        print_log(message, 'current', level=logging.WARNING)
+        MMLogger.get_current_instance().warning(message)
         if self.by_epoch:  # its epochs have as many batches as before
             return num_iters
         return num_iters * before['batch_size'] // self.extent['batch_size']

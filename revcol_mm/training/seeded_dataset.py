@@ -1,12 +1,11 @@
 """A data set whose augmentation is reproducible and whose broken samples are replaced in training."""
 
-import logging
 import random
 from itertools import count
 from typing import Any
 
 import torch
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from torch.utils.data import Dataset
 
@@ -91,10 +90,8 @@ class SeededDataset(Dataset):
             if num_broken == len(self):
                 raise BrokenSampleError(f'{message}; all {num_broken} samples are broken') from error
         if is_new:  # logged as an error because warnings of ranks other than 0 are not shown
-            print_log(
-                f'{message}; replaced by another sample, {max_broken - num_broken} more may be',
-                'current',
-                level=logging.ERROR,
+            MMLogger.get_current_instance().error(
+                f'{message}; replaced by another sample, {max_broken - num_broken} more may be'
             )
         return None
 

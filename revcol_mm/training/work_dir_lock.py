@@ -1,12 +1,11 @@
 """Let only one run at a time train in a work dir."""
 
-import logging
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
 
 from filelock import FileLock, Timeout
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger
 
 from revcol_mm.errors import PreflightError
 
@@ -26,10 +25,8 @@ def locked(work_dir: str) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except NotImplementedError:
-            print_log(
-                f'the file system of {work_dir} has no file locks: make sure that no other run trains there',
-                'current',
-                level=logging.WARNING,
+            MMLogger.get_current_instance().warning(
+                f'the file system of {work_dir} has no file locks: make sure that no other run trains there'
             )
         except Timeout as error:
             raise PreflightError(
