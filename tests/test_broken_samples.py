@@ -12,15 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from mmengine.evaluator import BaseMetric
-from mmengine.model import BaseModel
 from PIL import Image
-from torch import nn
 from torch.utils.data import Dataset
 
 from revcol_mm.training import worker_shutdown
 from revcol_mm.training.runner import ResumableRunner
 from revcol_mm.training.seeded_dataset import BrokenSampleError, SeededDataset
+
+from .checkpoints import assert_same_weights
+from .tiny_runs import make
 
 
 class Images(Dataset):
@@ -39,25 +39,7 @@ class Images(Dataset):
 
     def __getitem__(self, index):
         image = np.asarray(Image.open(self.files[index])) * np.random.uniform(0.5, 1)
-        return dict(image=torch.from_numpy(image).float())
-
-
-class Model(BaseModel):
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(4, 4))
-
-    def forward(self, image, mode='loss'):
-        image = torch.stack(image) / 255
-        return list(image) if mode == 'predict' else dict(loss=(self.weight * image).square().mean())
-
-
-class Count(BaseMetric):
-    def process(self, data_batch, data_samples):
-        self.results.extend(data_samples)
-
-    def compute_metrics(self, results):
-        return dict(count=len(results))
+        return dict(inputs=torch.tensor([image.mean()]).float())
 
 
 @pytest.fixture
@@ -78,21 +60,13 @@ def runner(
     folder, work_dir, max_iters=18, num_workers=1, resume=False, validates=False, max_broken=10, **loader
 ):
     loader = dict(loader, batch_size=2, num_workers=num_workers, dataset=Images(folder))
-    validation = dict(
-        val_dataloader=dict(loader, sampler=dict(type='DefaultSampler')),
-        val_cfg=dict(type='ValLoop'),
-        val_evaluator=[Count()],
-    )
-    return ResumableRunner(
-        model=Model(),
-        work_dir=str(work_dir),
+    validation = dict(scores=range(20), val_dataloader=dict(loader, sampler=dict(type='DefaultSampler')))
+    return make(
+        work_dir,
+        max_iters,
+        checkpoint=dict(interval=5),
         train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler'), max_broken=max_broken),
-        train_cfg=dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=5),
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=1e-2)),
-        default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=5)),
-        randomness=dict(seed=0),
         resume=resume,
-        experiment_name=f'{work_dir}-{resume}',
         **(validation if validates else {}),
     )
 
@@ -124,7 +98,7 @@ def test_workers_end_with_the_loop(persistent_workers, folder, tmp_path):
     )
     training.train()
     assert multiprocessing.active_children() == []
-    assert training.val() == {'count': 10}
+    assert training.val() == {'score': 9}
     assert multiprocessing.active_children() == []
 
 
@@ -145,7 +119,8 @@ def test_resumed_run_uses_the_same_replacements(folder, tmp_path):
     unbroken = runner(folder, tmp_path / 'unbroken').train()
     runner(folder, tmp_path / 'resumed', max_iters=10).train()
     resumed = runner(folder, tmp_path / 'resumed', resume=True, num_workers=0)
-    assert torch.equal(resumed.train().weight, unbroken.weight) and resumed.iter == 18
+    assert_same_weights(resumed.train().state_dict(), unbroken.state_dict())
+    assert resumed.iter == 18
 
 
 @pytest.mark.parametrize('num_workers', [0, 1])
@@ -176,8 +151,8 @@ def test_broken_sample_in_validation_is_an_error(num_workers, folder, tmp_path):
 def test_replacement_depends_only_on_the_seed_of_the_sample(folder):
     first, second = (SeededDataset(Images(folder), max_broken=2) for _ in range(2))
     second[(7, 5, 6)]
-    taken = [first[(3, 0, place)]['image'] for place in range(20)]
-    assert all(torch.equal(second[(3, 0, place)]['image'], image) for place, image in enumerate(taken))
+    taken = [first[(3, 0, place)]['inputs'] for place in range(20)]
+    assert all(torch.equal(second[(3, 0, place)]['inputs'], image) for place, image in enumerate(taken))
     assert len({image.sum().item() for image in taken}) > 10
 
 
@@ -198,32 +173,26 @@ def test_negative_max_broken_is_refused(folder):
         SeededDataset(Images(folder), max_broken=-1)
 
 
-class AllBroken(Dataset):
-    metainfo = {}
+class WithPipeline(Dataset):
+    pipeline = staticmethod(lambda index: 'old')
 
     def __len__(self):
         return 3
 
     def __getitem__(self, index):
-        raise OSError('no such file')
+        return self.pipeline(index)
 
 
 def test_only_broken_samples_are_an_error():
+    def fail(index):
+        raise OSError('no such file')
+
+    seeded = SeededDataset(WithPipeline(), max_broken=10)
+    seeded.pipeline = fail
     with pytest.raises(
         BrokenSampleError, match='sample . is broken: OSError: no such file .*; all 3 samples are'
     ):
-        SeededDataset(AllBroken(), max_broken=10)[0, 1]
-
-
-class WithPipeline(Dataset):
-    metainfo = {}
-    pipeline = staticmethod(lambda index: 'old')
-
-    def __len__(self):
-        return 1
-
-    def __getitem__(self, index):
-        return self.pipeline(index)
+        seeded[0, 1]
 
 
 def test_attributes_are_those_of_the_wrapped_data_set():

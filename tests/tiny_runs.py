@@ -12,6 +12,7 @@ from mmengine.registry import DATASETS, MODELS
 from torch import nn
 from torch.utils.data import Dataset
 
+from revcol_mm.training.interruption import INTERRUPTED
 from revcol_mm.training.runner import ResumableRunner
 
 
@@ -112,17 +113,22 @@ def resume(work_dir, **options):
     return runner
 
 
-def interrupt(runner, iteration):
-    """Train until SIGTERM arrives in an iteration."""
+def interrupt(runner, iteration, validating=False):
+    """Train until SIGTERM arrives in an iteration, or in the validation after it."""
 
     class Signal(Hook):
         def before_train_iter(self, runner, *_, **__):
-            if runner.iter + 1 == iteration:
+            if runner.iter + 1 == iteration and not validating:
+                signal.raise_signal(signal.SIGTERM)
+
+        def before_val_iter(self, runner, *_, **__):
+            if runner.iter == iteration and validating:
                 signal.raise_signal(signal.SIGTERM)
 
     runner.register_hook(Signal())
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as exit:
         runner.train()
+    assert exit.value.code == INTERRUPTED
 
 
 def newest_log(work_dir):
