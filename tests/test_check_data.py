@@ -16,6 +16,7 @@ from .small_datasets import (
     set_in_all,
     set_in_first,
 )
+from .subprocesses import sample_options
 
 
 def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):
@@ -32,11 +33,6 @@ def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):
     result = json.loads(report.read_text())
     assert (result['errors'], result['warnings']) == (1, 1)
     assert result['findings'][0]['examples'] == [f'{tmp_path}/val/val_3.png']
-
-
-def test_a_missing_config_is_an_error(tmp_path, call_tool):
-    _, error = call_tool('tools/check_data.py', tmp_path / 'nowhere.py')
-    assert error == f'error: no config {tmp_path}/nowhere.py'
 
 
 def test_what_cannot_be_built_is_a_finding_beside_all_others(coco, tmp_path):
@@ -71,9 +67,7 @@ def test_training_stops_before_the_first_iteration(sample_data, tmp_path, call_t
     data = tmp_path / 'coco'
     shutil.copytree(sample_data / 'coco', data)
     rewrite(data / 'annotations', 'instances_train2017', set_in_all('bbox', as_corners))
-    options = [f'{split}_dataloader.dataset.data_root={data}/' for split in ('train', 'val', 'test')]
-    options.append(f'val_evaluator.ann_file={data}/annotations/instances_val2017.json')
-    arguments = ['--work-dir', tmp_path / 'work', '--cfg-options', *options]
+    arguments = '--work-dir', tmp_path / 'work', *sample_options(tmp_path, 'coco')
     config = 'configs/cascade_mask_rcnn_revcol_nano_sample.py'
     printed, error = call_tool('tools/train.py', config, *arguments)
     path = data / 'annotations/instances_train2017.json'

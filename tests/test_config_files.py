@@ -49,6 +49,13 @@ def test_config_file_with_another_suffix_is_an_error(tmp_path):
             id='seed over 32 bits',
         ),
         pytest.param('train', [SEGMENTOR, '--resume', 'no.pth'], 'no checkpoint no.pth', id='missing file'),
+        pytest.param(
+            'train',
+            [SEGMENTOR, '--cfg-options', 'train_cfg.max_iter=3'],
+            "--cfg-options train_cfg.max_iter: train_cfg has no 'max_iter'",
+            id='option typo',
+        ),
+        pytest.param('check_data', ['nowhere.py'], 'no config nowhere.py', id='missing config'),
         pytest.param('test', ['configs', 'no.pth'], 'no checkpoint no.pth', id='missing checkpoint'),
         pytest.param('test', ['configs', 'README.md'], 'no config configs', id='folder as config'),
         pytest.param(

@@ -14,6 +14,7 @@ from revcol_mm.preflight.schedule import check_schedule
 from revcol_mm.training.runner import ResumableRunner
 
 from .bare_runner import EPOCHS, SEGMENTOR, bare_runner, read
+from .subprocesses import sample_options
 
 
 @pytest.mark.parametrize(
@@ -126,12 +127,12 @@ def test_the_learning_rate_is_scaled_by_the_images_of_a_step(counts, world_size,
         ('param_scheduler.0.end=0', 'cannot build the schedule: .*end should be larger than begin'),
         ('train_dataloader.batch_size=1', 'batch_size is 1'),
         ('model.decode_head.loss_decode.class_weight=[1,1]', 'class_weight of the model has 2 numbers'),
+        ('model.decode_head.in_channels=[8,8,8,8]', r'decode_head\.in_channels is \[8, 8, 8, 8\], but'),
+        ('model.decode_head.num_classes=7', 'decode_head .*num_classes=7, .*has 11 classes'),
     ],
 )
 def test_training_ends_with_one_line_before_it_begins(option, message, sample_data, tmp_path, call_tool):
-    data = sample_data / 'ade20k'
-    roots = [f'{split}_dataloader.dataset.data_root={data}' for split in ('train', 'val', 'test')]
-    arguments = ['--work-dir', tmp_path / 'run', '--cfg-options', *roots, option]
+    arguments = '--work-dir', tmp_path / 'run', *sample_options(sample_data, 'ade20k', option)
     _, error = call_tool('tools/train.py', f'configs/{SEGMENTOR}', *arguments)
     assert re.match(f'error: .*{message}', error) and '\n' not in error
     assert not list((tmp_path / 'run').glob('*.pth'))
