@@ -4,13 +4,13 @@ Letters: B batch, H and W image size, L levels, C_l channels and s_l stride of l
 """
 
 import itertools
-from contextlib import contextmanager
-from typing import Callable, Iterator, NamedTuple, Sequence
+from typing import Callable, ContextManager, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from revcol_mm.any_module import AnyModule
+from revcol_mm.ops.call import training_modes
 
 from .image_channels import image_channels
 from .stage_modules import ChannelsLast, TokenNorm, TokenStage, TokenStem, VitStage, VitStem, WithoutLastRow
@@ -220,17 +220,9 @@ def _check_features(net: AnyModule, stages: Stages) -> None:
             )
 
 
-@contextmanager
-def evaluating(*modules: nn.Module) -> Iterator[None]:
+def evaluating(*modules: nn.Module) -> ContextManager[None]:
     """Put modules into evaluation mode inside the context and restore every submodule's mode afterwards."""
-    modes = {part: part.training for module in modules for part in module.modules()}
-    try:
-        for module in modules:
-            module.eval()
-        yield
-    finally:
-        for part, mode in modes.items():
-            part.training = mode
+    return training_modes({part: False for module in modules for part in module.modules()})
 
 
 class LevelShape(NamedTuple):

@@ -2,8 +2,9 @@
 
 import functools
 import inspect
+import operator
 from contextlib import contextmanager
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ class Call:
         self.settings = _kernel_settings()
         self.modules = dict(function.named_modules()) if isinstance(function, nn.Module) else {}
         self.compiled = compiled and bool(self.modules)
-        self.training_flags = [module.training for module in self.modules.values()]
+        self.training_modes = {module: module.training for module in self.modules.values()}
         self.param_slots = _slots(self.modules, '_parameters')
         self.buffer_slots = _slots(self.modules, '_buffers')
         self.param_keys = [id(slot.tensor()) for slot in self.param_slots]
@@ -112,7 +113,7 @@ class Call:
             id(buffer): (buffer if copy is None else copy).clone() for buffer, copy in zip(now, self.buffers)
         }
         with (
-            _training_flags(self.modules.values(), self.training_flags),
+            training_modes(self.training_modes),
             replayed(self.device, self.random_states),
             _substituted(self.buffer_slots, [copies[id(buffer)] for buffer in now]),
         ):
@@ -207,14 +208,10 @@ def _without_cudnn_benchmark() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def _attribute(owner: Any, name: str) -> Any:
-    return getattr(owner, name, None)
-
-
 def _kernel_settings() -> dict[str, Any]:
     """Return the global settings that influence which kernels run."""
     return {
-        f'torch.{name}': functools.reduce(_attribute, name.split('.'), torch)
+        f'torch.{name}': operator.attrgetter(name)(torch)
         for name in (
             'backends.cuda.matmul.fp32_precision',
             'backends.cudnn.conv.fp32_precision',
@@ -248,16 +245,16 @@ def replayed(device: torch.device, states: Sequence[Tensor] | None) -> Iterator[
 
 
 @contextmanager
-def _training_flags(modules: Iterable[nn.Module], flags: Sequence[bool]) -> Iterator[None]:
+def training_modes(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
     """Temporarily set ``module.training`` of every module."""
-    changed = [(module, flag) for module, flag in zip(modules, flags) if module.training != flag]
+    changed = {module: mode for module, mode in modes.items() if module.training != mode}
     try:
-        for module, flag in changed:
-            module.training = flag
+        for module, mode in changed.items():
+            module.training = mode
         yield
     finally:
-        for module, flag in changed:
-            module.training = not flag
+        for module, mode in changed.items():
+            module.training = not mode
 
 
 def _check_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
