@@ -20,10 +20,11 @@ from mmseg.structures import SegDataSample
 from torch import nn
 
 from revcol_mm import ColumnSupervision, RevCol
-from revcol_mm.models import ReversibleColumns, Stages
+from revcol_mm.models import ReversibleColumns
 from revcol_mm.testing import peak_bytes, worst_errors
 
 from .subprocesses import REPO
+from .test_reversible_columns import TwoStages
 
 FCN = dict(
     type='FCNHead',
@@ -121,22 +122,9 @@ def test_losses_are_weighted_by_column(columns):
         assert losses[name].item() == pytest.approx(value.item(), rel=1e-5), name
 
 
-class Padded(nn.Module):
-    """Stages of strides 8 and 16 that round sizes up."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 9, 8, 4), nn.Conv2d(8, 16, 3, 2, 1)
-
-    def forward(self, x):
-        return self.second(self.first(x))
-
-    def split_stages(self):
-        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), nn.Identity()])
-
-
 def test_reconstruction_has_the_strides_of_the_backbone_and_channels_last_gradients():
-    backbone, images = ReversibleColumns(Padded(), 4).train(), torch.randn(1, 3, 40, 56)
+    net = TwoStages(nn.Conv2d(3, 8, 9, 8, 4), nn.Conv2d(8, 16, 3, 2, 1))  # they round sizes up
+    backbone, images = ReversibleColumns(net, 4).train(), torch.randn(1, 3, 40, 56)
     preprocessor = ImgDataPreprocessor(mean=[0.0] * 3, std=[1.0] * 3)
     supervision = ColumnSupervision(backbone, preprocessor, reconstruction_weight=1.0)
     model = SimpleNamespace(backbone=backbone, data_preprocessor=preprocessor)
@@ -294,12 +282,6 @@ def test_invalid_option_is_an_error(options, message):
 def test_reconstruction_needs_a_normalising_data_preprocessor():
     with pytest.raises(ValueError, match='mean and std, got Identity'):
         ColumnSupervision(RevCol('nano'), nn.Identity(), reconstruction_weight=1.0)
-
-
-def test_default_columns_need_a_multiple_of_4_columns():
-    backbone = RevCol(dict(channels=(8, 16), layers=(1, 1), num_columns=6), out_indices=(0, 1))
-    with pytest.raises(ValueError, match='multiple of 4 columns, got 6'):
-        ColumnSupervision(backbone, nn.Identity(), head=FCN)
 
 
 def test_backbone_without_columns_is_an_error():

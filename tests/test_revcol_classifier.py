@@ -7,12 +7,13 @@ from mmpretrain.structures import DataSample
 from torch import nn
 
 from revcol_mm import RevCol, RevColClassifier
-from revcol_mm.models import ReversibleColumns, Stages
+from revcol_mm.models import ReversibleColumns
 from revcol_mm.testing import peak_bytes, worst_errors
 
 from .checkpoints import assert_same_weights
 from .conftest import DATA
 from .test_revcol import assert_near
+from .test_reversible_columns import TwoStages
 
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
 SUPERVISION = dict(reconstruction_weight=3.0, classification_weight=0.7)
@@ -256,25 +257,16 @@ def test_classified_level_is_the_last_of_out_indices():
     assert len(model.loss(inputs, labelled([1, 2]))) == 7
 
 
-class Network(nn.Module):
-    """Two stages of strides 8 and 16, and a norm that is applied to the returned features only."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 16, 2, 2)
-        self.norm = nn.GroupNorm(1, 16)
-        nn.init.uniform_(self.norm.weight)
-
-    def forward(self, x):
-        return self.norm(self.second(self.first(x)))
-
-    def split_stages(self):
-        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), self.norm])
+def network():
+    """Return two stages of strides 8 and 16, and a norm."""
+    norm = nn.GroupNorm(1, 16)
+    nn.init.uniform_(norm.weight)
+    return TwoStages(nn.Conv2d(3, 8, 8, 8), nn.Conv2d(8, 16, 2, 2), norm)
 
 
 @pytest.mark.parametrize('save_memory', [False, True])
 def test_training_reads_the_features_that_prediction_reads(save_memory):
-    backbone = ReversibleColumns(Network(), 4, save_memory=save_memory, out_indices=(1,))
+    backbone = ReversibleColumns(network(), 4, save_memory=save_memory, out_indices=(1,))
     model = RevColClassifier(backbone, 10, SUPERVISION, data_preprocessor=STATISTICS)
     inputs = torch.rand(2, 3, 64, 96)
     losses, gradients = loss_and_gradients(model.train(), inputs, labelled([1, 2]))
@@ -283,14 +275,8 @@ def test_training_reads_the_features_that_prediction_reads(save_memory):
     assert all(gradient is not None for gradient in gradients.values())
 
 
-def test_decoders_have_the_strides_of_the_backbone():
-    model = RevColClassifier(ReversibleColumns(Network(), 4), 10, SUPERVISION, data_preprocessor=STATISTICS)
-    decoded = model.decoder_blocks[0](model.supervised_features(torch.rand(2, 3, 64, 96))[0])
-    assert decoded.shape == (2, 3, 64, 96)
-
-
 def test_decoder_that_cannot_fit_is_an_error():
-    backbone = ReversibleColumns(Network(), 4)
+    backbone = ReversibleColumns(network(), 4)
     backbone.strides, backbone.out_strides = (6, 16), (6, 16)
     with pytest.raises(ValueError, match=r'multiples of the one before, got \(6, 16\)'):
         RevColClassifier(backbone, 10, SUPERVISION, data_preprocessor=STATISTICS)

@@ -4,9 +4,7 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS, DefaultScope
-from mmengine.structures import PixelData
-from mmseg.structures import SegDataSample
+from mmengine.registry import MODELS
 from torch import nn
 
 from revcol_mm.checkpoints import fitting
@@ -103,39 +101,48 @@ def test_reversible_training_equals_storing_activations(name, mode):
     assert report.output_error == 0
 
 
-class Own(nn.Module):
-    def __init__(self):
+class TwoStages(nn.Module):
+    """Two stages, and a norm that is applied to the returned feature only."""
+
+    def __init__(self, first, second, norm=None):
         super().__init__()
-        self.first, self.second = nn.Conv2d(5, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+        self.first, self.second, self.norm = first, second, norm or nn.Identity()
 
     def forward(self, x):
-        return self.second(self.first(x))
+        return self.norm(self.second(self.first(x)))
 
     def split_stages(self):
-        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), nn.Identity()])
+        return Stages(nn.Identity(), [self.first, self.second], [nn.Identity(), self.norm])
 
 
-class Wrong(Own):
+class Wrong(TwoStages):
     def split_stages(self):
         return super().split_stages()._replace(outputs=[nn.ReLU(), nn.ReLU()])
 
 
+CONVS = nn.Conv2d(5, 8, 4, 4), nn.Conv2d(8, 16, 2, 2)
+
+
 def test_network_with_a_split_stages_method_is_supported():
-    backbone = ReversibleColumns(Own(), num_columns=2)
+    backbone = ReversibleColumns(TwoStages(*CONVS), num_columns=2)
     assert backbone.channels == (8, 16) and backbone.out_strides == (4, 8) and backbone.in_channels == 5
 
 
 @pytest.mark.parametrize(
     'net, options, message',
     [
-        (Wrong(), {}, r'Wrong cannot be split .* not compute its feature \(1, 16, 32, 32\)'),
+        (Wrong(*CONVS), {}, r'Wrong cannot be split .* not compute its feature \(1, 16, 32, 32\)'),
         (dict(type='mmpretrain.HRNet', arch='w18'), {}, 'HRNet cannot be split .* a method split_stages'),
         (dict(NETWORKS['ViT'], out_indices=(1, 3, 5)), {}, 'one stride .* must return 4 levels, got 3'),
         (dict(type='mmpretrain.ConvNeXt', arch=SMALL), {}, 'ConvNeXt returns .1, 64., not a feature map'),
         (dict(NETWORKS['ResNet'], with_cp=True), dict(save_memory=True), 'with_cp=True and .* save_memory'),
         (NETWORKS['ConvNeXt'], dict(mode='heavy'), "mode must be one of copies, light, got 'heavy'"),
         (NETWORKS['ConvNeXt'], dict(num_columns=0), 'num_columns must be a positive integer, got 0'),
-        (Own(), dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth')), 'init_cfg needs the config'),
+        (
+            TwoStages(*CONVS),
+            dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth')),
+            'init_cfg needs the config',
+        ),
     ],
 )
 def test_unsupported_network_or_option_is_an_error(net, options, message):
@@ -246,22 +253,3 @@ def test_compiled_columns_have_the_same_gradients(monkeypatch):
     expected = gradients(backbone, images)
     backbone.compile(backend='eager')
     assert worst_errors(gradients(backbone, images), expected)[0][0] < 2e-5
-
-
-def test_supervised_columns_train_every_parameter():
-    head = dict(type='FCNHead', in_channels=64, in_index=0, channels=8, num_convs=1, num_classes=3)
-    cfg = dict(
-        type='SupervisedColumns',
-        model_type='EncoderDecoder',
-        data_preprocessor=dict(type='SegDataPreProcessor', mean=[0.0] * 3, std=[1.0] * 3, size=(64, 64)),
-        backbone=dict(type='ReversibleColumns', net=NETWORKS['ConvNeXt'], num_columns=3, out_indices=(3,)),
-        decode_head=head,
-        supervision=dict(columns=[0, 1], reconstruction_weight=0.3, head=head),
-    )
-    with DefaultScope.overwrite_default_scope('mmseg'):
-        model = MODELS.build(cfg).train()
-    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(3, (1, 64, 64))))
-    losses = model(torch.rand(2, 3, 64, 64), [sample] * 2, mode='loss')
-    assert {'supervision.0.loss_rec', 'supervision.1.loss_ce'} <= set(losses)
-    sum(value for name, value in losses.items() if 'loss' in name).backward()
-    assert [name for name, param in model.named_parameters() if param.grad is None] == []

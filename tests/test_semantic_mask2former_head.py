@@ -151,14 +151,6 @@ def picture():
     return labels, scores, masks
 
 
-def test_ignored_pixels_are_marked_only_if_they_are_left_out():
-    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.tensor([[[0, 255]]])))
-    head = MODELS.build(Config.fromfile(REPO / CONFIG).model.decode_head)
-    for head.leave_out_ignored in (False, True):
-        _, (meta,) = head._seg_data_to_instance_data([sample])
-        assert ('ignored' in meta) == head.leave_out_ignored
-
-
 @pytest.mark.parametrize('ignored', [255, 11, 10])
 def test_ignored_pixels_have_no_gradient(ignored, picture):
     labels, scores, masks = picture
