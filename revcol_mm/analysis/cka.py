@@ -57,7 +57,7 @@ def unbiased_hsic(grams: Tensor) -> Tensor:
         (tr(K L) + (1'K 1)(1'L 1) / ((n - 1)(n - 2)) - 2 (1'K L 1) / (n - 2)) / (n (n - 3))
 
     Args:
-        grams: (R, P, n, n), symmetric.
+        grams: :func:`gram` of each representation, (R, P, n, n), of the same images and places.
 
     Returns:
         (R, R).
@@ -74,35 +74,24 @@ def unbiased_hsic(grams: Tensor) -> Tensor:
     return (traces + sums / ((n - 1) * (n - 2)) - products * 2 / (n - 2)) / (n * (n - 3))
 
 
-class MinibatchCKA:
-    """CKA of every pair of R representations, accumulated over minibatches.
+def cka(hsic: Tensor) -> Tensor:
+    """Compute CKA of every pair of R representations, (R, R), from the sum of HSIC_1 over minibatches.
+
+    A sum suffices: the number of summands cancels in the ratio. Values can lie slightly outside 0 to 1. They
+    are nan for a representation that does not vary.
 
     Examples:
         >>> import torch
-        >>> from revcol_mm.analysis.cka import MinibatchCKA, gram
-        >>> cka = MinibatchCKA()
+        >>> from revcol_mm.analysis.cka import cka, gram, unbiased_hsic
+        >>> hsic = 0
         >>> for _ in range(3):
         ...     features = torch.rand(8, 5)
-        ...     cka.update([gram(features), gram(2 * features + 1)])
-        >>> cka.compute().round(decimals=6).tolist()
+        ...     hsic = hsic + unbiased_hsic(torch.stack([gram(features), gram(2 * features + 1)]))
+        >>> cka(hsic).round(decimals=6).tolist()
         [[1.0, 1.0], [1.0, 1.0]]
     """
-
-    def __init__(self) -> None:
-        self.hsic: Tensor | None = None  # a sum suffices: the number of summands cancels in the ratio
-
-    def update(self, grams: Sequence[Tensor]) -> None:
-        """Add a minibatch: :func:`gram` of each representation, (P, n, n), of the same images and places."""
-        hsic = unbiased_hsic(torch.stack(list(grams)))
-        self.hsic = hsic if self.hsic is None else self.hsic + hsic
-
-    def compute(self) -> Tensor:
-        """Return CKA, (R, R).
-
-        Values can lie slightly outside 0 to 1. They are nan for a representation that does not vary.
-        """
-        scale = self.hsic.diagonal().clamp(min=0).sqrt()
-        return self.hsic / torch.outer(scale, scale)
+    scale = hsic.diagonal().clamp(min=0).sqrt()
+    return hsic / torch.outer(scale, scale)
 
 
 def layer_grams(

@@ -30,12 +30,11 @@ class Trial(NamedTuple):
     prediction: str
 
 
-def try_model(cfg: Config, batch_size: int = 2, side: int = 128) -> Trial:
+def try_model(cfg: Config, side: int = 128) -> Trial:
     """Build a config's model without loading checkpoints, train it for a step and predict.
 
     Args:
         cfg: Config of MMDetection or MMSegmentation.
-        batch_size: Number of images in the training step. Prediction takes one image.
         side: Height and width of the images in pixels. Re-identification always uses 256 x 128.
     """
     torch.manual_seed(0)
@@ -43,7 +42,7 @@ def try_model(cfg: Config, batch_size: int = 2, side: int = 128) -> Trial:
     size = (256, 128) if cfg.model.type == 'BaseReID' else (side, side)
 
     def batch(training: bool) -> dict[str, Any]:
-        number = batch_size if training else 1  # some models predict single images only
+        number = 2 if training else 1  # some models predict single images only
         return synthetic_batch(model, cfg.default_scope, number, *size, training)
 
     with DefaultScope.overwrite_default_scope(cfg.default_scope):

@@ -30,7 +30,7 @@ from mmengine.model import BaseModel
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.analysis.cka import MIN_IMAGES, MinibatchCKA, gram, layer_grams
+from revcol_mm.analysis.cka import MIN_IMAGES, cka, gram, layer_grams, unbiased_hsic
 from revcol_mm.analysis.command_line import (
     add_comparison_arguments,
     add_image_arguments,
@@ -82,7 +82,7 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
     plain = init_model(*args.plain, args.device) if args.plain else None
     layers = plain_layers(plain, args.layers) if plain else []
 
-    cka = MinibatchCKA()
+    hsic = 0
     epochs = chain.from_iterable(images.batches(epoch) for epoch in range(args.passes))
     total = len(images) * args.passes
     for batch in track(epochs, 'minibatches', total, console=Console(stderr=True)):
@@ -95,11 +95,11 @@ def measure(args: argparse.Namespace, cfg: Config) -> dict:
         grams = [gram(inputs, grid), gram(labels, grid), *chain.from_iterable(columns)]
         if plain:
             grams += layer_grams(plain.backbone, plain.data_preprocessor(batch.data)['inputs'], layers, grid)
-        cka.update(grams)
+        hsic = hsic + unbiased_hsic(torch.stack(grams))
 
     names = [f'column {c} level {level}' for c, column in enumerate(columns) for level in range(len(column))]
     names = ['image', 'labels', *names, *layers]
-    values = cka.compute()
+    values = cka(hsic)
     constant = [name for name, value in zip(names, values.diagonal()) if not value.isfinite()]
     if constant:
         raise ValueError(f'CKA is undefined for what is equal in all images: {", ".join(constant)}')
