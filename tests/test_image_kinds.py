@@ -1,4 +1,4 @@
-"""Images of unusual formats, sizes and names are read correctly."""
+"""Images of unusual formats and names are read correctly."""
 
 import numpy as np
 import pytest
@@ -49,11 +49,3 @@ def test_unusual_image_is_read_as_8_bit_bgr(kind, tmp_path):
     assert image.shape == (6, 8, 3) and image.dtype == np.uint8
     assert np.abs(image[0, 0, ::-1].astype(int) - colour).max() <= 8
     assert image[5].max() <= 30
-
-
-@pytest.mark.parametrize('size', [(1, 1), (5000, 4000)])
-def test_image_of_unusual_size_is_read(size, tmp_path):
-    Image.new('RGB', size, RED).save(tmp_path / 'a.png', compress_level=1)
-    image = read(tmp_path / 'a.png')
-    assert image.shape == (*size[::-1], 3) and image.dtype == np.uint8
-    assert (image == RED[::-1]).all()

@@ -1,6 +1,7 @@
 """Panoptic segmentation: the supplied panopticapi, checks of its data, and the recipes."""
 
 import json
+import shutil
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,6 @@ def test_ids_to_colours_and_back():
     assert colours.dtype == np.uint8 and colours.shape == (2, 3, 3)
     assert colours[1, 1].tolist() == [11_000 % 256, 11_000 // 256, 0]
     assert (rgb2id(colours) == ids).all()
-    assert id2rgb(11_000) == colours[1, 1].tolist() and rgb2id(colours[1, 1]) == 11_000
 
 
 def test_panoptic_quality_is_averaged_over_categories_with_segments():
@@ -62,18 +62,7 @@ def test_only_panopticapi_is_supplied():
 def cfg(sample_data, tmp_path):
     """The sample config on a copy of the data whose panoptic annotations a test may change."""
     cfg = read_config(SAMPLE)
-    root = tmp_path / 'coco'
-    root.mkdir()
-    for name in ('train2017', 'val2017'):
-        (root / name).symlink_to(sample_data / 'coco' / name)
-    (root / 'annotations').mkdir()
-    for path in (sample_data / 'coco/annotations').rglob('*'):
-        target = root / 'annotations' / path.relative_to(sample_data / 'coco/annotations')
-        if path.is_dir():
-            target.mkdir()
-        else:
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(path.read_bytes())
+    root = shutil.copytree(sample_data / 'coco', tmp_path / 'coco')
     text = cfg.pretty_text.replace('data/sample/coco/', f'{root}/')
     return Config.fromstring(text, '.py')
 

@@ -12,7 +12,6 @@ for byte.
 import argparse
 import hashlib
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from sample_data.layouts import write_split
@@ -61,33 +60,22 @@ def check_replaceable(out: Path) -> None:
         )
 
 
-def integer_from(minimum: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < minimum:
-            raise argparse.ArgumentTypeError(f'must be an integer of at least {minimum}, but is {text!r}')
-        return int(text)
-
-    return parse
-
-
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('out', metavar='OUT', type=Path, help='output folder; replaces earlier sample data')
-    for name, metavar, minimum, default, meaning in (
-        ('--num-train', 'N', 1, 320, 'number of training scenes'),
-        ('--num-val', 'N', 1, 60, 'number of validation scenes'),
-        ('--seed', 'S', 0, 0, 'seed of all random choices'),
-    ):
-        parser.add_argument(
-            name,
-            metavar=metavar,
-            type=integer_from(minimum),
-            default=default,
-            help=f'{meaning} (default: %(default)s)',
-        )
-    return parser.parse_args()
+    parser.add_argument(
+        '--num-train', metavar='N', type=int, default=320, help='number of training scenes [320]'
+    )
+    parser.add_argument(
+        '--num-val', metavar='N', type=int, default=60, help='number of validation scenes [60]'
+    )
+    parser.add_argument('--seed', metavar='S', type=int, default=0, help='seed of all random choices [0]')
+    args = parser.parse_args()
+    if min(args.num_train, args.num_val) < 1 or args.seed < 0:
+        parser.error('--num-train and --num-val must be at least 1, and --seed at least 0')
+    return args
 
 
 def main() -> None:

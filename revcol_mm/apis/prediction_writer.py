@@ -120,7 +120,7 @@ class PredictionWriter:
             category = inferencer.first_category_id + record['label']
             infos.append(dict(id=number, category_id=category, area=int(inside.sum())))
         path = self._file('segments', picture)
-        mmcv.imwrite(np.asarray(id2rgb(ids))[..., ::-1], str(path))
+        mmcv.imwrite(id2rgb(ids)[..., ::-1], str(path))
         name = str(path.relative_to(self.out / 'segments'))
         self._predictions.append(dict(image_id=image_id, file_name=name, segments_info=infos))
 
