@@ -78,7 +78,6 @@ def write_folder(
     checkpoint: dict[str, Any],
     cfg: Config,
     out: Path,
-    title: str,
     licence: str,
     data: str | None = None,
     metrics: dict[str, float] | None = None,
@@ -88,8 +87,7 @@ def write_folder(
     Args:
         checkpoint: Weights and ``meta``, see :func:`revcol_mm.checkpoints.writing.save_checkpoint`.
         cfg: Config of the model.
-        out: The folder. Existing files of the same names are replaced.
-        title: Title of the model card and name of the repository.
+        out: The folder, named as the repository. Existing files of the same names are replaced.
         licence: The Hub's identifier of the licence, such as 'apache-2.0'.
         data: Name of the data set that the model was trained and tested on.
         metrics: Test results by name.
@@ -112,7 +110,7 @@ def write_folder(
         Config(of_model).dump(folder / CONFIG)
         save_checkpoint(checkpoint, folder / WEIGHTS)
         inferencer = load(folder, 'cpu')
-        ModelCard(_card(inferencer, title, licence, data, metrics or {})).save(folder / CARD)
+        ModelCard(_card(inferencer, out.name, licence, data, metrics or {})).save(folder / CARD)
         out.mkdir(exist_ok=True)
         for file in (CONFIG, WEIGHTS, CARD):
             (folder / file).replace(out / file)

@@ -51,7 +51,7 @@ def publish_to_hub(checkpoint: dict[str, Any], args: argparse.Namespace) -> None
     from revcol_mm.config.command_line import read_config
 
     metrics = read_metrics(args.metrics) if args.metrics else None
-    write_folder(checkpoint, read_config(args.hub), args.out, args.out.name, args.license, args.data, metrics)
+    write_folder(checkpoint, read_config(args.hub), args.out, args.license, args.data, metrics)
     print(f'wrote {", ".join(sorted(path.name for path in args.out.iterdir()))} to {args.out}')
     print(f"to load it: revcol_mm.load('{args.out}'); to upload it: hf upload ORG/{args.out.name} {args.out}")
 
