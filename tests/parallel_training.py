@@ -22,7 +22,7 @@ from torch.utils.data import Dataset
 
 import revcol_mm  # noqa: F401
 from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
-from tests.subprocesses import leave_sharded_training
+from tests.subprocesses import leave_processes
 
 ARCH = dict(channels=[8, 16, 24, 32], layers=(1, 1, 2, 1), num_columns=4)
 SIZE = 64
@@ -164,7 +164,7 @@ def main():
     if is_main_process():
         torch.save(results, args.out)
     if get_world_size() > 1:
-        leave_sharded_training()
+        leave_processes()
 
 
 if __name__ == '__main__':

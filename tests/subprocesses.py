@@ -46,11 +46,10 @@ def sample_options(data, layout, *options):
     return '--cfg-options', *roots, *options
 
 
-def leave_sharded_training():
+def leave_processes():
     """End this process, as one of several, without Python's shutdown.
 
-    During the shutdown, gloo's threads may free a tensor, which aborts the process. FSDP2 keeps them alive,
-    also after destroy_process_group.
+    During the shutdown, gloo's threads may abort the process, also after destroy_process_group.
     """
     sys.stdout.flush()
     torch.distributed.barrier()

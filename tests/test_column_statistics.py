@@ -1,7 +1,6 @@
 """ColumnStatisticsHook logs the alphas, features and gradients of every column."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from revcol_mm import ColumnStatisticsHook, RevCol
 from revcol_mm.testing import peak_bytes
 
-from .subprocesses import run
+from .checkpoints import assert_same_weights
+from .subprocesses import run_in_processes
 
 HOOK = dict(type='ColumnStatisticsHook', interval=2)
 FIXED = dict(optimizer=dict(type='SGD', lr=0.0))
@@ -138,8 +138,7 @@ def test_weights_and_their_averages_are_bitwise_equal_with_and_without_the_hook(
         checkpoints.append(torch.load(tmp_path / name / 'iter_4.pth', weights_only=False))
     assert (checkpoints[0]['ema_state_dict']['module.backbone.subnet3.alpha1'].abs() < 1e-3).any()
     for key in ('state_dict', 'ema_state_dict'):
-        for name, value in checkpoints[0][key].items():
-            assert torch.equal(value, checkpoints[1][key][name]), name
+        assert_same_weights(checkpoints[0][key], checkpoints[1][key])
 
 
 def test_hook_stores_no_features():
@@ -184,7 +183,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from mmengine.registry import RUNNERS
-from tests.subprocesses import leave_sharded_training
+from tests.subprocesses import leave_processes
 from tests.test_column_statistics import Toy, train
 
 rank, runner, folder = int(sys.argv[1]), RUNNERS.get(sys.argv[2]), Path(sys.argv[3])
@@ -194,7 +193,7 @@ model.load_state_dict(torch.load(folder / 'weights.pth'))
 ddp = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
 cfg = dict(model_wrapper_cfg=ddp) if sys.argv[2] == 'Runner' else {}
 train(folder / 'run', model, runner, max_iters=2, seed=rank, launcher='pytorch', cfg=cfg)
-leave_sharded_training()
+leave_processes()
 """
 
 
@@ -204,8 +203,7 @@ def test_two_processes_log_the_statistics_of_all_images_once(runner, tmp_path):
     model = Toy(save_memory=True)
     model.backbone.subnet2.alpha1.data[0, 3] = -0.01
     torch.save(model.state_dict(), tmp_path / 'weights.pth')
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: run('-c', WORKER, rank, runner, tmp_path, LOCAL_RANK=str(rank)), range(2)))
+    run_in_processes(WORKER, runner, tmp_path)
     (record,) = logged(tmp_path / 'run')
     batch = torch.cat([images(2, seed)[1:] for seed in range(2)])
     variances = [(a + b) / 2 for a, b in zip(*(expected(model, image)[0] for image in batch.split(1)))]

@@ -6,7 +6,6 @@ import os
 import pickle
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -22,7 +21,8 @@ from revcol_mm.testing import worst_errors
 from revcol_mm.training.fully_sharded_runner import FullyShardedRunner
 from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
 
-from .subprocesses import REPO, run
+from .checkpoints import assert_same_weights
+from .subprocesses import REPO, run, run_in_processes, sample_options
 
 ARCH = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1), num_columns=4)
 
@@ -34,7 +34,7 @@ from mmengine.registry import MODELS
 import revcol_mm
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from tests.subprocesses import leave_sharded_training
+from tests.subprocesses import leave_processes
 
 rank, kind, rendezvous, backbone, weights, out = int(sys.argv[1]), *sys.argv[2:]
 dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
@@ -67,7 +67,7 @@ grads = {name.removeprefix('module.'): param.grad for name, param in model.named
 grads = {name: grad.full_tensor() if hasattr(grad, 'full_tensor') else grad for name, grad in grads.items()}
 if rank == 0:
     torch.save(grads, out)
-leave_sharded_training()
+leave_processes()
 """
 
 
@@ -93,8 +93,7 @@ def work(kind, folder, expect=0, backbone=REVCOL):
     plain = MODELS.build(copy.deepcopy(backbone))
     torch.save(plain.state_dict(), folder / 'weights.pth')
     args = [kind, folder / 'rendezvous', backbone, folder / 'weights.pth', folder / 'out.pth']
-    with ThreadPoolExecutor(2) as pool:
-        printed = list(pool.map(lambda rank: run('-c', WORKER, rank, *args, expect=expect), range(2)))
+    printed = run_in_processes(WORKER, *args, expect=expect)
     if expect:
         return printed
     for image in torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)).split(1):
@@ -209,8 +208,7 @@ def test_fully_sharded_training_equals_one_process_and_resumes_exactly(one_proce
     torch.save(rest, folder / REST)
     resumed = train(2, one_process[0], tmp_path / 'resumed.pt', *sharded, 'resume=True')
     assert len(resumed['losses']) == 1 and not marker.exists()
-    for name, weight in expected['final'].items():
-        assert torch.equal(resumed['final'][name], weight), name
+    assert_same_weights(resumed['final'], expected['final'])
 
 
 DEMO = 'configs/mask2former_revcol_nano_sample.py'
@@ -218,14 +216,9 @@ DEMO = 'configs/mask2former_revcol_nano_sample.py'
 
 def on(data, layout, *options):
     """Return options for the sample data and a training of 2 iterations."""
-    root = data / layout
-    return (
-        '--cfg-options',
-        *(f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')),
-        *('train_dataloader.batch_size=2', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2'),
-        *('default_hooks.checkpoint.interval=2', 'model.backbone.save_memory=True'),
-        *options,
-    )
+    schedule = ('train_dataloader.batch_size=2', 'train_cfg.max_iters=2', 'train_cfg.val_interval=2')
+    others = ('default_hooks.checkpoint.interval=2', 'model.backbone.save_memory=True')
+    return sample_options(data, layout, *schedule, *others, *options)
 
 
 def metrics(printed):
@@ -251,9 +244,7 @@ def test_tools_accept_a_sharded_checkpoint_and_convert_it_to_a_file(sample_data,
     assert not error
     weights = model_weights(read_checkpoint(folder))
     assert len(weights) > 300
-    for name, weight in model_weights(read_checkpoint(file)).items():
-        assert torch.equal(weights.pop(name), weight), name
-    assert not weights
+    assert_same_weights(model_weights(read_checkpoint(file)), weights)
     _, error = call_tool('tools/train.py', DEMO, '--resume', folder, *common)
     assert f'error: {folder} is sharded' in error
     for part in folder.glob('*.distcp'):
@@ -321,17 +312,12 @@ def test_mixed_precision_is_turned_off_with_a_warning_in_training_only(without_g
     assert log_warnings == ['no GPU: training without mixed precision']
 
 
-class Malicious:
-    def __reduce__(self):
-        return exec, ("raise SystemExit('it ran')",)
-
-
-def test_pickled_code_in_a_sharded_checkpoint_is_not_executed(tmp_path):
-    (tmp_path / '.metadata').write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(pickle.UnpicklingError, match='exec is not in'):
-        read_weights(tmp_path)
-    with pytest.raises(pickle.UnpicklingError, match='exec is not in'):
-        has_all_shards(tmp_path)
+def test_pickled_code_in_a_sharded_checkpoint_is_not_executed(tmp_path, trap):
+    (tmp_path / '.metadata').write_bytes(pickle.dumps(trap.pickled()))
+    for read in (read_weights, has_all_shards):
+        with pytest.raises(pickle.UnpicklingError, match='eval is not in'):
+            read(tmp_path)
+    assert not trap.has_run()
 
 
 @pytest.mark.slow
@@ -345,10 +331,7 @@ def test_two_processes_count_every_image_once_if_their_number_is_odd(config, lay
     model = MODELS.build(cfg.model)
     model.init_weights()
     torch.save(dict(state_dict=model.state_dict()), tmp_path / 'weights.pth')
-    ann_file = sample_data / 'coco/annotations/instances_val2017.json'
     options = on(sample_data, layout, 'test_dataloader.dataset.indices=3')
-    if layout == 'coco':
-        options += (f'test_evaluator.ann_file={ann_file}',)
     outputs, found = [], []
     for number in (1, 2):
         outputs.append(tmp_path / f'out{number}')
