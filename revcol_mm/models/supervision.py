@@ -5,7 +5,7 @@ Letters: m supervised columns, i = 0..m-1; B batch, c, H and W channels and size
 
 import copy
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import Any, Iterator, Sequence
 
 from mmengine.model import BaseModel, BaseModule, ModuleDict, ModuleList
@@ -153,15 +153,38 @@ class ColumnSupervision(BaseModule):
         return losses
 
 
-def _supervised_loss(model: AnyModule, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
-    """Return the model's own losses and, in training mode, those of its part ``supervision``."""
-    own_loss = type(model).loss
-    if not model.training:
-        return own_loss(model, inputs, data_samples)
-    with model.supervision.keep_features(model.backbone) as features:
-        losses = own_loss(model, inputs, data_samples)
-    losses.update(model.supervision.loss(model, features, inputs, data_samples))
-    return losses
+class SupervisedModel:
+    """Mixin for a detector or segmentor whose part ``supervision`` adds to the training loss."""
+
+    supervision: ColumnSupervision
+    backbone: ColumnBackbone
+    training: bool
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[Any]) -> dict[str, Any]:
+        """Return the model's own losses and, in training mode, those of ``supervision``."""
+        if not self.training:
+            return super().loss(inputs, data_samples)  # type: ignore[misc]  # a mixin: the model's
+        with self.supervision.keep_features(self.backbone) as features:
+            losses = super().loss(inputs, data_samples)  # type: ignore[misc]  # likewise
+        losses.update(self.supervision.loss(self, features, inputs, data_samples))
+        return losses
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Let pickle build the class again, because it cannot find a class that was built at run time."""
+        _, _, *state = tuple(super().__reduce_ex__(max(protocol, 2)))
+        return _new_supervised_model, (type(self).__mro__[2],), *state
+
+
+@cache
+def _supervised_class(model_class: Any) -> Any:
+    """Return the subclass with supervision. It keeps the name, by which tools recognise the kind of model."""
+    names = {'__module__': model_class.__module__}
+    return type(model_class.__name__, (SupervisedModel, model_class), names)
+
+
+def _new_supervised_model(model_class: Any) -> Any:
+    supervised_class = _supervised_class(model_class)
+    return supervised_class.__new__(supervised_class)
 
 
 @MODELS.register_module(name='SupervisedColumns')
@@ -192,6 +215,6 @@ def build_supervised_model(model_type: str, supervision: dict, **model_cfg: Any)
             'SupervisedColumns needs a model whose backbone is made of columns, such as RevCol, '
             f'got {type(backbone)}'
         )
+    model.__class__ = _supervised_class(model.__class__)
     model.supervision = ColumnSupervision(backbone, model.data_preprocessor, **supervision)
-    model.loss = partial(_supervised_loss, model)  # of this instance: tools recognise models by their class
     return model
