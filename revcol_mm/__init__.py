@@ -8,6 +8,7 @@ packages in these places only, and only by additions, except for one setting of 
 - MMEngine's file backends: 'atomic', by which ResumableRunner writes checkpoints.
 - The types that ``torch.load(weights_only=True)`` accepts: those in MMEngine's checkpoints, so that runs can
   resume from them, see :mod:`revcol_mm.checkpoints.safe_globals`.
+- PyTorch's operators: ``revcol::couple`` and ``revcol::uncouple``, the sums of reversible training.
 - Python's import system: finds ``mmcv._ext`` and ``panopticapi`` where they are not installed, see
   :mod:`revcol_mm.supplied_modules`.
 - MMPretrain, if transformers 5 is installed: its multimodal models are disabled, see

@@ -1,4 +1,4 @@
-"""Exactly invertible sums: in torch, and the Triton kernels in the interpreter and on a GPU."""
+"""Exactly invertible sums: the torch operators, and the Triton kernels in the interpreter and on a GPU."""
 
 import os
 import random
@@ -31,10 +31,9 @@ def problem(seed, device='cpu', dtype=None):
 @pytest.mark.parametrize('seed', range(40))
 def test_uncouple_inverts_couple_bitwise(seed, device):
     residual, feature, low, alpha, offset, width = problem(seed, device)
-    sums = exact_couplings.sums_for(feature)
-    *after, _, code = sums.couple(residual, feature, low, alpha, offset, width)
+    *after, _, code = exact_sums.couple_op(residual, feature, low, alpha, offset, width)
     grad = torch.randn_like(feature)
-    before, before_low, checksum, grad_before, grad_alpha = sums.uncouple(
+    before, before_low, checksum, grad_before, grad_alpha = exact_sums.uncouple_op(
         residual, *after, code, alpha, offset, width, grad
     )
     assert torch.equal(before, feature)
@@ -51,17 +50,35 @@ def test_uncouple_inverts_couple_bitwise(seed, device):
 
 def test_a_changed_bit_changes_the_checksum():
     residual, feature, low, alpha, offset, width = problem(0, dtype=torch.float32)
-    *after, _, code = exact_sums.couple(residual, feature, low, alpha, offset, width)
+    *after, _, code = exact_sums.couple_op(residual, feature, low, alpha, offset, width)
     checksums = []
     for _ in range(2):
         arguments = residual, *after, code, alpha, offset, width, feature.new_empty(0)
-        checksums.append(exact_sums.uncouple(*arguments)[2])
+        checksums.append(exact_sums.uncouple_op(*arguments)[2])
         residual[0, 0] = torch.nextafter(residual[0, 0], residual.new_tensor(torch.inf))
     assert checksums[0] != checksums[1]
 
 
+@pytest.mark.parametrize('op', ['couple_op', 'uncouple_op'])
+def test_operators_are_registered_correctly(op):
+    residual, feature, low, alpha, offset, width = arguments = problem(1)
+    if op == 'uncouple_op':
+        code = exact_sums.couple(*arguments)[3]
+        arguments = residual, feature, low, code, alpha, offset, width, torch.randn_like(feature)
+    torch.library.opcheck(getattr(exact_sums, op), arguments, test_utils=('test_schema', 'test_faketensor'))
+
+
+@pytest.mark.parametrize(
+    'alphas, width, wide',
+    [([0.5] * 16, 2, []), ([0.5] * 15 + [1e-3], 2, [15]), ([0.5] * 8 + [0.3] * 8, 4, [])],
+)
+def test_codes_are_as_wide_as_most_channels_need(alphas, width, wide):
+    (plan,) = exact_couplings.plan_codes([torch.tensor(alphas).double().view(1, -1, 1)])
+    assert plan.width == width and (plan.wide is None if not wide else plan.wide.tolist() == wide)
+
+
 def assert_bitwise_equal(seed, kernels, device='cpu', dtype=None):
-    """Check that Triton kernels give the results of the torch version."""
+    """Check that Triton kernels give the results of the torch operators."""
     residual, feature, _, alpha, offset, width = arguments = problem(seed, device, dtype)
     expected = exact_sums.couple(*arguments)
     assert all(map(torch.equal, kernels.couple(*arguments), expected))

@@ -1,13 +1,20 @@
 """The exact arithmetic of :mod:`.exact_sums` for features of any shape, with codes no wider than needed."""
 
-from types import ModuleType
 from typing import NamedTuple, Sequence
 
 import torch
 from torch import Tensor
 
-from . import exact_sums
-from .exact_sums import WIDTHS, State, compute_checksum, grid_offset, join, split_
+from .exact_sums import (
+    WIDTHS,
+    State,
+    compute_checksum,
+    couple_op,
+    grid_offset,
+    join,
+    split_,
+    uncouple_op,
+)
 
 MIN_ALPHA = 1 / (2**16 - 1.5)  # the smallest |alpha| for which a code of 16 bits suffices
 
@@ -100,7 +107,7 @@ def advance(residual: Tensor, state: State, alpha: Tensor, plan: CodePlan) -> tu
         raise ValueError(f'a coupling must keep the dtype of its level, {dtypes[1]}, got {dtypes[0]}')
     dim = channel_dim(alpha)
     feature, vector = _matrix(state.feature, dim), _vector(alpha, residual, dim)
-    new, low, checksum, code = sums_for(feature).couple(
+    new, low, checksum, code = couple_op(
         _matrix(residual, dim), feature, state.low, vector, state.offset, plan.width
     )
     wide_code = None
@@ -124,15 +131,14 @@ def retreat(
     vector, feature = _vector(alpha, residual, dim), _matrix(state.feature, dim)
     grads = feature.new_empty(0) if grad is None else _matrix(grad.expand(residual.shape), dim)
     arguments = _matrix(residual, dim), feature, state.low
-    uncouple = sums_for(feature).uncouple
-    before, low, checksum, before_grad, vector_grad = uncouple(
+    before, low, checksum, before_grad, vector_grad = uncouple_op(
         *arguments, code, vector, offset, plan.width, grads
     )
     if plan.wide is not None:  # the narrow code gave wrong values for these channels: replace them
         wrong = compute_checksum(join(before[:, plan.wide], low[:, plan.wide]).add_(offset))
         wide = [tensor[:, plan.wide] for tensor in arguments]
         grads = grads if grad is None else grads[:, plan.wide]
-        right = uncouple(*wide, wide_code, vector[plan.wide], offset, 16, grads)
+        right = uncouple_op(*wide, wide_code, vector[plan.wide], offset, 16, grads)
         before[:, plan.wide], low[:, plan.wide], right_checksum, _, vector_grad[plan.wide] = right
         checksum = checksum - wrong + right_checksum
     state = State(_from_matrix(before, residual, dim), low, checksum, offset)
@@ -140,20 +146,6 @@ def retreat(
         return state, None, None
     alpha_grad = vector_grad.sum_to_size(alpha.numel()).view(alpha.shape)
     return state, _from_matrix(before_grad, residual, dim), alpha_grad
-
-
-def sums_for(feature: Tensor) -> ModuleType:
-    """Return the module that computes couplings of a matrix: fused kernels on CUDA, otherwise exact_sums.
-
-    The kernels need Triton and do not support float64.
-    """
-    if not feature.is_cuda or feature.dtype == torch.float64:
-        return exact_sums
-    try:
-        from . import exact_sums_triton
-    except ImportError:
-        return exact_sums
-    return exact_sums_triton
 
 
 def _level_dtype(residual: Tensor, alpha: Tensor, feature: Tensor) -> torch.dtype:

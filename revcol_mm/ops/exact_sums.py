@@ -11,6 +11,7 @@ Learning", arXiv 1502.03492, section 2.2).
 Letters: matrices are (P, C), with P positions and C channels; every channel has its own alpha.
 """
 
+from types import ModuleType
 from typing import Iterator, NamedTuple
 
 import torch
@@ -126,6 +127,42 @@ def uncouple(
             torch.mul(grad[rows], alpha, out=new_grad[rows])
             grad_alpha += (grad[rows].to(grad_alpha.dtype) * new_feature[rows]).sum(0)
     return new_feature, new_low, checksum, new_grad, grad_alpha.to(alpha.dtype)
+
+
+couple_op = torch.library.custom_op('revcol::couple', couple, mutates_args=())
+uncouple_op = torch.library.custom_op('revcol::uncouple', uncouple, mutates_args=())
+
+
+@couple_op.register_fake
+def _(residual, feature, low, alpha, offset, width):
+    num_words = -(-len(feature) // max(8 // width, 1))
+    code = feature.new_empty(num_words, feature.shape[1], dtype=torch.uint8 if width <= 8 else torch.int16)
+    return torch.empty_like(feature), torch.empty_like(low), offset.new_empty((), dtype=torch.int64), code
+
+
+@uncouple_op.register_fake
+def _(residual, feature, low, code, alpha, offset, width, grad):
+    checksum = offset.new_empty((), dtype=torch.int64)
+    return (*map(torch.empty_like, (feature, low)), checksum, *map(torch.empty_like, (grad, alpha)))
+
+
+@couple_op.register_kernel('cuda')
+def _(residual, feature, *args):
+    return getattr(_kernels(feature), 'couple', couple)(residual, feature, *args)
+
+
+@uncouple_op.register_kernel('cuda')
+def _(residual, feature, *args):
+    return getattr(_kernels(feature), 'uncouple', uncouple)(residual, feature, *args)
+
+
+def _kernels(feature: Tensor) -> ModuleType | None:
+    """Return the module of fused kernels; None without Triton, or for float64, which they do not support."""
+    try:
+        from . import exact_sums_triton
+    except ImportError:
+        return None
+    return exact_sums_triton if feature.dtype != torch.float64 else None
 
 
 def _chunks(feature: Tensor, per_word: int) -> Iterator[tuple[slice, int, slice]]:
