@@ -16,6 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from revcol_mm.models.without_weights import without_weights
+from revcol_mm.preflight.class_weights import check_class_weights
+from revcol_mm.preflight.feature_channels import check_channels
+from revcol_mm.preflight.num_classes import check_num_classes
 
 from .subprocesses import REPO
 
@@ -98,3 +101,10 @@ def bare_runner(cfg, num_images=100):
     runner.metainfo = evaluator.dataset_meta = metainfo(cfg)
     runner._val_loop, runner._test_loop = SimpleNamespace(evaluator=evaluator), None
     return runner
+
+
+def check_model(runner):
+    """Check the model of a bare runner as PreflightHook does."""
+    check_channels(runner.model, runner.cfg.model)
+    check_class_weights(runner.model)
+    check_num_classes(runner.model, 'the data set', runner)
