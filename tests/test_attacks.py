@@ -18,23 +18,16 @@ from revcol_mm.errors import CheckpointError
 from revcol_mm.training.runner import ResumableRunner
 
 from .checkpoints import SMALL, Pickled
-from .subprocesses import REPO, run
+from .subprocesses import REPO, run, sample_options
 
 SEGMENTOR = 'configs/upernet_revcol_nano_sample.py'
 
 
 def short_training(data):
     """Options for two iterations of a segmentation config on the sample data."""
-    roots = [f'{part}_dataloader.dataset.data_root={data}/ade20k' for part in ('train', 'val', 'test')]
-    return [
-        '--cfg-options',
-        *roots,
-        'train_cfg.max_iters=2',
-        'train_cfg.val_interval=2',
-        'train_dataloader.batch_size=2',
-        'default_hooks.checkpoint.interval=1',
-        'default_hooks.checkpoint.save_best=None',
-    ]
+    schedule = ('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.batch_size=2')
+    checkpoint = ('default_hooks.checkpoint.interval=1', 'default_hooks.checkpoint.save_best=None')
+    return sample_options(data, 'ade20k', *schedule, *checkpoint)
 
 
 @pytest.fixture(scope='module')

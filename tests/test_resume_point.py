@@ -1,6 +1,5 @@
 """A run resumes from the newest undamaged checkpoint, the same in all processes, or not at all."""
 
-import os
 import re
 import shutil
 import signal
@@ -12,12 +11,11 @@ import torch
 
 from revcol_mm.checkpoints.run_files import newest_complete_checkpoint
 from revcol_mm.errors import CheckpointError
-from revcol_mm.training.interruption import INTERRUPTED
 from revcol_mm.training.worker_shutdown import SIGNALS
 
 from .checkpoints import assert_same_weights
 from .subprocesses import run_in_processes
-from .tiny_runs import Score, make, newest_log, resume
+from .tiny_runs import Score, interrupt, make, newest_log, resume
 
 
 def truncate(path):
@@ -121,6 +119,7 @@ RANK = """
 import os, sys
 import torch.distributed as dist
 from revcol_mm.training.resume_point import find_resume_point
+from tests.subprocesses import leave_processes
 rank, rendezvous, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 os.chdir(f'{folder}/{rank}')
 dist.init_process_group('gloo', init_method=f'file://{rendezvous}', rank=rank, world_size=2)
@@ -128,8 +127,7 @@ try:
     print('resumes from', find_resume_point('.', None, {}, lambda path: None).checkpoint)
 except RuntimeError as error:
     print(error)
-dist.barrier()
-dist.destroy_process_group()
+leave_processes()
 """
 
 
@@ -149,29 +147,14 @@ def test_all_processes_resume_from_the_same_iteration_or_fail(equal, tmp_path):
     assert all(expected in text for text in printed)
 
 
-def train_with_signal_in_validation(runner, iteration, monkeypatch):
-    process = Score.process
-
-    def interrupted(self, *args):
-        if runner.iter == iteration:
-            os.kill(os.getpid(), signal.SIGTERM)
-        process(self, *args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Score, 'process', interrupted)
-        with pytest.raises(SystemExit) as exit:
-            runner.train()
-    assert exit.value.code == INTERRUPTED
-
-
-def test_signal_in_validation_saves_the_weights_and_not_their_averages(tmp_path, monkeypatch):
+def test_signal_in_validation_saves_the_weights_and_not_their_averages(tmp_path):
     options = dict(
         scores=[1, 2],
         custom_hooks=[dict(type='EMAHook', momentum=0.1)],
         default_hooks=dict(checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=3)),
     )
     make(tmp_path / 'unbroken', **options).train()
-    train_with_signal_in_validation(make(tmp_path / 'run', **options), 2, monkeypatch)
+    interrupt(make(tmp_path / 'run', **options), 2, validating=True)
     assert [path.name for path in tmp_path.glob('run/*.pth')] == ['iter_2.pth']
     resume(tmp_path / 'run', **options)
     resumed, unbroken = (torch.load(tmp_path / run / 'iter_4.pth') for run in ('run', 'unbroken'))
@@ -180,7 +163,7 @@ def test_signal_in_validation_saves_the_weights_and_not_their_averages(tmp_path,
 
 
 def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
-    train_with_signal_in_validation(make(tmp_path, scores=[1, 2]), 4, monkeypatch)
+    interrupt(make(tmp_path, scores=[1, 2]), 4, validating=True)
     options = dict(scores=[7, 8], checkpoint=dict(save_best='score', rule='greater'))
     assert resume(tmp_path, **options).message_hub.get_scalar('val/score').current() == 7
     assert (tmp_path / 'best_score_iter_4.pth').exists()
@@ -188,10 +171,10 @@ def test_interrupted_validation_is_run_again_once(tmp_path, monkeypatch):
     resume(tmp_path, **options)
 
 
-def test_signal_in_a_validation_that_is_run_again_is_obeyed(tmp_path, monkeypatch):
-    train_with_signal_in_validation(make(tmp_path, scores=[1, 2]), 2, monkeypatch)
+def test_signal_in_a_validation_that_is_run_again_is_obeyed(tmp_path):
+    interrupt(make(tmp_path, scores=[1, 2]), 2, validating=True)
     handlers = [signal.getsignal(number) for number in SIGNALS]
-    train_with_signal_in_validation(make(tmp_path, resume=True, scores=[1, 2]), 2, monkeypatch)
+    interrupt(make(tmp_path, resume=True, scores=[1, 2]), 2, validating=True)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
 
 

@@ -1,13 +1,11 @@
 """MMCV's SyncBatchNorm against torch's BatchNorm2d."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 import torch.distributed as dist
 
 from .data.make_mmcv_ops import OPS
-from .subprocesses import run
+from .subprocesses import run_in_processes
 from .test_mmcv_ops import supplied
 
 pytestmark = supplied
@@ -51,6 +49,7 @@ import torch
 import torch.distributed as dist
 import revcol_mm
 from mmcv.ops import SyncBatchNorm
+from tests.subprocesses import leave_processes
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group('gloo', init_method=f'file://{folder}/rendezvous', rank=rank, world_size=2)
@@ -64,16 +63,14 @@ for mode, part in (('default', slice(rank * 2, rank * 2 + 2)), ('N', slice(rank 
     grads = mine.grad, norm.weight.grad, norm.bias.grad
     results[mode] = output.detach(), norm.running_mean, norm.running_var, *grads
 torch.save(results, f'{folder}/{rank}.pt')
-dist.barrier()
-dist.destroy_process_group()
+leave_processes()
 """
 
 
 def test_two_processes_equal_batch_norm_of_both_batches(tmp_path):
     x, grad_output, plain = batch_norm()
     torch.save((x.detach(), grad_output, plain.state_dict()), tmp_path / 'batch.pt')
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda rank: run('-c', WORKER, rank, tmp_path), range(2)))
+    run_in_processes(WORKER, tmp_path)
     results = [torch.load(tmp_path / f'{rank}.pt') for rank in range(2)]
     expected = plain(x)
     expected.backward(grad_output)
