@@ -1,4 +1,4 @@
-"""Slow references for the ops that MMCV compiles for CUDA only, loop by loop as in its kernels.
+"""Slow reference implementations of MMCV's ops, loop by loop as in MMCV's CUDA kernels.
 
 :data:`REFERENCES` has them under the names and arguments of ``mmcv.ops``.
 """
@@ -33,15 +33,40 @@ def interpolate(plane, y, x):
     return (1 - down) * upper + down * lower
 
 
-def bins(roi, output_size, scale, sampling_ratio):
+def bins(roi, output_size, scale, sampling_ratio, aligned):
     """Yield row, column and the positions of the samples of each bin of a RoI."""
-    left, top, right, bottom = (side * scale - 0.5 for side in roi[1:])
-    height, width = (bottom - top) / output_size[0], (right - left) / output_size[1]
+    left, top, right, bottom = (side * scale - 0.5 * aligned for side in roi[1:])
+    height, width = (max(extent, 0 if aligned else 1) for extent in (bottom - top, right - left))
+    height, width = height / output_size[0], width / output_size[1]
     rows, columns = sampling_ratio or math.ceil(height), sampling_ratio or math.ceil(width)
     for row, column in product(*map(range, output_size)):
         ys = [top + (row + (i + 0.5) / rows) * height for i in range(rows)]
         xs = [left + (column + (i + 0.5) / columns) * width for i in range(columns)]
         yield row, column, list(product(ys, xs))
+
+
+def pool(features, rois, output_size, pool_bin, *options):
+    """Call ``pool_bin(plane, RoI index, row, column, positions)`` for every bin and stack the results."""
+    pooled = [
+        pool_bin(features[int(roi[0])], index, row, column, places)
+        for index, roi in enumerate(rois.tolist())
+        for row, column, places in bins(roi, output_size, *options)
+    ]
+    return torch.stack(pooled).view(len(rois), *output_size, -1).permute(0, 3, 1, 2)
+
+
+def mean(values, plane):
+    return sum(values, plane.new_zeros(len(plane))) / max(len(values), 1)
+
+
+def roi_align(features, rois, output_size, scale, sampling_ratio, mode, aligned):
+    def pool_bin(plane, index, row, column, places):
+        values = [interpolate(plane, y, x) for y, x in places]
+        if mode == 'avg':
+            return mean(values, plane)
+        return torch.stack([plane.new_full((len(plane),), -10_000), *values]).amax(0)
+
+    return pool(features, rois, output_size, pool_bin, scale, sampling_ratio, aligned)
 
 
 def slope(plane, y, x):
@@ -57,21 +82,15 @@ def slope(plane, y, x):
 
 
 def deform_roi_pool(features, rois, offset, output_size, scale, sampling_ratio, gamma):
-    pooled = []
-    for index, roi in enumerate(rois.tolist()):
-        plane = features[int(roi[0])]
+    def pool_bin(plane, index, row, column, places):
+        if offset is None:
+            return mean([interpolate(plane, y, x) for y, x in places], plane)
         extent = (rois[index, 3:] - rois[index, 1:3]) * scale
-        for row, column, places in bins(roi, output_size, scale, sampling_ratio):
-            values = [plane.new_zeros(len(plane))]
-            for y, x in places:
-                if offset is None:
-                    values.append(interpolate(plane, y, x))
-                else:
-                    move_x, move_y = gamma * extent * offset[index, :, row, column]
-                    y, x = y + move_y, x + move_x
-                    values.append(interpolate(plane, y.item(), x.item()) + slope(plane, y, x))
-            pooled.append(sum(values) / max(len(places), 1))
-    return torch.stack(pooled).view(len(rois), *output_size, -1).permute(0, 3, 1, 2)
+        move_x, move_y = gamma * extent * offset[index, :, row, column]
+        places = [(y + move_y, x + move_x) for y, x in places]
+        return mean([interpolate(plane, y.item(), x.item()) + slope(plane, y, x) for y, x in places], plane)
+
+    return pool(features, rois, output_size, pool_bin, scale, sampling_ratio, True)
 
 
 def roi_pool(features, rois, output_size, scale):
@@ -133,6 +152,7 @@ def attend(value, spatial_shapes, level_start_index, locations, weights, im2col_
 
 
 REFERENCES = SimpleNamespace(
+    roi_align=roi_align,
     roi_pool=roi_pool,
     deform_roi_pool=deform_roi_pool,
     carafe=carafe,

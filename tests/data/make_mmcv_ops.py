@@ -172,6 +172,8 @@ def _attend(ops, value, locations, weights, spatial_shapes, level_start_index):
     return attend(value, spatial_shapes, level_start_index, locations, weights, 64)
 
 
+LEVELS = dict(spatial_shapes=[[4, 3], [2, 2]], level_start_index=[0, 12])
+
 COMPILED_ON_CPU = {
     'roi_align by average': _roi_align(0, 'avg', True),
     'roi_align by average of 2, not aligned': _roi_align(2, 'avg', False),
@@ -199,6 +201,18 @@ COMPILED_ON_CPU = {
     ),
     'PSAMask that collects': _psa_mask('collect', 3, 5),
     'PSAMask that distributes': _psa_mask('distribute', 5, 3),
+    'MultiScaleDeformableAttention': _module(
+        lambda ops: ops.MultiScaleDeformableAttention(8, 2, 2, 2, dropout=0),
+        query=(3, 2, 8),
+        value=(16, 2, 8),
+        reference_points=np.linspace(0.05, 0.95, 24).reshape(2, 3, 2, 2),
+        **LEVELS,
+    ),
+    'CrissCrossAttention': _module(lambda ops: ops.CrissCrossAttention(8), x=(2, 8, 3, 4)),
+    'CornerPool': _module(lambda ops: ops.CornerPool('left'), x=(2, 2, 4, 5)),
+    'point_sample': Case(
+        lambda ops, x, points: ops.point_sample(x, points), dict(x=(2, 3, 4, 5), points=(2, 6, 2))
+    ),
 }
 
 COMPILED_ON_CUDA_ONLY = {
@@ -231,8 +245,7 @@ COMPILED_ON_CUDA_ONLY = {
             value=(2, 16, 2, 3),
             locations=Uniform((2, 5, 2, 2, 3, 2), -0.25, 1.25),  # also outside the image
             weights=(2, 5, 2, 2, 3),
-            spatial_shapes=[[4, 3], [2, 2]],
-            level_start_index=[0, 12],
+            **LEVELS,
         ),
     ),
 }
