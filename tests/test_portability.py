@@ -1,6 +1,7 @@
 """The package can be imported, train and be interrupted on simulated Windows and macOS."""
 
 import ast
+import importlib
 import os
 import platform
 import re
@@ -67,6 +68,16 @@ def lose(system):
 FILES = sorted(path for folder in ('revcol_mm', 'tools') for path in (REPO / folder).rglob('*.py'))
 
 
+def import_others(*more):
+    """Import the modules of other packages that the package and its tools import, and some more."""
+    for name in sorted({name for path in FILES for name in imported(path)} | {*more}):
+        if name.split('.')[0] not in {'revcol_mm', *NOT_ON_WINDOWS['modules'].split()}:
+            try:
+                importlib.import_module(name)
+            except (ImportError, AssertionError):  # not installed, or needs mmcv's ops
+                pass
+
+
 @pytest.mark.parametrize('path', FILES, ids=lambda path: path.relative_to(REPO).as_posix())
 def test_no_name_is_used_that_windows_lacks(path):
     """Names that macOS lacks are among them."""
@@ -79,13 +90,8 @@ def test_no_name_is_used_that_windows_lacks(path):
 # Other packages are imported before names are removed, because they support these systems themselves.
 IMPORT = """
 import importlib, pkgutil, sys
-from tests.test_portability import FILES, NOT_ON_WINDOWS, imported, lose
-for name in sorted({name for path in FILES for name in imported(path)} | {'yapf'}):  # MMEngine's lazy import
-    if name.split('.')[0] not in {'revcol_mm', *NOT_ON_WINDOWS['modules'].split()}:
-        try:
-            importlib.import_module(name)
-        except (ImportError, AssertionError):  # not installed, or needs mmcv's ops
-            pass
+from tests.test_portability import NOT_ON_WINDOWS, import_others, lose
+import_others('yapf', 'timm', 'mmpretrain.models')  # OpenMMLab's packages import them later
 lose(sys.argv[1])
 import filelock
 if sys.argv[1] == 'Windows':  # whose kind of file lock does not exist on Linux

@@ -16,26 +16,11 @@ LISTED = {
 # Compares all attributes of the modules that are loaded, of their classes and registries, and the items of
 # dicts, lists and sets, before and after the import.
 CHANGES = """
-import ast, importlib, json, logging, os, random, signal, sys
-from pathlib import Path
+import json, logging, os, random, signal, sys
 from collections import OrderedDict
 import matplotlib, numpy, torch
 from mmengine.registry import Registry
-
-def load_others():
-    '''Import all other packages first, because what they change themselves does not count.'''
-    names = {'mmcv.ops', 'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'pycocotools.coco'}
-    for path in Path('revcol_mm').rglob('*.py'):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names.update(alias.name for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                names.add(node.module)
-    for name in sorted(names):
-        try:
-            name.startswith('revcol_mm') or importlib.import_module(name)
-        except (ImportError, AssertionError):  # not installed, or needs mmcv's ops
-            pass
+from tests.test_portability import import_others
 
 PACKAGES = {
     *('torch', 'torchvision', 'numpy', 'cv2', 'PIL', 'matplotlib', 'pycocotools'),
@@ -76,7 +61,8 @@ def settings():
         [dict(os.environ), dict(matplotlib.rcParams), logging.root.level, list(logging.root.handlers)],
     ]
 
-load_others()
+# First, because what other packages change themselves does not count.
+import_others('mmcv.ops', 'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'pycocotools.coco')
 modules = sorted(each for each in sys.modules.items() if each[1] and each[0].split('.')[0] in PACKAGES)
 settings_before, before = settings(), snapshot()  # in this order: settings() makes matplotlib pick a backend
 import revcol_mm, revcol_mm.apis, revcol_mm.training.launch, revcol_mm.testing
