@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
-from mmengine.registry import MODELS
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.structures import PixelData
+from mmseg.structures import SegDataSample
 from torch import nn
 
 from revcol_mm.checkpoints import fitting
@@ -253,3 +255,22 @@ def test_compiled_columns_have_the_same_gradients(monkeypatch):
     expected = gradients(backbone, images)
     backbone.compile(backend='eager')
     assert worst_errors(gradients(backbone, images), expected)[0][0] < 2e-5
+
+
+def test_supervised_columns_train_every_parameter():
+    head = dict(type='FCNHead', in_channels=64, in_index=0, channels=8, num_convs=1, num_classes=3)
+    cfg = dict(
+        type='SupervisedColumns',
+        model_type='EncoderDecoder',
+        data_preprocessor=dict(type='SegDataPreProcessor', mean=[0.0] * 3, std=[1.0] * 3, size=(64, 64)),
+        backbone=dict(type='ReversibleColumns', net=NETWORKS['ConvNeXt'], num_columns=3, out_indices=(3,)),
+        decode_head=head,
+        supervision=dict(columns=[0, 1], reconstruction_weight=0.3, head=head),
+    )
+    with DefaultScope.overwrite_default_scope('mmseg'):
+        model = MODELS.build(cfg).train()
+    sample = SegDataSample(gt_sem_seg=PixelData(data=torch.randint(3, (1, 64, 64))))
+    losses = model(torch.rand(2, 3, 64, 64), [sample] * 2, mode='loss')
+    assert {'supervision.0.loss_rec', 'supervision.1.loss_ce'} <= set(losses)
+    sum(value for name, value in losses.items() if 'loss' in name).backward()
+    assert [name for name, param in model.named_parameters() if param.grad is None] == []
