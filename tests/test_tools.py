@@ -166,7 +166,7 @@ def test_unwritable_work_dir_is_an_error(sample_data, tmp_path, call_tool):
 TOOLS = [  # test_cli.py covers the others, which call commands
     path.relative_to(REPO).as_posix()
     for path in sorted([*(REPO / 'tools').glob('*.py'), *(REPO / 'tools/analysis').glob('*.py')])
-    if 'revcol_mm.cli' not in path.read_text()
+    if 'from revcol_mm.cli' not in path.read_text()
 ]
 
 
