@@ -126,8 +126,11 @@ def test_page_quotes_the_records():
     mask2former = json.loads((REPO / 'docs/trainings/mask2former_camvid/test.json').read_text())
     backbones = json.loads((REPO / 'docs/trainings/camvid_backbones/results.json').read_text())['results']
     for sentence, metrics in (
-        ('Mask2Former has {} mIoU on the test pictures and {} near outlines', mask2former),
-        ('UPerNet with the same backbone {} and {} after as many iterations', backbones['RevCol']['0']),
+        ('Mask2Former has {} mIoU on the test images and {} near outlines', mask2former),
+        (
+            'UPerNet with the same backbone and seed has {} and {} after as many iterations',
+            backbones['RevCol']['0'],
+        ),
     ):
         assert sentence.format(*(f'{metrics[key]:.1f}' for key in ('mIoU', 'trimap/iou'))) in trainings
     detections = json.loads((REPO / 'docs/trainings/retinanet_bccd/test.json').read_text())
