@@ -19,7 +19,7 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, VISUALIZERS, DefaultScope
 from torch import Tensor
 
-from revcol_mm.data.pipelines import image_loader
+from revcol_mm.data.pipelines import image_loader, reads_images
 from revcol_mm.preflight import revcol_channels
 from revcol_mm.visualization.rgb_picture import reads_bgr, rgb_picture
 
@@ -28,6 +28,11 @@ from .tile_mergers import TileMerger
 from .tiles import Tiling
 
 MAX_PICTURE = 2048  # pixels of the longer side of drawn pictures, for images in tiles
+
+
+def _reads_files(name: str) -> bool:
+    """Whether a transform of this name reads images or annotations; prediction has arrays, and no truth."""
+    return reads_images(name) or (name.startswith('Load') and 'Annotation' in name)
 
 
 def data_set_for_testing(cfg: Config) -> Any:
@@ -79,7 +84,7 @@ class Inferencer(ABC):
         self._load = image_loader(transforms)
         if self._load is None:
             raise ValueError(f'{cfg.filename}: no LoadImageFromFile in test_dataloader.dataset.pipeline')
-        self._transform = Compose([each for each in transforms if not type(each).__name__.startswith('Load')])
+        self._transform = Compose([each for each in transforms if not _reads_files(type(each).__name__)])
         model.dataset_meta = {**self._dataset.metainfo, **model.dataset_meta}
         if not model.dataset_meta.get('classes'):
             raise ValueError(
