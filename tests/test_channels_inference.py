@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import BaseTransform
 from PIL import Image
 
 from revcol_mm.apis import init_inferencer, init_model
@@ -74,6 +75,24 @@ def inferencer():
         return init_inferencer(cfg, device='cpu')
 
     return build
+
+
+class LoadWhite(BaseTransform):
+    def transform(self, results):
+        return dict(results, img=np.full_like(results['img'], 255))
+
+
+def test_transforms_of_the_test_pipeline_run_except_those_that_read_images_or_annotations():
+    cfg = read_config(SEGMENTOR, 3)
+    loader, *others = cfg.test_pipeline
+    cfg.test_dataloader.dataset.pipeline = [
+        loader,
+        dict(type=LoadWhite),
+        dict(type='LoadAnnotations'),
+        *others,
+    ]
+    picture, _ = init_inferencer(cfg, device='cpu').network_input(np.zeros((64, 96, 3), np.uint8))
+    assert (picture == 255).all()
 
 
 def test_colour_arrays_become_grey_if_the_loader_reads_grey(inferencer, tmp_path):
