@@ -65,6 +65,7 @@ def runner(
         work_dir,
         max_iters,
         checkpoint=dict(interval=5),
+        param_scheduler=[],  # the same for all lengths
         train_dataloader=dict(loader, sampler=dict(type='InfiniteSampler'), max_broken=max_broken),
         resume=resume,
         **(validation if validates else {}),
