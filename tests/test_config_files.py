@@ -56,6 +56,9 @@ def test_config_file_with_another_suffix_is_an_error(tmp_path):
             id='option typo',
         ),
         pytest.param('check_data', ['nowhere.py'], 'no config nowhere.py', id='missing config'),
+        pytest.param(
+            'check_data', [SEGMENTOR, '--workers', 0], '--workers must be at least 1, got 0', id='no workers'
+        ),
         pytest.param('test', ['configs', 'no.pth'], 'no checkpoint no.pth', id='missing checkpoint'),
         pytest.param('test', ['configs', 'README.md'], 'no config configs', id='folder as config'),
         pytest.param(

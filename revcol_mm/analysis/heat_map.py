@@ -12,9 +12,10 @@ MAX_NUMBERS = 16  # rows or columns; in larger matrices the numbers would be too
 def heat_map(
     axis: Axes, matrix: np.ndarray, rows: Sequence[str], columns: Sequence[str], highest: float = 1.0
 ) -> AxesImage:
-    """Draw a non-negative matrix with labelled rows and columns, and return the image for a colour bar.
+    """Draw a non-negative matrix, (len(rows), len(columns)), and return the image for a colour bar.
 
-    nan is left blank. ``highest`` is the value of the brightest colour.
+    ``rows`` are labels from top to bottom, ``columns`` from left to right. ``highest`` is the value of the
+    brightest colour; nan is left blank.
     """
     image = axis.imshow(matrix, vmin=0, vmax=highest, cmap='viridis', aspect='auto')
     axis.set_xticks(range(len(columns)), columns, rotation=90 if max(map(len, columns)) > 3 else 0)

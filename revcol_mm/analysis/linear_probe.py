@@ -106,7 +106,9 @@ def fit_discriminant(
     4.2). The ridge is chosen by :func:`fit_ridge` and added to the within-class covariance.
 
     Args:
-        training, validation, ridges: See :func:`fit_ridge`; targets are one-hot, of K classes.
+        training: Moments with one-hot targets of K classes.
+        validation: Moments of the samples that the ridge is chosen on.
+        ridges: See :func:`fit_ridge`.
 
     Returns:
         Weights (D + 1, K), whose last row is the intercept, and the chosen ridge. Classes without samples

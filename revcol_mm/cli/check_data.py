@@ -77,6 +77,8 @@ def report(config: str, sets: list[dict[str, Any]], findings: list[Finding]) -> 
 def main() -> None:
     args = parse_args()
     with errors_in_one_line():
+        if args.workers < 1:
+            raise ValueError(f'--workers must be at least 1, got {args.workers}')
         cfg = read_config(args.config)
         merge_options(cfg, args.cfg_options)
         if args.out:

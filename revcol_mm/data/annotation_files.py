@@ -36,19 +36,30 @@ def annotation_files(strict: bool = True) -> Iterator[dict[str, CocoFile]]:
     read = COCO.__init__
 
     def read_and_check(self: COCO, annotation_file: str | None = None) -> None:
+        failure = None
         try:
-            try:
-                read(self, annotation_file)
-            finally:  # what was read may explain an exception
-                if annotation_file is not None and self.dataset:
-                    files[annotation_file] = check_coco_content(annotation_file, self.dataset)
+            read(self, annotation_file)
         except Exception as error:  # anything may be raised for a file that is not an annotation file
-            raise ValueError(f'{annotation_file}: {type(error).__name__}: {error}') from error
+            failure = error
+        try:
+            if annotation_file is not None and self.dataset:
+                files[annotation_file] = check_coco_content(annotation_file, self.dataset)
+        except Exception as error:  # values may have any type
+            failure = failure or error
+        if failure is not None:
+            raise ValueError(f'{annotation_file}: {type(failure).__name__}: {failure}') from failure
 
     COCO.__init__ = read_and_check
     try:
         yield files
+    except Exception:  # of any type: the findings may say why
+        _report(files, strict)
+        raise
     finally:
         COCO.__init__ = read
-        if strict:  # also after an exception: the findings may say why
-            report(finding for file in files.values() for finding in file.findings)
+    _report(files, strict)
+
+
+def _report(files: dict[str, CocoFile], strict: bool) -> None:
+    if strict:
+        report(finding for file in files.values() for finding in file.findings)

@@ -14,7 +14,7 @@ from .findings import WARNING, Finding, listed
 
 def check_evaluator(
     key: str, metric: BaseMetric, config: dict, dataset: Dataset, name: str, file: CocoFile | None
-) -> Iterator[Finding]:
+) -> list[Finding]:
     """Compare a metric that has read an annotation file with the data set that it evaluates.
 
     Args:
@@ -28,14 +28,13 @@ def check_evaluator(
     """
     coco = getattr(metric, '_coco_api', None)
     if coco is None:
-        return
+        return []
     path = str(config.get('ann_file') or f'the file of {key}')
     is_same = file is not None and os.path.realpath(path) == os.path.realpath(file.path)
     own = check_coco_content(path, coco.dataset)
-    yield from own.findings
-    yield from own.box_findings
+    findings = [*own.findings, *own.box_findings]
     if 'segm' in getattr(metric, 'metrics', ()):
-        yield from own.evaluated_mask_findings
+        findings += own.evaluated_mask_findings
     objects = coco.dataset.get('annotations', ())
     without = [each for each in objects if own.segments is None and 'iscrowd' not in each]
     if without:
@@ -43,16 +42,19 @@ def check_evaluator(
             each['iscrowd'] = 0
         message = "annotations without 'iscrowd'"
         remedy = "they are evaluated as single objects, like 'iscrowd': 0"
-        yield Finding.counted('no iscrowd', path, message, remedy, count=len(without), severity=WARNING)
+        finding = Finding.counted('no iscrowd', path, message, remedy, count=len(without), severity=WARNING)
+        findings.append(finding)
     if any(each.get('id') == 0 for each in objects):  # ids are unique, so there is only one
         message = 'annotations have the id 0, which pycocotools counts as never found'
         remedy = 'number annotations from 1'
-        yield Finding.counted('annotation of id 0', path, message, remedy, severity=WARNING)
+        findings.append(Finding.counted('annotation of id 0', path, message, remedy, severity=WARNING))
     if not own.num_objects and not getattr(metric, 'format_only', False):
-        yield Finding.stated('no objects', path, 'it has no objects to evaluate', 'annotate objects')
-    yield from _check_classes(key, own, dataset, is_same)
+        statement = 'it has no objects to evaluate'
+        findings.append(Finding.stated('no objects', path, statement, 'annotate objects'))
+    findings += _check_classes(key, own, dataset, is_same)
     if file is not None:
-        yield from _compare_images(key, own, dataset, name, file, is_same)
+        findings += _compare_images(key, own, dataset, name, file, is_same)
+    return findings
 
 
 def _check_classes(key: str, own: CocoFile, dataset: Dataset, is_same: bool) -> Iterator[Finding]:

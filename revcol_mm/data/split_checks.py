@@ -144,7 +144,7 @@ def read(
     """Read samples in threads, because Pillow and hashing release Python's lock."""
     progress = progress or (lambda reports, total: reports)
     inspect = partial(inspect_sample, options=options)
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
+    with ThreadPoolExecutor(workers) as pool:
         return list(progress(pool.map(inspect, found), total=len(found)))
 
 
