@@ -73,8 +73,9 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--seed', metavar='S', type=int, default=0, help='seed of all random choices [0]')
     args = parser.parse_args()
-    if min(args.num_train, args.num_val) < 1 or args.seed < 0:
-        parser.error('--num-train and --num-val must be at least 1, and --seed at least 0')
+    for name, minimum in (('num_train', 1), ('num_val', 1), ('seed', 0)):
+        if (value := getattr(args, name)) < minimum:
+            parser.error(f'--{name.replace("_", "-")} must be at least {minimum}, got {value}')
     return args
 
 
