@@ -6,11 +6,13 @@ import os
 import pickle
 import re
 import shutil
+import weakref
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch.distributed.fsdp import fully_shard
 
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
@@ -19,7 +21,7 @@ from revcol_mm.checkpoints.shards import REST, has_all_shards, read_weights
 from revcol_mm.errors import CheckpointError
 from revcol_mm.testing import worst_errors
 from revcol_mm.training.fully_sharded_runner import FullyShardedRunner
-from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device
+from revcol_mm.training.launch import adapt_precision_to_device, adapt_to_device, leave_processes
 
 from .checkpoints import assert_same_weights
 from .subprocesses import REPO, run, run_in_processes, sample_options
@@ -296,6 +298,25 @@ def test_options_of_ddp_are_kept_on_cpus(options, expected, without_gpu):
     cfg = Config(dict(launcher='pytorch', **options))
     adapt_to_device(cfg)
     assert cfg.model_wrapper_cfg == dict(expected, device_ids=None)
+
+
+def test_a_sharded_model_is_freed_before_its_process_group(tmp_path, monkeypatch):
+    """Otherwise gloo's threads live until Python's shutdown, where they abort about one process in twenty."""
+    torch.distributed.init_process_group('gloo', f'file://{tmp_path}/rendezvous', rank=0, world_size=1)
+    model = torch.nn.Linear(1, 1)
+    fully_shard(model, mesh=torch.distributed.init_device_mesh('cpu', (1,)))
+    model.hooks = [model]  # a cycle, as runners have
+    model(torch.ones(1, 1)).backward()
+    freed, destroy = weakref.ref(model), torch.distributed.destroy_process_group
+    del model
+
+    def destroy_after_the_model():
+        destroy()
+        assert freed() is None
+
+    monkeypatch.setattr(torch.distributed, 'destroy_process_group', destroy_after_the_model)
+    leave_processes()
+    assert not torch.distributed.is_initialized()
 
 
 def test_mpi_without_a_gpu_is_refused(without_gpu):

@@ -1,6 +1,7 @@
 """Prepare a run of tools/train.py or tools/test.py: command line, config checks and processes."""
 
 import argparse
+import gc
 import os
 import shlex
 import subprocess
@@ -99,8 +100,13 @@ def adapt_to_device(cfg: Config) -> None:
 
 
 def leave_processes() -> None:
-    """Destroy the process group of a distributed run, as NCCL requires before exit."""
+    """Destroy the process group of a distributed run, as NCCL requires before exit.
+
+    The caller must have let go of the model. A sharded one refers to the group, which keeps gloo's threads
+    alive until Python's shutdown, where they may abort the process.
+    """
     if torch.distributed.is_initialized():
+        gc.collect()  # the model is in cycles
         torch.distributed.destroy_process_group()
 
 
