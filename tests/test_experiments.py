@@ -121,9 +121,16 @@ def test_record_grows_by_runs_and_seeds(tmp_path, call_tool):
     missing = 'Not run yet: a (seed 2, 3); b (seed 3).'
     assert (out / 'table.md').read_text().splitlines()[2:] == [*rows, '', missing]  # also without a new run
 
+    write_experiment(tmp_path, metrics=['mIoU'], runs={**runs, 'c': dict(seeds=[5])}, seeds=[0, 1, 2])
+    assert not call_tool(*arguments, '--runs', 'a', 'b', '--seeds', '0')[1]
+    missing = 'Not run yet: a (seed 2); c (seed 5).'
+    assert (out / 'table.md').read_text().splitlines()[2:] == [*rows, '', missing]
+
     write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.25}})
     error = call_tool(*arguments)[1]
-    assert re.search(r'has b with runs .*0\.5.* but the experiment has .*0\.25.*: give another --out', error)
+    assert re.search(r'has b with .*0\.5.* but the experiment has .*0\.25.*: give another --out', error)
+    write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}})
+    assert 'but the experiment has None: give another --out' in call_tool(*arguments)[1]
 
 
 def test_results_of_calls_at_the_same_time_are_merged(tmp_path):

@@ -10,7 +10,8 @@ An experiment is a Python file that defines
     metrics     columns of the table: metrics of the test and, with the prefix val/, of the last validation,
                 such as ['mIoU', 'val/mIoU']
     options     changes of the config in all runs, such as {'optim_wrapper.optimizer.lr': 1e-3}
-    runs        further changes of each run, by the name of the run; 'config' and 'iterations' can be replaced
+    runs        further changes of each run, by the name of the run; 'config', 'iterations' and 'seeds' can be
+                replaced
 
 Runs are executed one after the other in work_dirs/experiments/EXPERIMENT/RUN/seedN. Completed runs are not
 repeated and interrupted runs are resumed; it is an error if the config of a run has changed in between. The
@@ -69,15 +70,22 @@ def read_experiment(path: Path) -> dict[str, Any]:
     return experiment
 
 
+def all_changes(experiment: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return all that a run's results depend on: the changes of all runs and of this one."""
+    shared = {key: experiment[key] for key in ('config', 'iterations')}
+    merged = {**shared, **experiment['options'], **changes}
+    merged.pop('seeds', None)
+    return merged
+
+
 def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
     """Return the config of a run, with its schedule and validations scaled to the experiment's iterations.
 
     Raises:
         ValueError: If the schedule does not count iterations or does not end with the training.
     """
-    changes = {**experiment['options'], **changes}
-    cfg = Config.fromfile(changes.pop('config', experiment['config']))
-    iterations = changes.pop('iterations', experiment['iterations'])
+    changes = all_changes(experiment, changes)
+    cfg, iterations = Config.fromfile(changes.pop('config')), changes.pop('iterations')
     merge_options(cfg, changes)
     ends = [each.end for each in cfg.param_scheduler]
     if cfg.train_cfg.get('max_iters') != max(ends):
@@ -92,6 +100,10 @@ def run_config(experiment: dict[str, Any], changes: dict[str, Any]) -> Config:
     cfg.default_hooks.logger.interval = max(1, iterations // 40)  # gives 40 points of the loss curve
     cfg.default_hooks.visualization.draw = False
     return cfg
+
+
+def seeds_of(experiment: dict[str, Any], run: str) -> list[int]:
+    return experiment['runs'][run].get('seeds', experiment['seeds'])
 
 
 def call(tool: str, *arguments: object) -> int:
@@ -155,13 +167,12 @@ def read_record(out: Path, experiment: dict[str, Any]) -> Results:
     record = json.loads((out / RECORD).read_text())
     now = json.loads(json.dumps(experiment))  # tuples become lists, as in the record
     for run in record['results']:
-        for key in ('config', 'iterations', 'options', 'runs'):
-            old, new = (each[key].get(run) if key == 'runs' else each[key] for each in (record, now))
-            if old != new:
-                raise ValueError(
-                    f'{out / RECORD} has {run} with {key} {old}, but the experiment has {new}: '
-                    'give another --out'
-                )
+        old = all_changes(record, record['runs'][run])
+        new = all_changes(now, now['runs'][run]) if run in now['runs'] else None
+        if old != new:
+            raise ValueError(
+                f'{out / RECORD} has {run} with {old}, but the experiment has {new}: give another --out'
+            )
     return record['results']
 
 
@@ -188,7 +199,7 @@ def report(experiment: dict[str, Any], results: Results) -> str:
     """Format the results as a Markdown table, followed by the runs and seeds that are missing."""
     missing = []
     for run in experiment['runs']:
-        seeds = [str(seed) for seed in experiment['seeds'] if str(seed) not in results.get(run, {})]
+        seeds = [str(seed) for seed in seeds_of(experiment, run) if str(seed) not in results.get(run, {})]
         if seeds:
             missing.append(f'{run} (seed {", ".join(seeds)})')
     parts = [table(results, experiment['metrics'])]
@@ -239,7 +250,7 @@ def main() -> None:
         jobs = [
             (name, seed)
             for name in configs
-            for seed in args.seeds or experiment['seeds']
+            for seed in args.seeds or seeds_of(experiment, name)
             if str(seed) not in results.get(name, {})
         ]
         for name in dict(jobs):
