@@ -75,10 +75,12 @@ def test_every_run_is_executed_once_and_tabulated(sample_data, tmp_path, call_to
     assert trained.model.backbone.arch.num_columns == 1
 
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
-    assert call_tool(*arguments)[0].endswith(lines[2] + '\n')  # the same table without running again
+    assert call_tool(*arguments)[0].endswith(
+        lines[2] + '\n\nTraining time: 0.0 hours.\n'
+    )  # without running again
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / 'runs').rglob('*')}
     shutil.rmtree(tmp_path / 'runs')
-    assert call_tool(*arguments)[0].endswith(lines[2] + '\n')  # from the record in --out
+    assert lines[2] in call_tool(*arguments)[0]  # from the record in --out
     assert not (tmp_path / 'runs').exists()
 
 
@@ -86,7 +88,7 @@ def write_results(path, folder, changes, num_seeds):
     """Write the config and the results of a completed run."""
     for seed in range(num_seeds):
         (folder / f'seed{seed}').mkdir(parents=True)
-        result = dict(mIoU=1.0 + seed, seconds_per_iteration=1.0, memory=1, curves=dict(loss={'1': 0.5}))
+        result = dict(mIoU=1.0 + seed, seconds_per_iteration=900.0, memory=1, curves=dict(loss={'1': 0.5}))
         (folder / f'seed{seed}/result.json').write_text(json.dumps(result))
     tool['run_config'](tool['read_experiment'](path), changes).dump(folder / 'config.py')
 
@@ -98,7 +100,7 @@ def test_changed_config_and_missing_metric_are_errors(tmp_path, call_tool):
     assert "plain has no metric 'aAcc'; it has curves, mIoU, memory" in call_tool(*arguments)[1]
     write_experiment(tmp_path, metrics=['mIoU'])
     printed, error = call_tool(*arguments)
-    assert not error and '| plain | 2 | 1.5 (1 to 2) | 1.00 | 1 |' in printed
+    assert not error and '| plain | 2 | 1.5 (1 to 2) | 900.00 | 1 |\n\nTraining time: 1.0 hours.' in printed
     write_experiment(tmp_path, metrics=['mIoU'], options={'optim_wrapper.optimizer.lr': 0.5})
     assert 'has a run with another config: remove it' in call_tool(*arguments)[1]
 
@@ -110,21 +112,26 @@ def test_record_grows_by_runs_and_seeds(tmp_path, call_tool):
         write_results(path, tmp_path / 'runs/small' / name, changes, num_seeds=3)
     arguments = TOOL, path, '--work-dir', tmp_path / 'runs', '--out', out
     assert not call_tool(*arguments, '--runs', 'b', '--seeds', '2')[1]
-    missing = 'Not run yet: a (seed 0, 1); b (seed 0, 1).'
-    assert (out / 'table.md').read_text().splitlines()[2:] == ['| b | 1 | 3 | 1.00 | 1 |', '', missing]
+
+    def lines():
+        return (out / 'table.md').read_text().splitlines()[2:]
+
+    rest = ['', 'Training time: 0.5 hours.', '', 'Not run yet: a (seed 0, 1); b (seed 0, 1).']
+    assert lines() == ['| b | 1 | 3 | 900.00 | 1 |', *rest]
     assert not call_tool(*arguments)[1]
-    rows = ['| a | 2 | 1.5 (1 to 2) | 1.00 | 1 |', '| b | 3 | 2 (1 to 3) | 1.00 | 1 |']
-    assert (out / 'table.md').read_text().splitlines()[2:] == rows
+    rows = ['| a | 2 | 1.5 (1 to 2) | 900.00 | 1 |', '| b | 3 | 2 (1 to 3) | 900.00 | 1 |']
+    rows += ['', 'Training time: 2.5 hours.']  # 5 seeds of 2 iterations of 900 s
+    assert lines() == rows
 
     write_experiment(tmp_path, metrics=['mIoU'], runs=runs, seeds=[0, 1, 2, 3])
     assert call_tool(*arguments, '--runs', 'a', '--seeds', '0') == call_tool(*arguments, '--seeds', '0')
     missing = 'Not run yet: a (seed 2, 3); b (seed 3).'
-    assert (out / 'table.md').read_text().splitlines()[2:] == [*rows, '', missing]  # also without a new run
+    assert lines() == [*rows, '', missing]  # also without a new run
 
     write_experiment(tmp_path, metrics=['mIoU'], runs={**runs, 'c': dict(seeds=[5])}, seeds=[0, 1, 2])
     assert not call_tool(*arguments, '--runs', 'a', 'b', '--seeds', '0')[1]
     missing = 'Not run yet: a (seed 2); c (seed 5).'
-    assert (out / 'table.md').read_text().splitlines()[2:] == [*rows, '', missing]
+    assert lines() == [*rows, '', missing]
 
     write_experiment(tmp_path, metrics=['mIoU'], runs={'a': {}, 'b': {'optim_wrapper.optimizer.lr': 0.25}})
     error = call_tool(*arguments)[1]

@@ -18,7 +18,8 @@ repeated and interrupted runs are resumed; it is an error if the config of a run
 table is printed after each run. With --out it is also written to table.md, together with results.json and a
 plot of the losses. Results that are already in this folder are kept and not run again, so that several
 machines can contribute to one record. The table has the median time of a training iteration and the peak
-memory of training, of the GPU if there is one and otherwise of the process.
+memory of training, of the GPU if there is one and otherwise of the process. The training time below it is the
+sum of these times over all iterations of all runs.
 """
 
 import argparse
@@ -196,13 +197,15 @@ def write_record(out: Path, experiment: dict[str, Any], results: Results) -> Non
 
 
 def report(experiment: dict[str, Any], results: Results) -> str:
-    """Format the results as a Markdown table, followed by the runs and seeds that are missing."""
-    missing = []
+    """Format the results as a Markdown table, followed by the time and by the runs that are missing."""
+    missing, seconds = [], 0.0
     for run in experiment['runs']:
         seeds = [str(seed) for seed in seeds_of(experiment, run) if str(seed) not in results.get(run, {})]
         if seeds:
             missing.append(f'{run} (seed {", ".join(seeds)})')
-    parts = [table(results, experiment['metrics'])]
+        iterations = all_changes(experiment, experiment['runs'][run])['iterations']
+        seconds += sum(each['seconds_per_iteration'] * iterations for each in results.get(run, {}).values())
+    parts = [table(results, experiment['metrics']), f'Training time: {seconds / 3600:.1f} hours.']
     return '\n\n'.join(parts + ([f'Not run yet: {"; ".join(missing)}.'] if missing else []))
 
 
