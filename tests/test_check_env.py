@@ -9,6 +9,7 @@ from pathlib import Path
 
 import mmcv.ops
 import pytest
+import yaml
 from mmengine.registry import MODELS
 
 from revcol_mm import check_env
@@ -57,6 +58,18 @@ def test_oldest_versions_are_those_of_the_oldest_test_environment():
     assert f'PYTHON=python{check_env.PYTHON[0]}\n' in makefile
     assert re.search(r'with Python {}[\d., ]* or {} '.format(*map(re.escape, check_env.PYTHON)), makefile)
     assert f'requires-python = ">={check_env.PYTHON[0]}"' in (REPO / 'pyproject.toml').read_text()
+
+
+def test_workflow_tests_every_set_of_packages_and_every_python_version():
+    jobs = yaml.safe_load((REPO / '.github/workflows/tests.yml').read_text())['jobs']
+    makefile = (REPO / 'Makefile').read_text()
+    matrix = jobs['packages']['strategy']['matrix']['include']
+    targets = re.findall(r'^(test(?:-onedl|-oldest|-compiled)?):', makefile, re.M)
+    assert {each['target'] for each in matrix} == set(targets) and len(set(targets)) == 4
+    assert jobs['packages']['steps'][-1]['run'] == 'make ${{ matrix.target }} PYTHON=python'
+    (python,) = [step['with']['python-version'] for step in jobs['everything']['steps'] if 'with' in step]
+    (tested,) = re.findall('with Python ([^ ]+, [^ ]+ or [^ ]+) ', makefile)
+    assert {python, *(each['python'] for each in matrix)} == set(re.findall(r'3\.\d+', tested))
 
 
 @pytest.mark.parametrize(
