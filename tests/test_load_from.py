@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.hooks import EMAHook
+from mmengine.model import BaseTTAModel
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 
 from revcol_mm import LoadFromHook, RevCol, RevColClassifier
 from revcol_mm.errors import CheckpointError
+from revcol_mm.training.unwrapped import unwrapped
 
 from .checkpoints import (
     SMALL,
@@ -104,6 +106,17 @@ def test_ema_model_gets_the_weights_too(source, published, tmp_path):
     ema = EMAHook(strict_load=False)
     load_from(published, Segmentor(), tmp_path, ema)
     assert_same_weights(ema.ema_model.module.backbone.state_dict(), source.state_dict())
+
+
+class Augmented(BaseTTAModel):
+    def merge_preds(self, data_samples_list):
+        pass
+
+
+def test_all_wrappers_of_a_model_are_removed():
+    model = Segmentor()
+    assert unwrapped(model) is model
+    assert unwrapped(torch.nn.DataParallel(Augmented(model))) is model
 
 
 def test_resuming_is_left_to_mmengine(tmp_path):

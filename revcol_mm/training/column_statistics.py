@@ -10,7 +10,6 @@ from typing import Any, Sequence
 import torch
 from mmengine.dist import all_reduce
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from revcol_mm.models.layers import bound_alpha
 
 from .guarded_methods import guard, remove_guards
 from .sharded_tensors import full_tensor
+from .unwrapped import unwrapped
 
 try:
     import resource
@@ -64,7 +64,7 @@ class ColumnStatisticsHook(Hook):
         self.norms: dict[str, Tensor] | None = None  # None: no optimizer step yet
 
     def before_train(self, runner: Runner) -> None:
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         backbones = {name: m for name, m in model.named_modules() if isinstance(m, ColumnBackbone)}
         if not backbones:
             raise ValueError(

@@ -3,7 +3,6 @@
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import CheckpointLoader, Runner
 from torch.distributed.tensor import DTensor
@@ -15,6 +14,8 @@ from revcol_mm.checkpoints.sources import is_remote, local_checkpoint
 from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.network_weights import is_of_columns
+
+from .unwrapped import unwrapped
 
 
 def restrict_loading() -> None:
@@ -75,9 +76,7 @@ class LoadFromHook(Hook):
         """Rename the weights and compare them with the model's."""
         if runner._resume:
             return
-        model = runner.model
-        while is_model_wrapper(model) or isinstance(model, BaseTTAModel):
-            model = model.module
+        model = unwrapped(runner.model)
         weights = model_weights(checkpoint)
         source = str(runner._load_from or 'a checkpoint')
         backbone = getattr(model, 'backbone', None)

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from mmengine.dist import all_gather_object, all_reduce, get_world_size
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from revcol_mm.ops.call import random_states, replayed
 
 from .guarded_methods import guard, remove_guards
 from .sharded_tensors import full_tensor
+from .unwrapped import unwrapped
 
 
 class NonFiniteError(RuntimeError):
@@ -128,7 +128,7 @@ class NonFiniteHook(Hook):
         for each in all_gather_object(problem):
             if each is not None:
                 return each
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = unwrapped(runner.model)
         module_names = {module: name or 'the model' for name, module in model.named_modules()}
         found: list[str] = []
 
