@@ -87,14 +87,20 @@ def test_a_compiled_model_trains_reversibly(device, monkeypatch):
     assert len(num_calls) == 2 * 16
 
 
-def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_a_chain_on_another_device(device):
+@pytest.mark.parametrize('is_frozen', [False, True])
+def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_a_chain_on_another_device(
+    is_frozen, device
+):
     links, x, start = chain_of([Conv() for _ in range(4)], device=device)
-    loss = loss_of(ReversibleChain(links), links, x, start)
-    handle = links[1][1].function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
+    coupling = links[1][1]
+    params = [coupling.alpha, *coupling.function.parameters()]
+    for param in params:
+        param.requires_grad_(not is_frozen)
+    loss = loss_of(ReversibleChain(links), links, x.requires_grad_(), start)
+    handle = coupling.function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
     loss.backward()
     handle.remove()
-    assert links[1][1].alpha.grad.isnan().all()
-    assert all(param.grad.isnan().all() for param in links[1][1].function.parameters())
+    assert all(tensor.grad.isnan().all() for tensor in (x, *(() if is_frozen else params)))
     links, x, start = chain_of([Conv() for _ in range(4)])
     with pytest.raises(RuntimeError, match='not exact in link 1, level 1'):
         loss_of(ReversibleChain(links), links, x, start)

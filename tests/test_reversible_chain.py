@@ -191,18 +191,26 @@ def asynchronous(monkeypatch):
 
 
 @pytest.mark.usefixtures('asynchronous')
-def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_the_next_forward_pass():
+@pytest.mark.parametrize('link, level', [(2, 1), (0, 0)])
+@pytest.mark.parametrize('is_frozen', [False, True])
+def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_the_next_forward_pass(
+    link, level, is_frozen
+):
+    """Gradients of all that is computed before the inexact coupling, also if its parameters are frozen."""
     links, x, start = chain_of([Conv() for _ in range(8)])
+    coupling, inputs = links[link][level], [tensor.requires_grad_() for tensor in (x, *start)]
+    params = [coupling.alpha, *coupling.function.parameters()]
+    for param in params:
+        param.requires_grad_(not is_frozen)
     loss_of(ReversibleChain(links), links, x, start).backward()
     check_reconstruction()
-    assert all(param.grad.isfinite().all() for param in parameters(links))
+    assert all(tensor.grad.isfinite().all() for tensor in (*inputs, *parameters(links)))
     loss = loss_of(ReversibleChain(links), links, x, start)
-    handle = links[2][1].function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
+    handle = coupling.function.register_forward_hook(lambda m, i, output: output * (1 + 1e-6))
     loss.backward()
     handle.remove()
-    assert links[2][1].alpha.grad.isnan().all()
-    assert all(param.grad.isnan().all() for param in links[2][1].function.parameters())
-    with pytest.raises(RuntimeError, match='not exact in link 2, level 1'):
+    assert all(tensor.grad.isnan().all() for tensor in (x, start[level], *(() if is_frozen else params)))
+    with pytest.raises(RuntimeError, match=f'not exact in link {link}, level {level}'):
         loss_of(ReversibleChain(links), links, x, start)
     check_reconstruction()  # the error is raised once
 

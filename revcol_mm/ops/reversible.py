@@ -245,18 +245,13 @@ class _CouplingRun:
             if self.before():  # None if no earlier coupling needs the value
                 self.before().put(before.feature, before.low)
         self.result.release()
-        num_sources = len(self.sources)
-        sources_grads, params_grads = leaf_grads[:num_sources], leaf_grads[num_sources:]
-        alpha_grad, *params_grads = self._verify([alpha_grad, *params_grads], checksum, feature)
-        return [feature_grad, alpha_grad, *sources_grads, *params_grads]
+        return self._verify([feature_grad, alpha_grad, *leaf_grads], checksum, feature)
 
-    def _verify(
-        self, grads: Sequence[Tensor | None], checksum: Tensor, feature: Tensor
-    ) -> Sequence[Tensor | None]:
+    def _verify(self, grads: list[Tensor | None], checksum: Tensor, feature: Tensor) -> list[Tensor | None]:
         """Compare the checksums. If they differ, raise an error on a CPU; on a GPU set the gradients to nan.
 
         Args:
-            grads: Gradients of alpha and of the parameters.
+            grads: What :meth:`backward` returns.
             checksum: Checksum of the reconstruction.
             feature: The result of the coupling.
         """
@@ -266,7 +261,7 @@ class _CouplingRun:
                 raise RuntimeError(self._message())
             return grads
         factor = torch.where(failed, torch.nan, 1.0)
-        total = torch.zeros_like(factor) if grads[0] is None else grads[0].sum(dtype=factor.dtype)
+        total = torch.zeros_like(factor) if grads[1] is None else grads[1].sum(dtype=factor.dtype)
         _pending_checks.append((factor, total, self._message()))
         # In place, without a second copy of the gradients; this needs own memory for every element.
         grads = [grad.clone() if grad is not None and 0 in grad.stride() else grad for grad in grads]
