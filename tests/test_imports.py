@@ -72,6 +72,7 @@ LAYERS = [
     'check_env',
     'any_module',
     'errors',
+    'markdown_table',
     'ops',
     'testing',
     'checkpoints',

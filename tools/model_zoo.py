@@ -15,8 +15,8 @@ from typing import Iterator
 import yaml
 
 from revcol_mm.analysis.complexity import count_complexity
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.config.command_line import read_config
+from revcol_mm.markdown_table import markdown_table
 
 ROOT = Path(__file__).parents[1]
 HEADER = '# tools/model_zoo.py writes Parameters, FLOPs and FLOPs Input.\n'

@@ -17,8 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from revcol_mm.config.recorded import read_run_config
-
-from .markdown_table import markdown_table
+from revcol_mm.markdown_table import markdown_table
 
 Curve = dict[int, float]  # iteration to value
 NOT_METRICS = ('time', 'data_time', 'step')

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from revcol_mm.checkpoints.hub_file import HUB, hub_file
 from revcol_mm.checkpoints.writing import save_checkpoint
 from revcol_mm.config.command_line import read_config
+from revcol_mm.markdown_table import markdown_table
 
 from .inferencer import Inferencer
 from .init_inferencer import init_inferencer
@@ -136,14 +137,14 @@ def _card(
         ]
         or None,
     )
-    rows = '\n'.join(f'| {name} | {value:.4g} |' for name, value in metrics.items())
-    results = f'## Results\n\nOn {data or "the test data"}:\n\n| metric | value |\n|---|---|\n{rows}\n\n'
+    table = markdown_table(['metric', 'value'], [(name, f'{value:.4g}') for name, value in metrics.items()])
+    results = f'## Results\n\nOn {data or "the test data"}:\n\n{table}\n\n'
     text = CARD_TEXT.format(
         title=title,
         model=model.cfg.model.type,
         backbone=' '.join([backbone.type, str(backbone.get('arch', ''))]).strip(),
         millions=sum(param.numel() for param in model.parameters()) / 1e6,
-        results=results if rows else '',
+        results=results if metrics else '',
         name=f'ORG/{title}',
         weights=WEIGHTS,
     )

@@ -25,11 +25,11 @@ require_parts('checking data', CORE)
 from rich.console import Console
 from rich.progress import track
 
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.config.command_line import add_config_arguments, check_writable, read_config
 from revcol_mm.config.options import merge_options
 from revcol_mm.data.findings import Finding
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.preflight.check_data import check_data
 
 SEVERITIES = ('error', 'warning')

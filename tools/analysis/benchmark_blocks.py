@@ -26,10 +26,10 @@ from torch.utils.checkpoint import checkpoint
 from revcol_mm.analysis.command_line import add_image_arguments, make_parser, read_arguments, write_report
 from revcol_mm.analysis.labelled_images import LabelledImages
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.speed import DTYPES, autocast, time_in_turn
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.models import ReversibleBlocks
 from revcol_mm.testing import peak_bytes
 

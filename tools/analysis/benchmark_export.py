@@ -31,7 +31,6 @@ from torchvision.ops import box_iou
 from revcol_mm.analysis.command_line import write_report
 from revcol_mm.analysis.labelled_images import innermost_dataset
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import find_sources, read_pictures
 from revcol_mm.config.command_line import check_writable, read_config
@@ -39,6 +38,7 @@ from revcol_mm.errors import errors_in_one_line
 from revcol_mm.export.build_image_graph import build_image_graph
 from revcol_mm.export.exported_file import open_onnx
 from revcol_mm.export.image_graph import ImageGraph
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.preflight import check_files
 
 MIN_SCORE = 0.3  # detections with lower scores are not compared

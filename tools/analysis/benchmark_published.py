@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from revcol_mm import RevCol
 from revcol_mm.analysis.command_line import add_device_argument
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.speed import time_in_turn
 from revcol_mm.apis import pick_device
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 PUBLISHED = ('tiny', 'small', 'base', 'large', 'xlarge')
 

@@ -32,11 +32,11 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from revcol_mm import RevCol
 from revcol_mm.analysis.command_line import add_device_argument, write_report
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.speed import autocast, time_in_turn
 from revcol_mm.apis import pick_device
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.models import ColumnBackbone, ReversibleColumns
 from revcol_mm.models.backbones.revcol import ARCHS
 from revcol_mm.models.layers import Column, Level, StageLevel

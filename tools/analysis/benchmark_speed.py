@@ -33,11 +33,11 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.complexity import default_shape
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.speed import DTYPES, Stepper, Variant, time_in_turn
 from revcol_mm.analysis.synthetic_batch import synthetic_batch
 from revcol_mm.apis import init_model, pick_device
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.testing import peak_bytes
 
 MODES = ('training', 'inference')

@@ -22,9 +22,9 @@ from rich.progress import track
 
 from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
 from revcol_mm.analysis.labelled_images import innermost_dataset
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.data.pipelines import ignore_index, image_loader, transform_name, transforms_of
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.preflight import check_files
 from revcol_mm.training.seeding import seed_everything
 from revcol_mm.visualization.drawable_samples import enlarge, without_ignored

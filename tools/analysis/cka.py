@@ -40,9 +40,9 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.heat_map import MAX_NUMBERS, heat_map
 from revcol_mm.analysis.labelled_images import LabelledImages, label_shares
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 # Names of the blocks of ConvNeXt, ResNet and Swin: stages.0.1, layer1.0, stages.0.blocks.1
 LAYERS = r'(stages|layers?)\.?\d+(\.blocks)?\.\d+'

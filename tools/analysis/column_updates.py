@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn.utils import parameters_to_vector
 
 from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.checkpoints.layouts import model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.models import ReversibleColumns
 
 

@@ -29,12 +29,12 @@ from revcol_mm.analysis.command_line import (
     write_report,
 )
 from revcol_mm.analysis.heat_map import heat_map
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.data.pipelines import ignore_index
 from revcol_mm.errors import errors_in_one_line
 from revcol_mm.evaluation import ConfusionMetric
 from revcol_mm.evaluation.confusion import class_scores
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.preflight import check_files
 
 

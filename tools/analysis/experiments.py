@@ -39,11 +39,11 @@ from mmengine.config import Config
 
 from revcol_mm.analysis.learning_curves import curve_row, plot, read_records, read_run
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.checkpoints.atomic_files import replacing
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.config.options import merge_options
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 matplotlib.use('Agg')  # figures are files
 TOOLS = Path(__file__).parents[1]

@@ -32,10 +32,10 @@ from revcol_mm.analysis.feature_maps import (
     draw_feature_maps,
     feature_maps,
 )
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_inferencer
 from revcol_mm.apis.image_files import UNREADABLE, find_sources, read_pictures
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 
 def table(maps: FeatureMaps) -> str:

@@ -37,9 +37,9 @@ from revcol_mm.analysis.command_line import (
 )
 from revcol_mm.analysis.information import ALL, Probes, TrivialPrediction
 from revcol_mm.analysis.labelled_images import LabelledImages
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.apis import init_model
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 VALIDATION = 5  # every fifth training image is used to choose the ridge
 

@@ -18,7 +18,6 @@ from typing import Any, Iterator
 from mmengine.config import Config
 
 from revcol_mm.analysis.command_line import make_parser, read_arguments, write_report
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.training_plan import (
     Memory,
     count_parameters,
@@ -28,6 +27,7 @@ from revcol_mm.analysis.training_plan import (
 )
 from revcol_mm.apis import pick_device
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 NUMBERS_OF_GPUS = [2**power for power in range(11)]
 

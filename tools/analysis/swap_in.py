@@ -27,11 +27,11 @@ import torch
 from mmengine.config import Config
 
 from revcol_mm.analysis.machine import machine
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.analysis.swap_in import swap_in
 from revcol_mm.analysis.trial import Trial, error_line, try_model
 from revcol_mm.config.command_line import check_writable, read_config
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 from revcol_mm.models.backbones.revcol import ARCHS
 
 PACKAGES = dict(mmdet='MMDetection', mmseg='MMSegmentation')

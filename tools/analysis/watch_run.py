@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 from matplotlib.figure import Figure
 
-from revcol_mm.analysis.markdown_table import markdown_table
 from revcol_mm.config.command_line import check_writable
 from revcol_mm.errors import errors_in_one_line
+from revcol_mm.markdown_table import markdown_table
 
 QUANTITIES = {
     'memory': 'memory of the process, MiB',

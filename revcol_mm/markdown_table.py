@@ -1,4 +1,8 @@
-"""Markdown tables. OpenMMLab's packages bring no library that writes them compactly, such as tabulate."""
+"""Markdown tables.
+
+prettytable, which MMSegmentation installs, pads every cell, so that one new row would change whole tables in
+docs.
+"""
 
 from typing import Any, Iterable, Sequence
 
