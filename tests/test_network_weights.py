@@ -43,6 +43,34 @@ def test_every_column_gets_the_weights_of_a_classifier(name, tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize('name', NETWORKS)
+def test_every_column_gets_the_weights_of_a_detector(name, tmp_path):
+    network = build(name)
+    weights = {f'backbone.{name}': weight for name, weight in network.state_dict().items()}
+    backbone = load(
+        NETWORKS[name], dict(state_dict={**weights, 'neck.weight': torch.rand(8)}), tmp_path / 'a.pth'
+    )
+    images = torch.rand(2, 3, 64, 96)
+    assert relative_error(backbone(images)[2], network(images)[2]) < 1e-5  # a ViT's others are resized
+
+
+@torch.no_grad()
+def test_keys_of_older_versions_are_converted_by_the_network(tmp_path):
+    """The published files of Swin call the last norm 'norm' and have buffers that the class no longer has."""
+    network, checkpoint = classifier('Swin')
+    weights = checkpoint['state_dict']
+    older = {name.replace('backbone.norm3.', 'backbone.norm.'): weight for name, weight in weights.items()}
+    assert 'backbone.norm.weight' in older
+    older['backbone.stages.0.blocks.1.attn_mask'] = torch.zeros(4, 49, 49)
+    backbone = load(NETWORKS['Swin'], dict(state_dict=older), tmp_path / 'a.pth')
+    images = torch.rand(2, 3, 64, 96)
+    assert relative_error(backbone(images)[-1], network(images)[-1]) < 1e-5
+    del older['backbone.norm.weight']
+    with pytest.raises(CheckpointError, match="missing .'norm3.weight'"):
+        load(NETWORKS['Swin'], dict(state_dict=older), tmp_path / 'a.pth')
+
+
+@torch.no_grad()
 @pytest.mark.parametrize('name', ['ConvNeXt', 'ResNet', 'Swin'])
 def test_checkpoint_of_columns_is_loaded_as_it_is(name, tmp_path):
     backbone = ReversibleColumns(NETWORKS[name], num_columns=3)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from mmengine.model import convert_sync_batchnorm
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import PixelData
 from mmseg.structures import SegDataSample
@@ -162,6 +163,9 @@ def test_modules_in_evaluation_mode_and_frozen_stages_stay_so():
     assert all(torch.equal(before[key], value) for key, value in backbone.state_dict().items())
     frozen = [name for name, param in backbone.named_parameters() if not param.requires_grad]
     assert {name.split('.')[1] for name in frozen if name.startswith('subnet1')} == {'level0'}
+    converted = convert_sync_batchnorm(backbone).train()  # as sync_bn='torch' in a config
+    norms = [module for module in converted.modules() if isinstance(module, nn.SyncBatchNorm)]
+    assert norms and not any(norm.training for norm in norms)
 
 
 WITH_DROPOUT = dict(NETWORKS['Swin'], drop_path_rate=0.5, drop_rate=0.1)
@@ -199,20 +203,41 @@ def test_initialising_checks_no_network_again_and_reads_a_checkpoint_once(
     assert events == ['read']
 
 
-def test_depths_are_those_of_the_network():
-    network = build('ConvNeXt')
-    backbone = ReversibleColumns(network, num_columns=2)
-    assert backbone.num_depths == network.get_layer_depth('stages.3.0.gamma')[1]
-    for name, single in (
-        ('stem.0.weight', 'downsample_layers.0.0.weight'),
-        ('subnet0.level2.1.0.gamma', 'stages.2.0.gamma'),
-        ('subnet1.level2.stage.1.0.gamma', 'stages.2.0.gamma'),
-    ):
-        depth, _ = backbone.get_layer_depth(f'backbone.{name}', 'backbone.')
-        assert depth == network.get_layer_depth(single)[0]
+RESNET_50 = dict(type='mmpretrain.ResNet', depth=50, base_channels=8, stem_channels=8, **LEVELS)
+
+
+@pytest.mark.parametrize(
+    'net', [RESNET_50, *(NETWORKS[name] for name in ('ConvNeXt', 'Swin', 'ViT'))], ids=lambda net: net['type']
+)
+def test_depths_are_those_of_the_network(net):
+    network = build_config(net)
+    names = {id(param): f'backbone.{name}' for name, param in network.named_parameters()}
+    backbone = ReversibleColumns(network, num_columns=3)
+    first = backbone.subnet0.state_dict(keep_vars=True)
+    depths = {}
+    for name, param in backbone.named_parameters():
+        if name.startswith('subnet2.'):  # a copy
+            param = first.get(name.removeprefix('subnet2.').replace('.stage.', '.', 1))
+        if id(param) in names:
+            depths[name] = network.get_layer_depth(names[id(param)], 'backbone.')
+            assert backbone.get_layer_depth(f'backbone.{name}', 'backbone.') == depths[name], name
+    parts = {name.partition('.')[0] for name in depths}
+    assert {'stem', 'subnet0', 'subnet2'} <= parts and len(set(depths.values())) >= 6
+
+
+def test_new_parameters_have_the_depth_of_their_level_or_of_the_head():
+    backbone = ReversibleColumns(build('ConvNeXt'), num_columns=2)
     new, first = 'subnet1.level1.alpha', 'subnet1.level1.stage.0.0.weight'
     assert backbone.param_depth(new) == backbone.param_depth(first)
-    assert ReversibleColumns(build('ResNet')).param_depth('subnet1.level3.stage.0.conv1.weight') == 4
+    assert backbone.param_depth('subnet1.level9.alpha') is None
+    pyramid = ReversibleColumns(build('ViT'))
+    assert pyramid.param_depth('outputs.0.1.0.weight') == pyramid.num_depths - 1
+
+
+def test_depths_without_those_of_the_network_are_levels():
+    backbone = ReversibleColumns(build('ResNet'))
+    names = 'stem.0.weight', 'subnet0.level0.0.conv1.weight', 'subnet1.level3.stage.0.conv1.weight'
+    assert [backbone.param_depth(name) for name in names] == [0, 1, 4] and backbone.num_depths == 6
 
 
 def test_light_columns_start_as_the_network_and_train_without_it():

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from revcol_mm.any_module import AnyModule
 from revcol_mm.checkpoints.fitting import load_backbone
-from revcol_mm.checkpoints.layouts import model_weights
+from revcol_mm.checkpoints.layouts import BACKBONE, model_weights
 from revcol_mm.checkpoints.reading import read_checkpoint
 
 from ..image_channels import image_channels
@@ -147,14 +147,16 @@ class ReversibleColumns(ColumnBackbone):
         self.out_strides = tuple(out_strides[level] for level in self.out_indices)
         self.min_size = max(out_strides)
         self.outputs = nn.ModuleDict({str(level): outputs[level] for level in {*self.out_indices}})
-        self._depths, self._num_depths = _depths(network, stages)
-        self._always_eval = [module for module in self.modules() if not module.training]
+        self._always_eval = [name for name, module in self.named_modules() if not module.training]
+        network_depths, self._num_depths = _network_depths(network, stages)
+        depths = ((name, network_depths.get(id(param))) for name, param in self.named_parameters())
+        self._depths = {name: depth for name, depth in depths if depth is not None}
 
     def train(self, mode: bool = True) -> 'ReversibleColumns':
         """Set training mode; modules that the network keeps in evaluation mode stay in it."""
         super().train(mode)
-        for module in self._always_eval:
-            module.training = False
+        for name in self._always_eval:  # by name: conversion to SyncBN replaces modules
+            self.get_submodule(name).training = False
         return self
 
     def finish(self, level: int, feature: Tensor) -> Tensor:
@@ -237,36 +239,47 @@ class ReversibleColumns(ColumnBackbone):
         return self._num_depths
 
     def param_depth(self, name: str) -> int | None:
-        """Return a parameter's depth in the network; new parameters have their level's smallest depth."""
+        """Return a parameter's depth in the network.
+
+        New parameters between columns have the smallest depth of their level; those that resize outputs have
+        the last.
+        """
         try:
             self.get_parameter(name)
         except AttributeError:
             return None
-        if name.startswith('stem.'):
-            return self._depths['stem'][name.removeprefix('stem.')]
+        if name in self._depths:  # of the first column, which is the network, the stem and the outputs
+            return self._depths[name]
         if name.startswith('outputs.'):
-            return self._num_depths - 2
+            return self.num_depths - 1
         level, _, rest = re.sub(r'^subnet\d+\.(alpha|level)', '', name).partition('.')
-        depths = self._depths[int(level)]
-        return depths.get(rest.removeprefix('stage.'), min(depths.values(), default=0))
+        prefix = f'subnet0.level{level}.'
+        own = self._depths.get(prefix + rest.removeprefix('stage.'))
+        in_level = (depth for each, depth in self._depths.items() if each.startswith(prefix))
+        return min(in_level, default=0) if own is None else own
 
 
-def _depths(network: AnyModule, stages: Stages) -> tuple[dict[int | str, dict[str, int]], int]:
-    """Return the depth of every parameter by part and name, and the number of depths.
+def _network_depths(network: AnyModule, stages: Stages) -> tuple[dict[int, int], int]:
+    """Return the depth of every parameter of the network, by its id, and the number of depths.
 
-    Depths come from the network's ``get_layer_depth``; without it, 0 is the stem and 1 + l level l.
+    Depths come from the network's ``get_layer_depth``; without it, 0 is the stem, and 1 + l is level l with
+    its output.
     """
-    names = {id(param): name for name, param in network.named_parameters()}
-
-    def depth(param: nn.Parameter, part: int | str) -> int:
+    if hasattr(network, 'get_layer_depth'):
         try:
-            return network.get_layer_depth(names[id(param)])[0]
-        except (AttributeError, NotImplementedError):  # MMPretrain's ResNet-18 raises the latter
-            return part + 1 if isinstance(part, int) else 0
-
-    parts: dict[int | str, nn.Module] = {'stem': stages.stem, **dict(enumerate(stages.stages))}
+            found = {
+                id(param): network.get_layer_depth(BACKBONE + name, BACKBONE)
+                for name, param in network.named_parameters()
+            }
+            (num_depths,) = {number for _, number in found.values()}
+            return {key: depth for key, (depth, _) in found.items()}, num_depths
+        except NotImplementedError:  # MMPretrain's ResNet of less than 50 layers
+            pass
+    parts = [[stages.stem], *zip(stages.stages, stages.outputs)]
     depths = {
-        part: {name: depth(param, part) for name, param in module.named_parameters()}
-        for part, module in parts.items()
+        id(param): depth
+        for depth, modules in enumerate(parts)
+        for module in modules
+        for param in module.parameters()
     }
-    return depths, max(depth for each in depths.values() for depth in each.values()) + 2
+    return depths, len(parts) + 1
