@@ -117,7 +117,7 @@ def check_reconstruction() -> None:
 
 
 # Checks of couplings on GPUs that the CPU has not read yet: a factor that is nan if the check failed, the sum
-# of the gradient of alpha, and the error message.
+# of the gradient of alpha (of the feature if there is none), and the error message.
 _pending_checks: list[tuple[Tensor, Tensor, str]] = []
 
 
@@ -135,7 +135,7 @@ def _to_cpu(tensors: Sequence[Tensor]) -> list[Tensor]:
     del _pending_checks[: len(checks)]
     check_values = iter(values[len(tensors) :])
     for factor, total, (_, _, message) in zip(check_values, check_values, checks):
-        if factor.isnan() and total.isfinite():  # a non-finite gradient is an overflow, not our error
+        if factor.isnan() and total.isfinite():  # a non-finite sum is an overflow, not our error
             raise RuntimeError(message)
     return [value.view(tensor.shape) for value, tensor in zip(values, tensors)]
 
@@ -261,7 +261,7 @@ class _CouplingRun:
                 raise RuntimeError(self._message())
             return grads
         factor = torch.where(failed, torch.nan, 1.0)
-        total = torch.zeros_like(factor) if grads[1] is None else grads[1].sum(dtype=factor.dtype)
+        total = (feature if grads[1] is None else grads[1]).sum(dtype=factor.dtype)
         _pending_checks.append((factor, total, self._message()))
         # In place, without a second copy of the gradients; this needs own memory for every element.
         grads = [grad.clone() if grad is not None and 0 in grad.stride() else grad for grad in grads]
