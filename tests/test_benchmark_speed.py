@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import DefaultScope
 
-from revcol_mm.analysis.speed import Stepper, Variant, time_in_turn
+from revcol_mm.analysis.speed import MAX_GRAPHS, Stepper, Variant, time_in_turn
 from revcol_mm.analysis.synthetic_batch import NUM_OBJECTS, NUM_SEGMENTS, num_classes_of, synthetic_batch
 from revcol_mm.apis import init_model
 
@@ -86,6 +86,28 @@ def test_steps_use_the_precision_and_compilation_of_the_variant(mode, precision,
     torch.testing.assert_close(compiled, eager)
     steps[0]()
     assert len(graphs) == 1 and len(dtypes) >= 2  # eager again
+
+
+def test_steps_leave_neither_forward_nor_compiler_settings_behind(monkeypatch):
+    model, settings = Linear(), torch._dynamo.config
+    before = settings.recompile_limit, settings.fail_on_recompile_limit_hit
+    cfg = Config(dict(optim_wrapper=dict(optimizer=dict(type='SGD', lr=1.0))))
+    during, sizes = [], iter([3, 3, 2])
+
+    def keep(graph, inputs):
+        during.append((settings.recompile_limit, settings.fail_on_recompile_limit_hit))
+        return graph
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, 'compile', lambda *args, **options: compile(*args, backend=keep, **options))
+    stepper = Stepper(model, cfg, lambda size: dict(inputs=torch.ones(size, next(sizes))))
+    for mode in ('training', 'inference'):
+        stepper.step(Variant(mode, 'fp32', True, 2))()
+    with pytest.raises(RuntimeError):  # 2 channels instead of 3
+        stepper.step(Variant('inference', 'fp32', True, 2))()
+    assert set(during) == {(MAX_GRAPHS, True)} and before != (MAX_GRAPHS, True)
+    assert (settings.recompile_limit, settings.fail_on_recompile_limit_hit) == before
+    assert 'forward' not in vars(model)
 
 
 def test_variants_are_timed_in_turn():

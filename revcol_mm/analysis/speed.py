@@ -64,24 +64,25 @@ class Stepper:
         forward = self.eager_forward
         if variant.compiled:
             # Every variant needs its own graph. Above the limit torch would silently run in eager mode.
-            torch._dynamo.config.recompile_limit = MAX_GRAPHS
-            torch._dynamo.config.fail_on_recompile_limit_hit = True
-            forward = torch.compile(forward, dynamic=False)
+            limit = torch._dynamo.config.patch(recompile_limit=MAX_GRAPHS, fail_on_recompile_limit_hit=True)
+            forward = limit(torch.compile(forward, dynamic=False))
         # Autocast is applied here because AmpOptimWrapper, which scales the loss for fp16, requires a GPU.
         forward = autocast(self.device, variant.precision)(forward)
         wrapper_type = AmpOptimWrapper if variant.precision == 'fp16' else OptimWrapper
         wrapper = wrapper_type(**self.wrapper_args)
 
-        def train() -> Any:
+        def make_step() -> Any:
+            model.train(variant.mode == 'training')
             model.forward = forward
-            return model.train().train_step(copy.copy(batch), wrapper)
+            try:
+                if model.training:
+                    return model.train_step(copy.copy(batch), wrapper)
+                with torch.no_grad():
+                    return model.test_step(copy.copy(batch))
+            finally:
+                del model.forward  # the class's is used again
 
-        @torch.no_grad()
-        def infer() -> Any:
-            model.forward = forward
-            return model.eval().test_step(copy.copy(batch))
-
-        return train if variant.mode == 'training' else infer
+        return make_step
 
 
 def time_in_turn(
