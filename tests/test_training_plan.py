@@ -5,6 +5,7 @@ import re
 
 import pytest
 import torch
+from mmcv.ops import multi_scale_deform_attn
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
@@ -31,6 +32,29 @@ def test_narrow_models_change_only_what_reads_the_backbone():
     narrow = plan._narrow(cfg, 2, False).model
     assert narrow.neck.in_channels == [32, 64, 128, 256] and narrow.backbone.arch.layers == [2, 2, 4, 2]
     assert narrow.rpn_head.in_channels == 256  # of the neck's output, and a width of the backbone
+
+
+def test_mmcv_samples_as_on_gpus_and_by_its_own_function_afterwards(monkeypatch):
+    """The patch of MMCV has an effect: MMCV still calls its sampling by the name that is replaced."""
+    calls, forward = [], plan._Sampling.forward
+
+    def count(ctx, *args):
+        calls.append(args[0].shape)
+        return forward(ctx, *args)
+
+    monkeypatch.setattr(plan._Sampling, 'forward', staticmethod(count))
+    attention = multi_scale_deform_attn.MultiScaleDeformableAttention(32, 4, num_levels=1, num_points=2)
+    inputs = dict(
+        query=torch.rand(6, 1, 32),
+        reference_points=torch.rand(1, 6, 1, 2),
+        spatial_shapes=torch.tensor([[2, 3]]),
+        level_start_index=torch.tensor([0]),
+    )
+    with plan._sampling_as_on_gpus():
+        attention(**inputs)
+    assert calls == [(1, 6, 4, 8)]  # batch, positions, heads, channels of a head
+    attention(**inputs)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize('save_memory', [False, True])
