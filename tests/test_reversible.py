@@ -222,14 +222,16 @@ def test_columns_do_not_use_kernels_chosen_by_cudnn_benchmark(monkeypatch):
         lambda feature: feature * 2,
         lambda feature: feature.clone(),
         lambda feature: feature.detach().mul_(2),
+        lambda feature: feature.transpose(2, 3),
+        lambda feature: feature[:1],
     ],
-    ids=['scaled', 'copied', 'scaled in place'],
+    ids=['scaled', 'copied', 'scaled in place', 'transposed', 'part'],
 )
 def test_a_hook_that_changes_the_result_of_a_column_is_an_error(change):
     _, model = pair()
     model.subnet1.register_forward_hook(lambda m, i, outputs: [*outputs[:3], change(outputs[3])])
     with pytest.raises(RuntimeError, match='modified or replaced, for example by a forward hook'):
-        model(torch.randn(IMAGE))
+        model(torch.randn(2, 3, 64, 64))
 
 
 def test_views_of_the_result_of_a_column_are_accepted(device):

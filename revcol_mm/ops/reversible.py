@@ -168,9 +168,13 @@ class _LevelValue:
             self.saved = self.low = None
 
     def is_held_by(self, feature: Tensor) -> bool:
-        """Return whether ``feature`` is this value, unmodified, or a view of its memory (FSDP makes some)."""
-        own = self.saved.tensor
-        return feature.data_ptr() == own.data_ptr() and feature._version == self.saved.version
+        """Return whether ``feature`` is this value, unmodified, or a view of all of it (FSDP makes some)."""
+        places = [
+            # The stride of a dimension of size 1 is arbitrary.
+            (tensor.data_ptr(), tensor.shape, [s for s, n in zip(tensor.stride(), tensor.shape) if n > 1])
+            for tensor in (self.saved.tensor, feature)
+        ]
+        return places[0] == places[1] and feature._version == self.saved.version
 
     def get(self) -> Tensor:
         """Return the feature, reconstructing it first if necessary."""
