@@ -73,6 +73,7 @@ LAYERS = [
     'any_module',
     'errors',
     'markdown_table',
+    'unwrapped',
     'ops',
     'testing',
     'checkpoints',

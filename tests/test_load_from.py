@@ -12,7 +12,7 @@ from mmengine.runner import Runner
 
 from revcol_mm import LoadFromHook, RevCol, RevColClassifier
 from revcol_mm.errors import CheckpointError
-from revcol_mm.training.unwrapped import unwrapped
+from revcol_mm.unwrapped import unwrapped
 
 from .checkpoints import (
     SMALL,

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from mmseg.evaluation import IoUMetric
+from mmseg.models import SegTTAModel
 
 from revcol_mm.errors import PreflightError
 from revcol_mm.preflight.metrics import check_metrics, metric_names
@@ -94,6 +95,15 @@ def test_a_monitored_metric_that_is_not_computed_is_an_error(config, options, me
 )
 def test_a_monitored_metric_that_is_computed_passes(config, options):
     check_metrics(bare_runner(read(config, options)))
+
+
+def test_metric_is_compared_with_the_model_inside_of_several_wrappers():
+    cfg = read(SEGMENTOR)
+    cfg.val_evaluator = dict(type='mmpretrain.Accuracy')
+    runner = bare_runner(cfg)
+    runner.model = torch.nn.DataParallel(SegTTAModel(module=runner.model))
+    with pytest.raises(PreflightError, match='Accuracy cannot read the predictions of EncoderDecoder'):
+        check_metrics(runner)
 
 
 class CustomMetric(IoUMetric):

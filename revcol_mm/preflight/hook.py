@@ -10,6 +10,7 @@ from revcol_mm.data.findings import report
 from revcol_mm.data.run_checks import check_run
 from revcol_mm.data.splits import splits_of
 from revcol_mm.errors import PreflightError
+from revcol_mm.unwrapped import unwrapped
 
 from .batch_norm import check_batch_norm
 from .channels import check_images, check_normalisation
@@ -38,7 +39,7 @@ class PreflightHook(Hook):
     def before_run(self, runner: Runner) -> None:
         check_length(runner.cfg.get('train_cfg') or {})
         _check_wrapper(runner.model)
-        model = getattr(runner.model, 'module', runner.model)
+        model = unwrapped(runner.model)
         check_channels(model, runner.cfg.get('model'))
         check_normalisation(model)
         check_sliding_windows(model)

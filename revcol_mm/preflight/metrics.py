@@ -9,6 +9,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from revcol_mm.errors import PreflightError
+from revcol_mm.unwrapped import unwrapped
 
 from .schedule import schedulers
 
@@ -35,7 +36,7 @@ def check_metrics(runner: Runner) -> None:
         if not hasattr(loop, 'evaluator'):
             continue
         for metric in loop.evaluator.metrics:
-            _check_task(metric, runner.model)
+            _check_task(metric, unwrapped(runner.model))
         names = metric_names(loop.evaluator)
         if names and loop is runner._val_loop:
             _check_monitored(runner, names)
@@ -139,7 +140,6 @@ def _check_rule(hook: CheckpointHook, name: str) -> None:
 
 def _check_task(metric: BaseMetric, model: nn.Module) -> None:
     """Check that a metric can read what a model predicts. Only known classes are checked."""
-    model = getattr(model, 'module', model)
     name, package = type(metric).__name__, type(metric).__module__.partition('.')[0]
     bases = {base.__name__ for base in type(model).__mro__}
     fits, predicts_masks = True, True

@@ -17,10 +17,10 @@ from torch.nn.utils import get_total_norm
 
 from revcol_mm.models import ColumnBackbone
 from revcol_mm.models.layers import bound_alpha
+from revcol_mm.unwrapped import unwrapped
 
 from .guarded_methods import guard, remove_guards
 from .sharded_tensors import full_tensor
-from .unwrapped import unwrapped
 
 try:
     import resource

@@ -14,8 +14,7 @@ from revcol_mm.checkpoints.sources import is_remote, local_checkpoint
 from revcol_mm.errors import CheckpointError
 from revcol_mm.models import ReversibleColumns
 from revcol_mm.models.network_weights import is_of_columns
-
-from .unwrapped import unwrapped
+from revcol_mm.unwrapped import unwrapped
 
 
 def restrict_loading() -> None:

@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_leaves
 from revcol_mm.data.random_states import restored_random_states
 from revcol_mm.ops import check_reconstruction
 from revcol_mm.ops.call import random_states, replayed
+from revcol_mm.unwrapped import unwrapped
 
 from .guarded_methods import guard, remove_guards
 from .sharded_tensors import full_tensor
-from .unwrapped import unwrapped
 
 
 class NonFiniteError(RuntimeError):
