@@ -191,8 +191,8 @@ def _new_supervised_model(model_class: Any) -> Any:
 def build_supervised_model(model_type: str, supervision: dict, **model_cfg: Any) -> BaseModel:
     """Build a detector or segmentor with intermediate supervision of its columns.
 
-    It is registered as a model type, and the built model is an instance of ``model_type``: evaluation,
-    prediction and export are unchanged.
+    The model's class is replaced by a subclass, because a wrapper would hide the model's type from
+    evaluation, inferencers and export. The function is registered as a model type for configs.
 
     Args:
         model_type: Type of the detector or segmentor.
