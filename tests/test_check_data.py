@@ -35,7 +35,7 @@ def test_the_tool_prints_a_table_and_writes_json(coco, tmp_path, call_tool):
     assert result['findings'][0]['examples'] == [f'{tmp_path}/val/val_3.png']
 
 
-def test_what_cannot_be_built_is_a_finding_beside_all_others(coco, tmp_path):
+def test_unbuildable_dataset_is_reported_with_other_findings(coco, tmp_path):
     rewrite(tmp_path, 'train', set_in_first('images', id=1))
     (tmp_path / 'train/train_5.png').unlink()
     (tmp_path / 'train/train_6.png').write_bytes(b'')

@@ -185,7 +185,7 @@ def test_few_unusable_objects_are_a_warning(change, message, coco, tmp_path, log
         dict(image_id=99),
     ],
 )
-def test_objects_that_are_said_to_be_left_out_are_not_loaded(values, coco, tmp_path):
+def test_objects_reported_as_skipped_are_not_loaded(values, coco, tmp_path):
     rewrite(tmp_path, 'train', set_in_first('annotations', **values))
     train, _ = start_run(coco)
     assert len(train.dataset[0]['data_samples'].gt_instances) == 1

@@ -69,7 +69,7 @@ def test_missing_file_error_says_what_to_do(tmp_path):
         load_from(tmp_path / 'nowhere.pth', Segmentor(), tmp_path)
 
 
-def test_advice_to_go_without_a_checkpoint_is_not_given_in_testing(tmp_path):
+def test_error_in_testing_does_not_suggest_load_from_none(tmp_path):
     with pytest.raises(CheckpointError, match=r'no checkpoint .*nowhere\.pth') as error:
         load_from(tmp_path / 'nowhere.pth', Segmentor(), tmp_path, strict=True)
     assert 'load_from=None' not in str(error.value)

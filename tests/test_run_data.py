@@ -12,7 +12,7 @@ from revcol_mm.training.seeded_dataset import BrokenSampleError
 from .small_datasets import SPLITS, kinds, rename_images, rewrite, set_in_first, start_run
 
 
-def test_as_many_missing_images_as_training_leaves_out_are_a_warning(coco, tmp_path, log_warnings):
+def test_missing_images_up_to_max_broken_are_a_warning(coco, tmp_path, log_warnings):
     coco.train_dataloader.dataset = dict(
         type='SeededDataset', dataset=coco.train_dataloader.dataset, max_broken=1
     )

@@ -26,7 +26,7 @@ def cfg():
     return cfg
 
 
-def test_narrow_models_change_only_what_reads_the_backbone():
+def test_narrowing_changes_only_backbone_and_its_readers():
     cfg = Config.fromfile(REPO / 'configs/cascade_mask_rcnn_revcol_t_coco.py')
     init_default_scope(cfg.default_scope)
     narrow = plan._narrow(cfg, 2, False).model

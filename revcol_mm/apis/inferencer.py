@@ -31,7 +31,10 @@ MAX_PICTURE = 2048  # pixels of the longer side of drawn pictures, for images in
 
 
 def _reads_files(name: str) -> bool:
-    """Whether a transform of this name reads images or annotations; prediction has arrays, and no truth."""
+    """Return whether a transform reads images or annotations, by its name.
+
+    Prediction skips both: images are arrays, annotations do not exist.
+    """
     return reads_images(name) or (name.startswith('Load') and 'Annotation' in name)
 
 
@@ -161,7 +164,7 @@ class Inferencer(ABC):
         return [self.tile_merger.merge(found, height, width) for found in parts]
 
     def network_input(self, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
-        """Return what the network gets of an image.
+        """Return the network's input for an image.
 
         Args:
             image: As :meth:`read` returns it.
@@ -205,7 +208,7 @@ class Inferencer(ABC):
         """Draw a prediction on an RGB picture."""
 
     def _wanted(self, sample: Any) -> Any:
-        """Return a data sample without what the user did not ask for."""
+        """Remove what callers do not get: objects of low scores, or results that only metrics read."""
         return sample
 
     def _with_channels(self, image: np.ndarray) -> np.ndarray:

@@ -75,7 +75,10 @@ def _check_classes(key: str, own: CocoFile, dataset: Dataset, is_same: bool) -> 
 def _compare_images(
     key: str, own: CocoFile, dataset: Dataset, name: str, file: CocoFile, is_same: bool
 ) -> Iterator[Finding]:
-    """Check that all images of the metric's file are loaded: AP counts the others as without predictions."""
+    """Check that all images of the metric's file are loaded.
+
+    AP treats images that are not loaded as images without predictions.
+    """
     has_others = own.images.keys() != file.images.keys() or any(
         own.images[each] != image for each, image in file.images.items()
     )

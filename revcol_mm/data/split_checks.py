@@ -149,7 +149,7 @@ def read(
 
 
 def _tolerate_broken_samples(split: Split, findings: Findings) -> None:
-    """Turn errors about broken samples into warnings if training leaves out as many."""
+    """Downgrade errors about broken samples to warnings if ``max_broken`` covers them."""
     broken = [each for each in findings if each.kind in SKIPPED_IN_TRAINING]
     if split.trains and broken and sum(each.count for each in broken) <= split.max_broken:
         for each in broken:

@@ -1,4 +1,4 @@
-"""Choose what is exported of a model."""
+"""Choose the module to export for a model."""
 
 from typing import Sequence
 

@@ -127,7 +127,7 @@ def _check_monitored(runner: Runner, names: list[str]) -> None:
 
 
 def _check_rule(hook: CheckpointHook, name: str) -> None:
-    """Check that MMEngine knows whether more is better of the first metric, which 'auto' stands for."""
+    """Check that MMEngine knows whether to maximise the first metric, which 'auto' selects."""
     try:
         CheckpointHook(
             save_best=name, rule=hook.rules[0], greater_keys=hook.greater_keys, less_keys=hook.less_keys

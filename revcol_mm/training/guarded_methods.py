@@ -12,12 +12,12 @@ from revcol_mm.errors import PreflightError
 
 
 def guard(optim_wrapper: OptimWrapper, name: str, allow: Callable[..., bool]) -> None:
-    """Call ``allow`` with the arguments of a method first, and the method only if it returns True.
+    """Replace a method by one that first calls ``allow``, and runs the method only if that returns True.
 
     Args:
         optim_wrapper: The optimizer wrapper, whose attribute is replaced until :func:`remove_guards`.
         name: Name of the method: 'update_params', or 'step', which runs before gradients are clipped.
-        allow: Called each time. Several guards of one method can be nested.
+        allow: Called each time with the arguments of the method. Several guards of one method can be nested.
 
     Raises:
         PreflightError: If the run has several optimizers: when the second one is about to make its step, the
