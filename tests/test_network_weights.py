@@ -116,19 +116,29 @@ def test_checkpoint_of_the_convnext_authors_is_loaded(name, tmp_path):
         'resnet10t',
         'efficientnet_lite0',
         'mobilenetv3_small_050',
+        'fastvit_t8',
+        'caformer_s18',
     ],
 )
 def test_checkpoint_of_timm_is_loaded(model_name, tmp_path):
     timm = pytest.importorskip('timm')
-    options = dict(img_size=256) if 'swin' in model_name else {}
+    options = dict(strict_img_size=False) if 'swin' in model_name else {}
     published = timm.create_model(model_name, **options).eval()
     options.update(model_name=model_name, features_only=True, out_indices=(-4, -3, -2, -1))
     net = dict(type='mmpretrain.TIMMBackbone', **options)
     backbone = load(net, published.state_dict(), tmp_path / 'timm.pth', num_columns=2)
-    images = torch.rand(1, 3, 256, 256)
+    images = torch.rand(1, 3, 192, 256)
     expected = published.forward_intermediates(images, intermediates_only=True)[-4:]
     for feature, each in zip(backbone(images), expected, strict=True):
         assert relative_error(feature, each) < 1e-5
+
+
+def test_network_of_timm_for_one_image_size_is_an_error():
+    pytest.importorskip('timm')
+    options = dict(model_name='swin_tiny_patch4_window7_224', features_only=True)
+    message = r"FeatureListNet cannot be split .*Input height \(256\) doesn't match .* images of any size"
+    with pytest.raises(ValueError, match=message):
+        ReversibleColumns(dict(type='mmpretrain.TIMMBackbone', **options))
 
 
 @pytest.mark.parametrize(

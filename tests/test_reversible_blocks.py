@@ -51,11 +51,12 @@ def blocks(name):
     return list(network.layer3)[1:7], torch.randn(2, 128, 8, 8)
 
 
-def train(module, x, *arguments):
+def train(module, x, *arguments, output=lambda result: result):
     """Return output, gradients and buffers of one step, with random numbers from seed 0."""
     torch.manual_seed(0)
     x = x.clone().requires_grad_()
-    output = module.train()(x, *arguments)
+    module.train()  # which returns None in MMPretrain
+    output = output(module(x, *arguments))
     output.square().mean().backward()
     return [output.detach(), x.grad, *(param.grad for param in module.parameters()), *module.buffers()]
 
@@ -69,6 +70,31 @@ def test_reversible_gradients_equal_plain_ones(name, beta):
     inputs[0] = inputs[0].double()
     for mine, expected in zip(train(reversible, *inputs), train(plain, *inputs), strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-10)
+
+
+@pytest.mark.parametrize('name', ['ViT', 'Swin'])
+def test_network_that_iterates_over_its_blocks_takes_them_as_one_block(name):
+    torch.manual_seed(0)
+    network = MODELS.build({**NETWORKS[name], 'drop_path_rate': 0.0, 'out_indices': (0,)}).double()
+    owner, attribute = (network, 'layers') if name == 'ViT' else (network.stages[0], 'blocks')
+    layers = nn.Sequential(*getattr(owner, attribute))
+    setattr(owner, attribute, ReversibleBlocks(layers))
+    images, results = torch.rand(2, 3, 64, 64, dtype=torch.float64), []
+    with pytest.raises(TypeError, match=r'not block by block: .* nn.ModuleList\(\[ReversibleBlocks'):
+        network(images)
+    for save_memory in (False, True):
+        setattr(owner, attribute, nn.ModuleList([ReversibleBlocks(layers, save_memory=save_memory)]))
+        network.zero_grad()
+        results.append(train(network, images, output=lambda features: features[0]))
+    for expected, actual in zip(*results, strict=True):
+        if expected is not None:
+            torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-10)
+
+
+def test_block_that_changes_the_shape_is_an_error():
+    blocks = ReversibleBlocks([nn.Identity(), nn.Conv2d(3, 4, 1)])
+    with pytest.raises(ValueError, match=r'but Conv2d maps \(1, 3, 8, 8\) to \(1, 4, 8, 8\)'):
+        blocks(torch.rand(1, 3, 8, 8))
 
 
 @pytest.mark.parametrize('name', NETWORKS)

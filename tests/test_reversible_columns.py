@@ -85,8 +85,18 @@ def test_columns_compute_the_features_of_the_network(name):
                 nn.init.uniform_(alpha, 0.1, 0.9)
         *_, last = backbone.forward_columns(images)
         for level, expected in enumerate(features):
-            if name != 'ViT':  # its features are resized
-                assert relative_error(backbone.finish(level, last[level]), expected) < 1e-5
+            # A ViT's features are resized at the end, and have a last row with the class token.
+            actual = last[level][:, :, :-1] if name == 'ViT' else backbone.finish(level, last[level])
+            assert relative_error(actual, expected) < 1e-5
+
+
+@torch.no_grad()
+def test_vit_that_returns_one_feature_is_split_into_four_equal_parts():
+    network, images = build_config(dict(NETWORKS['ViT'], out_indices=-1)), torch.rand(2, 3, 64, 96)
+    backbone = ReversibleColumns(network).eval()
+    *_, last = backbone.forward_columns(images)
+    assert [len(level.layers) for level in backbone.subnet0.levels] == [2, 1, 1, 2]
+    assert relative_error(last[-1][:, :, :-1], network(images)[0]) < 1e-5
 
 
 LIGHT = [(name, 'light') for name in ('ConvNeXt', 'ResNet', 'Swin', 'ViT')]
@@ -131,16 +141,33 @@ def test_network_with_a_split_stages_method_is_supported():
     assert backbone.channels == (8, 16) and backbone.out_strides == (4, 8) and backbone.in_channels == 5
 
 
+def test_plain_module_is_initialised_by_its_constructor(monkeypatch):
+    registered = {**MODELS.module_dict, 'TwoConvs': lambda: TwoStages(*copy.deepcopy(CONVS))}
+    monkeypatch.setattr(MODELS, '_module_dict', registered)
+    backbone = ReversibleColumns(dict(type='TwoConvs'), num_columns=2)
+    backbone.init_weights()
+    assert torch.equal(backbone.subnet1.level0.stage.weight, CONVS[0].weight)
+
+
 @pytest.mark.parametrize(
     'net, options, message',
     [
         (Wrong(*CONVS), {}, r'Wrong cannot be split .* not compute its feature \(1, 16, 32, 32\)'),
         (dict(type='mmpretrain.HRNet', arch='w18'), {}, 'HRNet cannot be split .* a method split_stages'),
+        (dict(type='mmpretrain.BEiTViT'), {}, 'BEiTViT cannot be split .* a method split_stages'),
+        (dict(NETWORKS['Swin'], use_abs_pos_embed=True), {}, 'Swin.* not compute its feature'),
+        (dict(NETWORKS['ViT'], patch_size=14), {}, 'level 0 has 19 positions in a row of 256 pixels'),
         (dict(NETWORKS['ViT'], out_indices=(1, 3, 5)), {}, 'one stride .* must return 4 levels, got 3'),
         (dict(type='mmpretrain.ConvNeXt', arch=SMALL), {}, 'ConvNeXt returns .1, 64., not a feature map'),
         (dict(NETWORKS['ResNet'], with_cp=True), dict(save_memory=True), 'with_cp=True and .* save_memory'),
         (NETWORKS['ConvNeXt'], dict(mode='heavy'), "mode must be one of copies, light, got 'heavy'"),
         (NETWORKS['ConvNeXt'], dict(num_columns=0), 'num_columns must be a positive integer, got 0'),
+        (NETWORKS['ConvNeXt'], dict(light_blocks=2), "light_blocks=2 needs mode='light'"),
+        (
+            NETWORKS['ConvNeXt'],
+            dict(init_cfg=[dict(type='Normal')]),
+            "init_cfg must be dict.*, got .*'Normal'",
+        ),
         (
             TwoStages(*CONVS),
             dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth')),

@@ -3,7 +3,7 @@
 Letters: beta is the weight of the input two blocks back.
 """
 
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,13 @@ class _Scaled(nn.Module):
         self.block, self.beta, self.arguments = block, beta, arguments
 
     def forward(self, x: Tensor) -> Tensor:
-        return (1 - self.beta) * self.block(x, *self.arguments)
+        output = self.block(x, *self.arguments)
+        if output.shape != x.shape:
+            raise ValueError(
+                f'reversible blocks must keep the shape of their input, but {type(self.block).__name__} maps '
+                f'{tuple(x.shape)} to {tuple(output.shape)}'
+            )
+        return (1 - self.beta) * output
 
 
 class ReversibleBlocks(nn.Sequential):
@@ -39,7 +45,9 @@ class ReversibleBlocks(nn.Sequential):
         save_memory: Train reversibly.
 
     Raises:
-        ValueError: If beta is outside this range.
+        ValueError: If beta is outside this range or, in the forward pass, if a block changes the shape.
+        TypeError: If a network iterates over the blocks, as MMPretrain's ViT and Swin do: it would run each
+            by itself. Give it ``nn.ModuleList([ReversibleBlocks(blocks)])``, which it takes for one block.
 
     Examples:
         >>> import torch
@@ -55,6 +63,12 @@ class ReversibleBlocks(nn.Sequential):
             raise ValueError(f'beta must be at least {MIN_BETA} and below 1, got {beta}')
         self.beta, self.save_memory = beta, save_memory
 
+    def __iter__(self) -> Iterator[nn.Module]:
+        raise TypeError(
+            'ReversibleBlocks must be called as a whole, not block by block: give a network that iterates '
+            'over its blocks nn.ModuleList([ReversibleBlocks(blocks)])'
+        )
+
     def forward(self, x: Tensor, *arguments: Any) -> Tensor:
         """Run the blocks on a tensor of any shape.
 
@@ -68,7 +82,7 @@ class ReversibleBlocks(nn.Sequential):
         alpha = torch.full((1,) * x.ndim, self.beta, dtype=x.dtype, device=x.device)
         links = [
             [Coupling(index % 2, (1 - index % 2,), _Scaled(block, self.beta, arguments), alpha)]
-            for index, block in enumerate(self)
+            for index, block in enumerate(self.children())
         ]
         is_reversible = self.save_memory and self.training and torch.is_grad_enabled()
         run, levels = ReversibleChain(links) if is_reversible else couple, [x, x]

@@ -22,6 +22,7 @@ class TokenStage(nn.Module):
         norm: Norm after the last block, whose output is passed on to the next stage.
         embeds_map: Whether ``embed`` takes a feature map. Otherwise it takes tokens and their (H, W).
         position: Position encoding after the first block; takes tokens and their (H, W).
+        dropout: Dropout of the embedded tokens.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class TokenStage(nn.Module):
         norm: nn.Module | None = None,
         embeds_map: bool = False,
         position: nn.Module | None = None,
+        dropout: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.embed, self.norm, self.position, self.embeds_map = embed, norm, position, embeds_map
+        self.dropout = dropout or nn.Identity()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -43,6 +46,7 @@ class TokenStage(nn.Module):
             x = x.flatten(2).transpose(1, 2)
         if self.embed is not None:
             x, size = self.embed(x) if self.embeds_map else self.embed(x, size)
+        x = self.dropout(x)
         for index, block in enumerate(self.blocks):
             x = block(x, size)
             if index == 0 and self.position is not None:

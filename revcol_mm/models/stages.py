@@ -4,7 +4,8 @@ Letters: B batch, H and W image size, L levels, C_l channels and s_l stride of l
 """
 
 import itertools
-from typing import Callable, ContextManager, NamedTuple, Sequence
+from contextlib import contextmanager
+from typing import Callable, ContextManager, Iterator, NamedTuple, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,10 +99,10 @@ def _split_pyramid(net: AnyModule) -> Stages:
 def _split_twins(net: AnyModule) -> Stages:
     """Split MMPretrain's Twins, PCPVT and SVT."""
     norms = _numbered(net, 'norm_after_stage{}', len(net.stages))
-    parts = zip(net.patch_embeds, net.stages, norms, net.position_encodings)
+    parts = zip(net.patch_embeds, net.stages, norms, net.position_encodings, net.position_encoding_drops)
     stages = [
-        TokenStage(embed, blocks, norm, embeds_map=True, position=position)
-        for embed, blocks, norm, position in parts
+        TokenStage(embed, blocks, norm, embeds_map=True, position=position, dropout=dropout)
+        for embed, blocks, norm, position, dropout in parts
     ]
     return _without_outputs(nn.Identity(), stages)
 
@@ -172,19 +173,25 @@ def split_stages(net: AnyModule, check: bool = True) -> Stages:
         ValueError: If the network cannot be split, or ``check`` finds other features.
     """
     own: AnyModule = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
+    name = type(own).__name__
+    remedy = 'give it a method split_stages() that returns revcol_mm.models.Stages(stem, stages, outputs)'
     splitters = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
     splitter = next(splitters, None)
     if hasattr(own, 'split_stages'):
-        stages = own.split_stages()
-    elif splitter is not None:
+        splitter = type(own).split_stages
+    if splitter is None:
+        raise ValueError(f'{name} cannot be split into stages: {remedy}')
+    try:
         stages = splitter(own)
-    else:
+        if check:
+            _check_features(net, stages)
+    except ValueError:
+        raise
+    except Exception as error:  # a network that only looks like one that can be split may fail in any way
         raise ValueError(
-            f'{type(own).__name__} cannot be split into stages: give it a method split_stages() that returns '
-            'revcol_mm.models.Stages(stem, stages, outputs)'
-        )
-    if check:
-        _check_features(net, stages)
+            f'{name} cannot be split into stages: {type(error).__name__}: {error} (it is run on an image of '
+            f'{PROBE_SIZE} x {PROBE_SIZE}); set its options so that it takes images of any size, or {remedy}'
+        ) from error
     return stages
 
 
@@ -200,7 +207,7 @@ def _probe_image(net: AnyModule) -> Tensor:
 def _check_features(net: AnyModule, stages: Stages) -> None:
     """Check that the parts compute every feature that the network returns; raise a ValueError otherwise."""
     image = _probe_image(net)
-    with evaluating(net):
+    with evaluating(net), _perturbed(net):
         expected, actual = net(image), stages.forward(image)
     for feature in expected if isinstance(expected, (tuple, list)) else [expected]:
         if feature.ndim != 4:
@@ -220,6 +227,21 @@ def _check_features(net: AnyModule, stages: Stages) -> None:
             )
 
 
+@contextmanager
+def _perturbed(net: nn.Module) -> Iterator[None]:
+    """Temporarily add noise to all parameters: almost zero, they would hide that a part is missing."""
+    generator = torch.Generator().manual_seed(0)
+    before = {param: param.detach().clone() for param in net.parameters()}
+    try:
+        for param in before:
+            noise = torch.randn(param.shape, generator=generator, device='cpu')
+            param.add_(noise.to(param.device, param.dtype), alpha=0.02)
+        yield
+    finally:
+        for param, value in before.items():
+            param.copy_(value)
+
+
 def evaluating(*modules: nn.Module) -> ContextManager[None]:
     """Put modules into evaluation mode inside the context and restore every submodule's mode afterwards."""
     return training_modes({part: False for module in modules for part in module.modules()})
@@ -237,14 +259,24 @@ class LevelShape(NamedTuple):
 
 @torch.no_grad()
 def probe(stages: Stages) -> list[LevelShape]:
-    """Find the shapes of all levels with one image, in evaluation mode."""
+    """Find the shapes of all levels with an image, in evaluation mode.
+
+    Raises:
+        ValueError: If the stride of a level does not divide the side of the image, such as 14 of DINOv2.
+    """
     shapes = []
     with evaluating(stages.stem, *stages.stages, *stages.outputs):
         x = stages.stem(_probe_image(nn.ModuleList([stages.stem, *stages.stages])))
-        for stage, output in zip(stages.stages, stages.outputs):
+        for level, (stage, output) in enumerate(zip(stages.stages, stages.outputs)):
             feature = stage(x)
             returned = output(feature)
-            step, stride = x.shape[-1] // feature.shape[-1], PROBE_SIZE // returned.shape[-1]
+            side = returned.shape[-1]
+            if PROBE_SIZE % side:
+                raise ValueError(
+                    f'level {level} has {side} positions in a row of {PROBE_SIZE} pixels: its stride must '
+                    'divide the number of pixels'
+                )
+            step, stride = x.shape[-1] // feature.shape[-1], PROBE_SIZE // side
             shapes.append(LevelShape(x.shape[1], feature.shape[1], step, returned.shape[1], stride))
             x = feature
     return shapes

@@ -82,8 +82,9 @@ def simple_pyramid(
 class ReversibleColumns(ColumnBackbone):
     """N columns of L levels made from one network with L stages.
 
-    Initially it computes the same features as the network, up to rounding, for any number of columns: the
-    first column is the network; later columns are copies of it, mixed with the previous column, and their
+    With the weights of one network in every column (``init_cfg``, ``load_from``, or a module as ``net``) it
+    initially computes the features of that network, up to rounding, for any number of columns: the first
+    column is the network; later columns are copies of it, mixed with the previous column, and their
     connections from higher levels are initialised to zero.
 
     Args:
@@ -117,6 +118,13 @@ class ReversibleColumns(ColumnBackbone):
         for name, number in dict(num_columns=num_columns, light_blocks=light_blocks).items():
             if not isinstance(number, int) or number < 1:
                 raise ValueError(f'{name} must be a positive integer, got {number}')
+        if mode == 'copies' and light_blocks != 1:
+            raise ValueError(f"light_blocks={light_blocks} needs mode='light'")
+        if init_cfg and (not isinstance(init_cfg, dict) or init_cfg.get('type') != 'Pretrained'):
+            raise ValueError(
+                "init_cfg must be dict(type='Pretrained', checkpoint=...), got "
+                f'{init_cfg}; other initialisations belong into net'
+            )
         is_config = isinstance(net, dict)
         if init_cfg and not is_config:
             raise ValueError('init_cfg needs the config of a network as net; a module keeps its weights')
@@ -184,7 +192,7 @@ class ReversibleColumns(ColumnBackbone):
         self._is_init = True
         if self.net is None:
             return
-        if isinstance(self.init_cfg, dict) and self.init_cfg['type'] == 'Pretrained':
+        if self.init_cfg:
             source = self.init_cfg['checkpoint']
             weights = model_weights(read_checkpoint(source))
             if is_of_columns(weights):
@@ -210,8 +218,9 @@ class ReversibleColumns(ColumnBackbone):
             raise ValueError(
                 'loading the weights of a single network needs its config as net, but net is a module'
             )
-        network = MODELS.build(copy.deepcopy(self.net))
-        network.init_weights()
+        network: AnyModule = MODELS.build(copy.deepcopy(self.net))
+        if hasattr(network, 'init_weights'):  # plain modules are initialised by their constructor
+            network.init_weights()
         return network
 
     def _copy_weights(self, network: nn.Module, columns: Sequence[Column]) -> None:
