@@ -66,8 +66,8 @@ trainings: install $(SAMPLE)
 	$(BIN)/python tools/analysis/learning_curves.py work_dirs/untrained/* --metrics $$metrics \
 	    --out docs/trainings/untrained
 
-# The other tables and figures of docs/trainings.md: some ten hours on 2 cores, and the data of docs/real_data.md,
-# which CAMVID and BCCD say where they are. What OUT has recorded is not run again. OUT is a new folder, not
+# The other tables and figures of docs/trainings.md: some thirty hours of one core. CAMVID and BCCD name the folders
+# of the data, see docs/real_data.md. What OUT has recorded is not run again. OUT is a new folder, not
 # docs/trainings: camvid_growth and bccd_transfer load checkpoints of earlier runs, which the record there lacks.
 OUT ?= work_dirs/trainings_record
 EXPERIMENTS ?= camvid_ablation camvid_learning_rates camvid_backbones camvid_growth \

@@ -46,6 +46,15 @@ def test_moves_and_cosines_are_those_of_the_parameters(config, tmp_path, call_to
     assert [row['cosine'] for row in rows] == pytest.approx([1, 1, -1] * 4, abs=1e-3)
 
 
+def test_cosine_of_a_column_that_did_not_move_is_empty(config, tmp_path, call_tool):
+    start, end = random_checkpoint(PLAIN_SEGMENTOR), tmp_path / 'end.pth'
+    model = init_model(config, device='cpu')
+    model.backbone.load_network(torch.load(start)['state_dict'], 'start')
+    torch.save(dict(state_dict=model.state_dict()), end)
+    printed, error = call_tool(TOOL, config, start, end)
+    assert not error and '| 3 | 2 | 0.000 ||' in printed
+
+
 def test_other_backbones_are_an_error(call_tool):
     checkpoint = random_checkpoint(SEGMENTOR)
     _, error = call_tool(TOOL, SEGMENTOR, checkpoint, checkpoint)

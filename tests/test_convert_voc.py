@@ -150,13 +150,29 @@ def test_without_lists_all_annotations_become_one_file(voc, call_tool):
     [
         (['--splits', 'tset'], r"no list .*tset\.txt; there are .*'train', 'val'"),
         (['--splits', 'cat_train'], 'a list of one class'),
-        (['--classes', 'cat', 'cow'], "no object has the class 'cow'; there are cat, dog"),
+        (['--classes', 'sheep', 'cow'], 'no object has a class of --classes, sheep, cow; there are cat, dog'),
         (['--classes', 'cat', 'cat'], '--classes has a duplicate: cat cat'),
     ],
 )
 def test_a_wrong_option_is_an_error(arguments, message, voc, call_tool):
     _, error = convert(call_tool, voc, *arguments)
     assert re.fullmatch(f'error: .*{message}.*', error) and not (voc.parent / 'out').exists()
+
+
+def test_class_that_only_other_splits_have_keeps_its_place(voc, call_tool):
+    (voc / 'ImageSets/Main/one.txt').write_text('b\n')
+    printed, error = convert(call_tool, voc, '--splits', 'one', '--classes', 'cat', 'dog')
+    assert not error and '1 classes that no object has:\n  cat\n' in printed
+    assert [each['category_id'] for each in converted(voc, 'one')['annotations']] == [2]
+
+
+def test_images_whose_names_differ_in_the_suffix_are_reported(voc, call_tool):
+    Image.new('RGB', (40, 30)).save(voc / 'JPEGImages/a.png')
+    printed, error = convert(call_tool, voc)
+    assert (
+        not error and '1 files with the same name as another image, which they replace:\n  a.png' in printed
+    )
+    assert converted(voc)['images'][0]['file_name'] == 'a.png'
 
 
 def test_a_folder_without_annotations_is_an_error(tmp_path, call_tool):

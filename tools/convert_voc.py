@@ -149,12 +149,12 @@ def read_annotations(
     root: Path, names: set[str], problems: dict[str, list[str]]
 ) -> dict[str, tuple[str, Annotation]]:
     """Return the file name and the annotation of each image that can be read, by the name of the image."""
-    images = {
-        path.stem: path
-        for path in sorted((root / 'JPEGImages').glob('*'))
-        if path.suffix.lower() in IMAGE_SUFFIXES
-    }
-    read = {}
+    images, read = {}, {}
+    for path in sorted((root / 'JPEGImages').glob('*')):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            if path.stem in images:
+                problems['files with the same name as another image, which they replace'].append(path.name)
+            images[path.stem] = path
     for name in track(sorted(names), console=Console(stderr=True)):
         path = root / 'Annotations' / f'{name}.xml'
         if name not in images:
@@ -202,10 +202,12 @@ def main() -> None:
         classes = args.classes or sorted(counts)
         if len(set(classes)) < len(classes):
             raise ValueError(f'--classes has a duplicate: {" ".join(classes)}')
-        for name in classes:
-            if not counts[name]:
-                existing = ', '.join(sorted(counts)) or 'none'
-                raise ValueError(f'no object has the class {name!r}; there are {existing}')
+        absent = [name for name in classes if not counts[name]]
+        if absent and len(absent) == len(classes):
+            existing = ', '.join(sorted(counts)) or 'none'
+            raise ValueError(f'no object has a class of --classes, {", ".join(absent)}; there are {existing}')
+        if absent:  # perhaps in other splits
+            problems['classes that no object has'] = absent
         for name in sorted(counts.keys() - set(classes)):
             problems[f'objects whose class is not in --classes; {LEFT_OUT}'] += [name] * counts[name]
         args.out.mkdir(parents=True, exist_ok=True)

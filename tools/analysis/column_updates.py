@@ -3,9 +3,9 @@
     python tools/analysis/column_updates.py configs/upernet_convnext_nano_2columns_camvid.py START WEIGHTS
 
 prints for each level how far training moved the parameters of each column's stage away from those of the
-network, as a fraction of their norm, and the cosine of this move with that of column 0, which is 1 for copies
-that learn the same. START is the checkpoint of the network from which training began, WEIGHTS that of the
-columns at its end.
+network, as a fraction of their norm, and the cosine of this move with that of column 0: 1 for copies that
+learn the same, empty if one of them did not move. START is the checkpoint of the network from which training
+began, WEIGHTS that of the columns at its end.
 """
 
 import torch
@@ -48,7 +48,9 @@ def measure(cfg: Config, start: str, checkpoint: str) -> list[dict]:
                 level=level,
                 column=column,
                 move=(move.norm() / before[column].norm()).item(),
-                cosine=torch.cosine_similarity(move, moves[0], dim=0).item(),
+                cosine=torch.cosine_similarity(move, moves[0], dim=0).item()
+                if move.any() and moves[0].any()
+                else None,
             )
             for column, move in enumerate(moves)
         ]
@@ -62,7 +64,11 @@ def main() -> None:
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         rows = measure(cfg, args.start, args.checkpoint)
-    cells = [[row['level'], row['column'], f'{row["move"]:.3f}', f'{row["cosine"]:.2f}'] for row in rows]
+    cells = [
+        [row['level'], row['column'], f'{row["move"]:.3f}']
+        + ([] if row['cosine'] is None else [f'{row["cosine"]:.2f}'])
+        for row in rows
+    ]
     print(markdown_table(['level', 'column', 'move', 'cosine with column 0'], cells))
     write_report(rows, args.out, 'column_updates')
 

@@ -5,7 +5,7 @@
 An experiment is a Python file that defines
 
     config      config of the runs
-    iterations  length of every training
+    iterations  length of every training, to which the config's schedule is scaled with its warm-up
     seeds       such as [0, 1, 2]
     metrics     columns of the table: metrics of the test and, with the prefix val/, of the last validation,
                 such as ['mIoU', 'val/mIoU']
@@ -23,16 +23,15 @@ sum of these times over all iterations of all runs.
 """
 
 import argparse
-import contextlib
 import json
+import os
 import statistics
+import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
-import psutil
 import torch
 from filelock import FileLock
 from mmengine.config import Config
@@ -114,18 +113,15 @@ def call(tool: str, *arguments: object) -> int:
         ValueError: If the tool fails.
     """
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-    process, most = psutil.Popen(command), 0
-    while process.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            most = max(most, process.memory_info().rss)
-        time.sleep(0.5)
-    if process.returncode:
-        raise ValueError(f'{tool} ended with exit status {process.returncode}: {" ".join(command)}')
-    return most // 2**20
+    _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
+    if status:
+        code = os.waitstatus_to_exitcode(status)
+        raise ValueError(f'{tool} ended with exit status {code}: {" ".join(command)}')
+    return usage.ru_maxrss // 1024
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is complete or not there, also if the process is killed."""
+    """Write a file atomically."""
     with replacing(path) as file:
         file.unfinished.write_text(text)
 
