@@ -24,7 +24,6 @@ def test_tool_measures_every_mode(tmp_path, device):
             # On a GPU cuDNN sums gradients of convolutions in random order.
             assert checkpoint['gradient_error'] <= (0 if device.type == 'cpu' else 2e-5)
         assert 0 < reversible['gradient_error'] <= 2e-5
-        assert all(mode['step_seconds'] > 0 for mode in row['modes'].values())
         if device.type == 'cuda':
             assert reversible['kernels'] > plain['kernels'] > 0 and reversible['waits'] > 0
         assert (
