@@ -1,12 +1,11 @@
 """Runs in processes of their own that are killed or signalled and resumed equal uninterrupted ones."""
 
 import os
-import random
 import re
+import select
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -18,10 +17,11 @@ from .checkpoints import assert_same_weights
 from .subprocesses import SEARCHED
 
 # A run with every kind of state: augmentation in workers, random numbers in the model, averaged weights,
-# schedule, loss scale.
+# schedule, loss scale. It stops where the test wants it to, until its standard input is closed.
 TRAINING = """
-import random, sys, time
+import os, random, sys
 from functools import partial
+from pathlib import Path
 import mmengine.optim.optimizer.amp_optimizer_wrapper as amp
 import numpy as np
 import torch
@@ -34,6 +34,20 @@ from revcol_mm.training.runner import ResumableRunner
 if not torch.cuda.is_available():  # MMEngine supports a loss scale on GPUs only
     amp.is_cuda_available = lambda: True
     amp.GradScaler = partial(torch.amp.GradScaler, 'cpu')
+
+kind, work_dir, resume, stop, stopped = sys.argv[1], sys.argv[2], bool(sys.argv[3]), *sys.argv[4:]
+
+def report_and_wait():
+    os.write(int(stopped), b'.')
+    sys.stdin.read()
+
+if stop == 'saving':
+    fsync = os.fsync
+    def stop_before_renaming(descriptor):
+        if list(Path(work_dir).glob('.*.pth.part')):
+            report_and_wait()
+        fsync(descriptor)
+    os.fsync = stop_before_renaming
 
 @DATASETS.register_module()
 class Noise(Dataset):
@@ -50,13 +64,15 @@ class Regression(BaseModel):
         super().__init__()
         arch = dict(channels=(8, 16), layers=(1, 1), num_columns=2)
         self.backbone = RevCol(arch, out_indices=(1,), save_memory=True, drop_path_rate=0.5)
+        self.iteration = 0
     def forward(self, image, target, mode='loss'):
+        self.iteration += 1
+        if stop == str(self.iteration):
+            report_and_wait()
         image = torch.stack(image)
         image = image + 0.1 * torch.randn_like(image)
-        time.sleep(pause)
         return dict(loss=(self.backbone(image)[0].mean((1, 2, 3)) - torch.stack(target)).square().mean())
 
-kind, work_dir, pause, resume = sys.argv[1], sys.argv[2], float(sys.argv[3]), bool(sys.argv[4])
 by_epoch = kind == 'epochs'
 loops = dict(
     epochs=dict(type='EpochBasedTrainLoop', max_epochs=6),
@@ -93,33 +109,38 @@ torch.save(final, work_dir + '/final.pt')
 """
 
 
-def start(kind, work_dir, pause=0.0, resume=False, device='cpu'):
-    """Start a training in its own process group; it pauses in every forward pass."""
+def start(kind, work_dir, stop='', resume=False, device='cpu'):
+    """Start a training in its own process group and, if it is to stop, wait until it has.
+
+    ``stop`` is a number of iterations since the start, in the last of which the run stops, or 'saving': when
+    its first checkpoint is written but has not replaced the file of that name.
+    """
     hidden = {} if device == 'cuda' else {'CUDA_VISIBLE_DEVICES': ''}
-    return subprocess.Popen(
-        [sys.executable, '-c', TRAINING, kind, str(work_dir), str(pause), '1' if resume else ''],
+    reading, writing = os.pipe()
+    options = kind, work_dir, '1' if resume else '', stop, writing
+    process = subprocess.Popen(
+        [sys.executable, '-c', TRAINING, *map(str, options)],
         env={**os.environ, 'OMP_NUM_THREADS': '1', 'PYTHONPATH': SEARCHED, **hidden},
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        pass_fds=[writing],
         text=True,
         start_new_session=True,
     )
+    os.close(writing)
+    with open(reading, 'rb') as stopped:
+        if stop and not (select.select([stopped], [], [], 600)[0] and stopped.read(1)):
+            process.kill()
+            raise AssertionError(f'the run did not stop:\n{finish(process, -signal.SIGKILL)[-4000:]}')
+    return process
 
 
 def finish(process, expect=0):
-    printed, _ = process.communicate(timeout=300)
+    """Let a stopped process continue, and return what it prints until it ends."""
+    printed, _ = process.communicate(timeout=600)
     assert process.returncode == expect, printed[-4000:]
     return printed
-
-
-def wait_for_iteration(work_dir, number):
-    """Wait until a run has logged so many iterations."""
-    for _ in range(1200):
-        logs = sorted(work_dir.glob('*/*.log'))
-        if logs and len(re.findall(r'\(train\)', logs[-1].read_text())) >= number:
-            return
-        time.sleep(0.05)
-    raise AssertionError(f'no iteration {number} within a minute')
 
 
 @pytest.fixture(scope='module')
@@ -149,12 +170,11 @@ def uninterrupted(tmp_path_factory):
 )
 def test_killed_and_resumed_run_equals_an_uninterrupted_one(kind, device, uninterrupted, tmp_path):
     expected = uninterrupted(kind, device)
-    for number in (10, 3):  # in the second pass over the data, and soon after resuming
-        process = start(kind, tmp_path, pause=0.1, resume=number == 3, device=device)
-        wait_for_iteration(tmp_path, number)
-        time.sleep(random.random() * 0.3)
+    for stop in (11, 7, 'saving'):  # the first one in the third pass over the data
+        process = start(kind, tmp_path, stop, resume=stop != 11, device=device)
         os.killpg(process.pid, signal.SIGKILL)
         finish(process, expect=-signal.SIGKILL)
+    assert len(list(tmp_path.glob('.*.pth.part'))) == 1
     printed = finish(start(kind, tmp_path, resume=True, device=device))
     assert 'resumed epoch' in printed
     assert 'does not have a deterministic implementation' not in printed
@@ -166,12 +186,11 @@ def test_killed_and_resumed_run_equals_an_uninterrupted_one(kind, device, uninte
 @pytest.mark.parametrize('kind', ['iterations', 'epochs'])
 def test_signal_lets_the_iteration_finish_and_saves_it(kind, number, uninterrupted, tmp_path):
     expected = uninterrupted(kind)
-    process = start(kind, tmp_path, pause=0.1)
-    wait_for_iteration(tmp_path, 6)
+    process = start(kind, tmp_path, stop=7)
     os.killpg(process.pid, number)
     printed = finish(process, expect=INTERRUPTED)
-    (saved,) = re.findall(rf'{number.name}: saved iter_(\d+).pth after \1 iterations', printed)
-    assert newest_complete_checkpoint(tmp_path)[0].name == f'iter_{saved}.pth'
+    assert f'{number.name}: saved iter_7.pth after 7 iterations' in printed
+    assert newest_complete_checkpoint(tmp_path)[0].name == 'iter_7.pth'
     printed = finish(start(kind, tmp_path, resume=True))
-    assert f'iter: {saved}' in re.search('resumed epoch.*', printed)[0]
+    assert 'iter: 7' in re.search('resumed epoch.*', printed)[0]
     assert_same_weights(torch.load(tmp_path / 'final.pt'), expected)
