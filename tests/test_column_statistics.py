@@ -11,10 +11,12 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader, TensorDataset
 
 from revcol_mm import ColumnStatisticsHook, RevCol
+from revcol_mm.models import ReversibleColumns
 from revcol_mm.testing import peak_bytes
 
 from .checkpoints import assert_same_weights
 from .subprocesses import run_in_processes
+from .test_reversible_columns import build
 
 HOOK = dict(type='ColumnStatisticsHook', interval=2)
 FIXED = dict(optimizer=dict(type='SGD', lr=0.0))
@@ -76,6 +78,16 @@ def expected(model, batch):
         for column in model.backbone.columns
     ]
     return variances, norms
+
+
+@pytest.mark.parametrize('name', ['ConvNeXt', 'Swin'])
+def test_columns_of_other_networks_have_the_same_statistics(name, tmp_path):
+    model = Toy()
+    model.backbone = ReversibleColumns(build(name), num_columns=2, save_memory=True)
+    train(tmp_path, model)
+    for record in logged(tmp_path):
+        for statistic in ('min_abs_alpha', 'mean_abs_alpha', 'feature_variance', 'gradient_norm'):
+            assert len(values(record, statistic)) == 2 and min(values(record, statistic)) > 0
 
 
 @pytest.mark.parametrize('save_memory', [False, True], ids=['plain', 'save_memory'])

@@ -13,9 +13,11 @@ from sklearn.decomposition import PCA
 
 from revcol_mm import RevCol
 from revcol_mm.analysis.feature_maps import column_backbone, feature_maps, principal_colours
+from revcol_mm.models import ReversibleColumns
 
 from .random_checkpoint import PLAIN_SEGMENTOR, SEGMENTOR, random_checkpoint
 from .subprocesses import run
+from .test_reversible_columns import build
 
 TOOL = 'tools/analysis/feature_maps.py'
 
@@ -32,6 +34,15 @@ def test_every_map_is_coloured_without_padding(backbone):
     assert maps.explained.shape == (4, 4) and maps.channels == (32, 64, 128, 256)
     for column in maps.colours:
         assert [level.shape for level in column] == [(18, 25, 3), (9, 13, 3), (5, 7, 3), (3, 4, 3)]
+
+
+@pytest.mark.parametrize('name', ['ResNet', 'Swin'])
+def test_columns_of_other_networks_are_drawn(name):
+    columns = ReversibleColumns(build(name), num_columns=2).eval()
+    maps = feature_maps(columns, torch.randn(1, 3, 64, 96), (64, 96))
+    for column in maps.colours:
+        assert [level.shape for level in column] == [(16, 24, 3), (8, 12, 3), (4, 6, 3), (2, 3, 3)]
+    assert len(maps.colours) == 2
 
 
 def test_maps_are_cropped_by_the_strides_of_the_backbone(backbone):

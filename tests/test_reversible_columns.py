@@ -74,7 +74,7 @@ def relative_error(actual, expected):
 @torch.no_grad()
 @pytest.mark.parametrize('name', NETWORKS)
 def test_columns_compute_the_features_of_the_network(name):
-    network, images = build(name), torch.rand(2, 3, 64, 96)
+    network, images = build(name), torch.rand(2, 3, 75, 97)
     features = split_stages(network).forward(images)
     for feature, expected in zip(features, network(images)):
         assert relative_error(feature, expected) < 1e-5
@@ -92,7 +92,7 @@ def test_columns_compute_the_features_of_the_network(name):
 
 @torch.no_grad()
 def test_vit_that_returns_one_feature_is_split_into_four_equal_parts():
-    network, images = build_config(dict(NETWORKS['ViT'], out_indices=-1)), torch.rand(2, 3, 64, 96)
+    network, images = build_config(dict(NETWORKS['ViT'], out_indices=-1)), torch.rand(2, 3, 75, 97)
     backbone = ReversibleColumns(network).eval()
     *_, last = backbone.forward_columns(images)
     assert [len(level.layers) for level in backbone.subnet0.levels] == [2, 1, 1, 2]
