@@ -11,7 +11,7 @@ activations and adds with the same exact sums: the largest difference in a tenso
 gradient, for the worst tensor among all parameters and the input. On a GPU the table also has the number of
 kernels of a step, how often the CPU waits for the GPU, and the milliseconds during which kernels run; fp32 is
 without TF32 there. For columns of another network the start error is the relative difference between the
-initial outputs of the columns and the outputs of the network.
+initial features of the last column and of the first, which is the network.
 """
 
 import argparse
