@@ -191,11 +191,17 @@ SHIELDED = """
 import os, signal, sys, time
 from revcol_mm.training.runner import ResumableRunner
 
+method, pipe = sys.argv[1:]
+
 class Stuck:
     def __len__(self):
-        return 2
+        return 3
     def __getitem__(self, index):
-        time.sleep(1000 * index)
+        if index:
+            with open(pipe) as released:  # waits until the pipe is opened for writing,
+                released.read()  # and until it is closed
+        if index == 2:
+            time.sleep(1000)
         return os.getpid()
 
 if __name__ == '__main__':
@@ -209,15 +215,16 @@ if __name__ == '__main__':
             num_workers=1,
             sampler=dict(type='DefaultSampler', shuffle=False),
             collate_fn=dict(type='pseudo_collate'),
-            multiprocessing_context=sys.argv[1],
+            multiprocessing_context=method,
         )
     )
     batches = iter(loader)
     (worker,) = next(batches)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
-        os.killpg(0, number)
-        time.sleep(0.2)
-    assert batches._workers[0].is_alive()
+    with open(pipe, 'w'):  # waits for the worker
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.killpg(0, number)
+    assert next(batches) == [worker]
+    open(pipe, 'w').close()  # the worker is in the last item when this process ends
     print('worker', worker)
 """
 
@@ -225,6 +232,7 @@ if __name__ == '__main__':
 @pytest.mark.parametrize('start_method', ['fork', 'spawn'])
 def test_worker_ignores_signals_to_the_group_and_ends_with_its_parent(start_method, tmp_path):
     (tmp_path / 'main.py').write_text(SHIELDED)
-    worker = int(run(tmp_path / 'main.py', start_method).split()[-1])
+    os.mkfifo(tmp_path / 'pipe')
+    worker = int(run(tmp_path / 'main.py', start_method, tmp_path / 'pipe').split()[-1])
     with pytest.raises(ProcessLookupError):
         os.kill(worker, 0)
