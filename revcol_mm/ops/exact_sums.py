@@ -17,9 +17,10 @@ from typing import Iterator, NamedTuple
 import torch
 from torch import Tensor
 
-# The step is 2^-36 of a level's largest value in the first link: 12 bits finer than float32. Values may then
-# grow by 2^12 before float64 (53 bits) or ``low`` can no longer hold them exactly.
-STEP_EXPONENTS = {torch.float64: -44, torch.float32: -36, torch.float16: -24, torch.bfloat16: -24}
+# The step is 2^-36 of a level's largest value in the first link: 12 bits finer than float32. That of 16-bit
+# dtypes is 13 bits finer than them. Values may then grow by about 2^12 before float64 (53 bits, some of which
+# rounding errors need) or ``low`` can no longer hold them exactly. Levels in float64 may grow by about 2^8.
+STEP_EXPONENTS = {torch.float64: -40, torch.float32: -36, torch.float16: -24, torch.bfloat16: -21}
 WIDTHS = (2, 4, 8, 16)  # possible code widths, in bits per element
 CHUNK = 2**17  # elements per chunk on a CPU: fits into caches, and is enough work for several threads
 

@@ -36,9 +36,9 @@ class ReversibleChain:
         - if the chain is differentiated twice,
         - if a tensor that backward needs was modified in place,
         - if a reconstruction is not exact: an ``F`` gave another result in its second call, or a level has
-          grown to 2^12 times its largest value in the first link. On a GPU this must not make the CPU wait.
-          Backward then sets the gradients to nan, and the next forward pass, or :func:`check_reconstruction`,
-          raises the error.
+          grown to about 2^12 times (in float64, 2^8) its largest value in the first link. On a GPU this
+          must not make the CPU wait. Backward then sets the gradients to nan, and the next forward pass, or
+          :func:`check_reconstruction`, raises the error.
     """
 
     def __init__(self, links: Sequence[Sequence[Coupling]] = ()) -> None:
@@ -283,7 +283,7 @@ class _CouplingRun:
         return message + (
             f'either {type(self.call.function).__name__} gave another result when it was called again (it '
             "must draw random numbers only from torch's default generators, and keep state only in buffers), "
-            'or the level has grown to 2^12 times its largest value in the first link'
+            'or the level has grown to about 2^12 times (in float64, 2^8) its largest value in the first link'
         )
 
 
