@@ -65,7 +65,19 @@ def conv_with_spectral_norm():
     return function
 
 
-@pytest.mark.parametrize('build', [conv_with_batch_norm, conv_with_spectral_norm])
+class Reassigning(Conv):
+    """Counts its calls in a buffer that every call replaces."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('calls', torch.ones(()))
+
+    def forward(self, *inputs):
+        self.calls = self.calls + 1
+        return super().forward(*inputs) / self.calls
+
+
+@pytest.mark.parametrize('build', [conv_with_batch_norm, conv_with_spectral_norm, Reassigning])
 def test_buffers_are_updated_once(build):
     outcomes = []
     for make_chain in (lambda links: StoringChain(), ReversibleChain):
@@ -110,6 +122,22 @@ def test_functions_with_another_kernel_without_gradients_are_exact():
 
     functions = [Attention(8, 2, 16, batch_first=True).eval() for _ in range(6)]
     parity.check_reversible(*chain_of(functions, shape=(2, 5, 8), alpha_shape=(8,)))
+
+
+@pytest.mark.parametrize('kind', [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_functions_are_exact(kind, device):
+    """They keep a second list of their parameters, but update it themselves."""
+
+    class Recurrent(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cell = kind(8, 4, num_layers=2, bidirectional=True, batch_first=True)
+
+        def forward(self, *inputs):
+            return self.cell(sum(inputs))[0]
+
+    functions = [Recurrent() for _ in range(6)]
+    parity.check_reversible(*chain_of(functions, shape=(2, 5, 8), alpha_shape=(8,), device=device))
 
 
 GENERATOR = torch.Generator()

@@ -177,6 +177,14 @@ def test_a_function_with_hidden_trainable_tensors_is_an_error():
         run_links(ReversibleChain(links), links, x, start)
 
 
+def test_a_function_that_keeps_a_second_reference_to_a_parameter_is_an_error_with_this_cause():
+    links, x, start = chain_of([Conv(), Conv()])
+    weights = [links[0][1].function.layers[0].weight]
+    links[0][1].function.register_forward_hook(lambda module, inputs, output: output * weights[0].mean())
+    with pytest.raises(RuntimeError, match='Modules with further references to their parameters hide them'):
+        run_links(ReversibleChain(links), links, x, start)
+
+
 @pytest.mark.parametrize('name', ['x', 'start', 'alpha', 'feature', 'parameter'])
 def test_modifying_tensors_in_place_before_backward_is_an_error(name, device):
     links, x, start = chain_of([Conv() for _ in range(4)], device=device)

@@ -91,7 +91,8 @@ class Call:
         unmoved = all(map(torch.equal, states, random_states(self.device)))
         self.random_states = None if unmoved else states
         self.buffers = [
-            copy if buffer._version != version else None for buffer, (version, copy) in zip(buffers, before)
+            copy if slot.tensor() is not buffer or buffer._version != version else None
+            for slot, buffer, (version, copy) in zip(self.buffer_slots, buffers, before)
         ]
         _check_leaves(residual, leaves)
         return residual.detach()
@@ -269,9 +270,9 @@ def _check_leaves(residual: Tensor, known: Sequence[Tensor]) -> None:
             raise RuntimeError(
                 'a function in a reversible chain uses a tensor of shape '
                 f'{tuple(node.variable.shape)} that requires a gradient but is neither one of its inputs nor '
-                'a parameter of its module during the call. DataParallel and FullyShardedDataParallel '
-                "(FSDP1) hide parameters: use DistributedDataParallel, or torch's "
-                'fully_shard on whole columns or the whole model'
+                'a parameter of its module during the call. Modules with further references to their '
+                'parameters hide them, and so do DataParallel and FullyShardedDataParallel (FSDP1): use '
+                "DistributedDataParallel, or torch's fully_shard on whole columns or the whole model"
             )
         for child, _ in children:
             if child is not None and child not in seen:
