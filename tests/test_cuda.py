@@ -21,7 +21,7 @@ from .conftest import CUDA
 from .subprocesses import run
 from .test_reversible import compare, output_weights, pair
 from .test_tools import on
-from .toy_chains import Conv, chain_of, loss_of
+from .toy_chains import Conv, chain_of, linear_chain, loss_of
 
 pytestmark = pytest.mark.parametrize('device', [CUDA], indirect=True)
 AUTOCAST = [None, torch.bfloat16, torch.float16]
@@ -105,6 +105,18 @@ def test_an_inexact_reconstruction_gives_nan_gradients_and_an_error_in_a_chain_o
     with pytest.raises(RuntimeError, match='not exact in link 1, level 1'):
         loss_of(ReversibleChain(links), links, x, start)
     check_reconstruction()  # the error is raised once
+
+
+def test_switching_tf32_before_backward_is_named_in_the_error(device):
+    links, x, start = linear_chain(2, size=256, device=device)
+    loss = loss_of(ReversibleChain(links), links, x, start)
+    torch.set_float32_matmul_precision('high')
+    try:
+        loss.backward()
+        with pytest.raises(RuntimeError, match='settings were changed .*cuda.matmul.fp32_precision'):
+            check_reconstruction()
+    finally:
+        torch.set_float32_matmul_precision('highest')
 
 
 def test_a_reversible_step_waits_for_the_gpu_at_most_once(device):

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -143,7 +144,7 @@ def test_recurrent_functions_are_exact(kind, device):
 GENERATOR = torch.Generator()
 
 
-@pytest.mark.parametrize('draw', [random.random, lambda: torch.rand((), generator=GENERATOR)])
+@pytest.mark.parametrize('draw', [random.random, np.random.rand, lambda: torch.rand((), generator=GENERATOR)])
 def test_random_numbers_from_other_generators_are_an_error(draw):
     class Noisy(Conv):
         def forward(self, *inputs):
@@ -154,17 +155,26 @@ def test_random_numbers_from_other_generators_are_an_error(draw):
         loss_of(ReversibleChain(links), links, x, start).backward()
 
 
-def test_kernel_settings_changed_before_backward_are_named_in_the_error(monkeypatch):
+@pytest.mark.parametrize(
+    'name, change',
+    [
+        ('torch.use_deterministic_algorithms', lambda: torch.use_deterministic_algorithms(True)),
+        ('torch.backends.cuda.matmul.fp32_precision', lambda: torch.set_float32_matmul_precision('high')),
+        ('torch.backends.mkldnn.matmul.fp32_precision', lambda: torch.set_float32_matmul_precision('high')),
+    ],
+)
+def test_kernel_settings_changed_before_backward_are_named_in_the_error(name, change, monkeypatch):
     links, x, start = chain_of([Conv() for _ in range(4)])
     loss = loss_of(ReversibleChain(links), links, x, start)
     # Stands in for another result by another kernel.
     monkeypatch.setattr(links[0][1].function, 'forward', lambda *inputs: 1.001 * sum(inputs))
-    torch.use_deterministic_algorithms(True)
+    change()
     try:
-        with pytest.raises(RuntimeError, match='settings were changed .*torch.use_deterministic_algorithms'):
+        with pytest.raises(RuntimeError, match=f'settings were changed .*{name}'):
             loss.backward()
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.set_float32_matmul_precision('highest')
 
 
 def test_generator_states_are_kept_only_for_functions_that_draw():

@@ -89,13 +89,7 @@ def test_outputs_are_bitwise_the_same(autocast, device):
 
 
 @pytest.mark.parametrize(
-    'alphas',
-    [
-        0.5,
-        'some at 1e-3',
-        pytest.param('spread', marks=pytest.mark.slow),
-        pytest.param(1e-3, marks=pytest.mark.slow),
-    ],
+    'alphas', [0.5, 'some at 1e-3', *(pytest.param(a, marks=pytest.mark.slow) for a in ('spread', 1e-3))]
 )
 def test_gradients_are_as_accurate_as_those_of_plain_training(alphas, device):
     """Compared with float64, averaged over images: on a single image either may be twice as accurate."""
@@ -322,6 +316,16 @@ def test_evaluation_is_plain(mode, device):
     with mode():
         for actual, expected in zip(reversible.eval()(image), plain.eval()(image)):
             assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize('autocast', [None, torch.bfloat16])
+def test_plain_training_and_evaluation_give_the_same_bits(autocast, device):
+    model, image = pair('spread', device=device)[1], torch.randn(IMAGE, device=device)
+    model.save_memory = False
+    with torch.autocast(device.type, autocast, enabled=autocast is not None):
+        trained = model(image)
+        with torch.no_grad():
+            assert all(map(torch.equal, trained, model.eval()(image)))
 
 
 def test_parameters_of_functional_call_get_the_gradients(device):
