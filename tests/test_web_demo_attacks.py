@@ -8,9 +8,9 @@ import re
 import socket
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -43,7 +43,7 @@ def serve(tool, models):
 
 def ask(port, head, body=b'', host='127.0.0.1'):
     """Send a raw request; return status and text of the answer."""
-    with socket.create_connection((host, port), timeout=30) as connection:
+    with socket.create_connection((host, port), timeout=300) as connection:
         connection.sendall('\r\n'.join([*head, '', '']).encode() + body)
         answer = b''.join(iter(lambda: connection.recv(65536), b''))
     head, _, text = answer.partition(b'\r\n\r\n')
@@ -132,19 +132,30 @@ def test_silent_connection_is_closed(sent, serve, tool, monkeypatch):
     'head', ['', 'POST /predict HTTP/1.1\r\nHost: localhost\r\n{type}Content-Length: 1000\r\n\r\n']
 )
 def test_slow_request_is_closed(head, serve, tool, monkeypatch):
-    monkeypatch.setattr(tool['_Handler'], 'timeout', 1.0)
-    app, port = serve()
-    with socket.create_connection(('127.0.0.1', port), timeout=20) as connection:
-        connection.sendall(head.format(type='Content-Type: multipart/form-data; boundary=x\r\n').encode())
-        deadline, is_open = time.monotonic() + 20, True
-        while is_open and time.monotonic() < deadline:
-            try:
-                connection.sendall(b'x')  # so often that the connection is never silent
-            except ConnectionError:
-                is_open = False
-            time.sleep(0.05)
-        assert not is_open
-    assert app._places.acquire(timeout=5) and app._places._value == tool['MAX_WAITING']
+    """By the server's clock a byte arrives every second, so that the connection is never silent."""
+    clock, is_accepted = SimpleNamespace(now=0), threading.Event()
+
+    def monotonic():
+        is_accepted.set()
+        return clock.now
+
+    names = tool['main'].__globals__
+    monkeypatch.setitem(names, 'time', SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setitem(names, 'MAX_WAITING', 0)
+    _, port = serve()
+    kind = 'Content-Type: multipart/form-data; boundary=x\r\n'
+    # If the server waits on, recv raises a TimeoutError, in half of the time after which silence is closed.
+    with socket.create_connection(('127.0.0.1', port), timeout=tool['MAX_SECONDS'] / 2) as connection:
+        assert is_accepted.wait(300)
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(head.format(type=kind).encode())
+            for _ in range(int(tool['MAX_SECONDS']) + 10):
+                clock.now += 1
+                connection.sendall(b'x')
+            while connection.recv(65536):
+                pass
+    head = ['POST /predict HTTP/1.1', 'Host: localhost', kind.strip(), 'Content-Length: 0']
+    assert ask(port, head)[0] == 400  # 503 if the slow request had kept its place
 
 
 def form(path):
@@ -163,16 +174,24 @@ def upload(port, path):
 
 
 def test_requests_beyond_the_queue_are_refused_before_their_upload(serve, tool, image, monkeypatch):
+    taken = threading.Semaphore(0)
+
+    class Places(threading.BoundedSemaphore):
+        def acquire(self, *args, **options):
+            has_place = super().acquire(*args, **options)
+            if has_place:
+                taken.release()
+            return has_place
+
     monkeypatch.setitem(tool['main'].__globals__, 'MAX_WAITING', 2)
+    monkeypatch.setitem(tool['main'].__globals__, 'BoundedSemaphore', Places)
     app, port = serve()
     head = ['POST /predict HTTP/1.1', 'Host: localhost', form(image)[0]]
     with ThreadPoolExecutor(3) as pool:
         with app._lock:  # as while predicting
             answers = [pool.submit(upload, port, image) for _ in range(3)]
-            deadline = time.monotonic() + 30
-            while app._places._value:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
+            for _ in range(3):
+                assert taken.acquire(timeout=300)
             status, text = ask(port, [*head, f'Content-Length: {90 * 2**20}'])  # without body
             assert status == 503 and 'busy: 2 predictions are waiting' in text
             assert ask(port, ['GET / HTTP/1.1', 'Host: localhost'])[0] == 200
