@@ -62,17 +62,22 @@ def test_fast_kernels_and_changing_sizes_are_reconstructed_exactly(
 
 
 @pytest.mark.parametrize('dtype', AUTOCAST)
-def test_gradients_with_fast_kernels_are_as_accurate_as_those_of_plain_training(dtype, fast):
-    plain, reversible = pair('spread', num_columns=16, device=fast)
-    image = torch.randn(2, 3, 64, 96, device=fast)
-    weights = output_weights(plain, image)
-    truth = gradients(copy.deepcopy(plain).double(), image.double(), [w.double() for w in weights])
-    errors = []
-    for model in (plain, reversible):
-        with torch.autocast(fast.type, dtype, enabled=dtype is not None):
-            (error, _), *_ = worst_errors(gradients(model, image, weights), truth)
-        errors.append(error)
-    of_plain, of_reversible = errors
+def test_gradients_with_fast_kernels_are_as_accurate_as_those_of_plain_training(dtype, fast, monkeypatch):
+    """On average over images: on a single image either may be twice as accurate."""
+    monkeypatch.setattr(
+        torch.backends.cudnn, 'benchmark', False
+    )  # may choose other kernels for the plain model
+    models = pair('spread', num_columns=16, device=fast)
+    totals = [0.0, 0.0]
+    for seed in range(5):
+        torch.manual_seed(seed)
+        image = torch.randn(2, 3, 64, 96, device=fast)
+        weights = output_weights(models[0], image)
+        truth = gradients(copy.deepcopy(models[0]).double(), image.double(), [w.double() for w in weights])
+        for index, model in enumerate(models):
+            with torch.autocast(fast.type, dtype, enabled=dtype is not None):
+                totals[index] += worst_errors(gradients(model, image, weights), truth)[0][0]
+    of_plain, of_reversible = totals
     assert of_reversible <= 1.5 * of_plain
 
 

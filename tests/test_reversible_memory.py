@@ -26,7 +26,8 @@ def activation_bytes(num_columns, save_memory, image):
 
 
 def test_memory_hardly_grows_with_columns(device):
-    image = torch.rand(1, 3, 256, 256, device=device)
+    size = 256 if device.type == 'cpu' else 512  # a GPU's allocator rounds checksums of 8 bytes up to 512
+    image = torch.rand(1, 3, size, size, device=device)
     few, many = (activation_bytes(n, save_memory=True, image=image) for n in (4, 32))
     assert many <= 1.1 * few
     assert many <= 0.1 * activation_bytes(32, save_memory=False, image=image)
