@@ -48,11 +48,21 @@ def test_columns_of_another_network_report_their_start_error(tmp_path):
         assert [mode for mode in row['modes'] if 'start_error' in row['modes'][mode]] == ['reversible']
 
 
+def test_backbone_of_any_config_becomes_columns():
+    tool = runpy.run_path(str(REPO / TOOL))
+    config = 'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py'
+    backbone, num_columns = tool['read_backbone'](config)
+    columns = tool['build'](backbone, num_columns)
+    assert type(columns.subnet0.levels[0].blocks[0]).__module__ == 'mmseg.models.backbones.mit'
+    assert columns.num_columns == num_columns == 2 and columns.channels == (32, 64, 160, 256)
+
+
 @pytest.mark.parametrize(
     'options, message',
     [
         (('nano', '--device', 'cpu', '--precision', 'tf32'), 'tf32 requires a GPU'),
-        (('configs/upernet_revcol_t_ade20k.py',), 'nor a config with ReversibleColumns'),
+        (('configs/upernet_revcol_t_ade20k.py',), 'has no backbone other than RevCol: give an arch, '),
+        (('gigantic',), 'gigantic is neither one of '),
     ],
 )
 def test_invalid_options_are_errors(options, message, call_tool):

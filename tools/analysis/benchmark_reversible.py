@@ -2,8 +2,9 @@
 
     python tools/analysis/benchmark_reversible.py tiny --num-columns 4 8 16 32 --repeats 3 --out docs/figures
 
-takes a RevCol, or the ReversibleColumns of another network in a config, prints a table and writes it as JSON
-and as a plot. All weights are random.
+takes a RevCol, or a config whose backbone is ReversibleColumns or a network to make columns of, such as
+mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py. It prints a table and writes it as JSON and as
+a plot. All weights are random.
 
 Activation memory is the peak of live bytes in one step beyond weights, gradients and the input, as counted by
 the allocator on a GPU and by the profiler on a CPU. The gradient error compares with a step that stores all
@@ -25,6 +26,7 @@ from typing import Sequence
 import torch
 from matplotlib.figure import Figure
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
@@ -49,16 +51,23 @@ MODES = ('plain', 'checkpoint per column', 'checkpoint per block', 'reversible')
 
 
 def read_backbone(name: str) -> tuple[dict, int]:
-    """Return the config of a backbone, given an arch or the path of a config, and its number of columns.
+    """Return the config of a backbone of columns, given an arch or a config, and its number of columns.
 
     Raises:
-        ValueError: If the name is neither an arch nor a config with ReversibleColumns.
+        ValueError: If the name is neither an arch nor a config with another backbone than RevCol.
     """
     if name in ARCHS:
         return dict(type='RevCol', arch=name), ARCHS[name]['num_columns']
-    backbone = Config.fromfile(name).get('model', {}).get('backbone', {}) if Path(name).is_file() else {}
-    if backbone.get('type') != 'ReversibleColumns':
-        raise ValueError(f'{name} is neither one of {", ".join(ARCHS)} nor a config with ReversibleColumns')
+    if '::' not in name and not Path(name).is_file():
+        raise ValueError(f'{name} is neither one of {", ".join(ARCHS)} nor a config')
+    cfg = get_config(name) if '::' in name else Config.fromfile(name)
+    backbone = cfg.get('model', {}).get('backbone', {})
+    if backbone.get('type') in (None, 'RevCol'):
+        raise ValueError(f'{name} has no backbone other than RevCol: give an arch, {", ".join(ARCHS)}')
+    if backbone.type != 'ReversibleColumns':
+        scope = '' if '.' in backbone.type else f'{cfg.default_scope}.'
+        net = dict(backbone.to_dict(), type=scope + backbone.type)
+        return dict(type='ReversibleColumns', net=net), 2
     return backbone.to_dict(), backbone.get('num_columns', 2)
 
 
@@ -89,7 +98,7 @@ def blocks(part: nn.Module) -> list[nn.Module]:
         return list(part.blocks)
     if isinstance(part, (Column, StageLevel, TokenStage, VitStage, nn.Sequential, nn.ModuleList)):
         return [block for child in part.children() for block in blocks(child)]
-    return [part]
+    return [part] if any(True for _ in part.parameters()) else []
 
 
 def add_checkpointing(model: ColumnBackbone, parts: Sequence[nn.Module]) -> None:
@@ -206,7 +215,7 @@ def plot(report: dict) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        'archs', nargs='+', metavar='ARCH', help=f'{", ".join(ARCHS)}, or a config with ReversibleColumns'
+        'archs', nargs='+', metavar='ARCH', help=f'{", ".join(ARCHS)}, or a config with another backbone'
     )
     parser.add_argument('--num-columns', nargs='+', type=int, help="numbers of columns [the arch's own]")
     parser.add_argument('--size', nargs=2, type=int, default=(512, 512), metavar=('H', 'W'))
