@@ -93,6 +93,9 @@ def work(kind, folder, expect=0, backbone=REVCOL):
     """
     torch.manual_seed(0)
     plain = MODELS.build(copy.deepcopy(backbone))
+    if backbone is REVCOL:
+        for alpha in (alpha for column in plain.columns for alpha in column.alphas):
+            alpha.data[:, ::2] = 0.25  # needs more bits than 0.5
     torch.save(plain.state_dict(), folder / 'weights.pth')
     args = [kind, folder / 'rendezvous', backbone, folder / 'weights.pth', folder / 'out.pth']
     printed = run_in_processes(WORKER, *args, expect=expect)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from revcol_mm import RevCol
-from revcol_mm.ops import exact_couplings
 from revcol_mm.testing import StoringChain, gradients, worst_errors
 
 WIDTHS = dict(channels=(8, 16, 24, 32), layers=(1, 1, 2, 1))
@@ -40,18 +39,6 @@ def pair(alphas=0.5, num_columns=4, device='cpu', **kwargs):
     reversible = RevCol(**kwargs, save_memory=True)
     reversible.load_state_dict(storing.state_dict())
     return storing.to(device), reversible.to(device)
-
-
-@pytest.mark.parametrize('is_trainable', [False, True])
-def test_alphas_are_read_once_per_step(is_trainable, monkeypatch):
-    _, model = pair()
-    for name, param in model.named_parameters():
-        if 'alpha' in name:
-            param.requires_grad_(is_trainable)
-    reads, plan = [], exact_couplings.plan_codes
-    monkeypatch.setattr(exact_couplings, 'plan_codes', lambda alphas: reads.append(1) or plan(alphas))
-    model(torch.rand(IMAGE))
-    assert len(reads) == 1
 
 
 def output_weights(model, image):

@@ -23,8 +23,9 @@ class ReversibleChain:
     """One forward pass through a chain of links, whose features backward reconstructs.
 
     Args:
-        links: All links that will run. Their alphas are read in one transfer; without this argument every
-            link reads its own alphas, which each time makes the CPU wait for the GPU.
+        links: All links that will run, in this order. Their alphas are read in one transfer; without this
+            argument every link reads its own alphas, which each time makes the CPU wait for the GPU. When a
+            link runs, its alphas may be other tensors with the same values.
 
     Note:
         Each coupling is one autograd node whose inputs are the features, alpha and the parameters of ``F``.
@@ -43,9 +44,9 @@ class ReversibleChain:
 
     def __init__(self, links: Sequence[Sequence[Coupling]] = ()) -> None:
         self.alphas = [coupling.alpha for link in links for coupling in link]
-        self.plans: dict[int, CodePlan] = {}  # keyed by id(alpha)
+        self.plans: list[CodePlan] = []  # one for each of these alphas
         self.values: list[_LevelValue | None] = []  # per level; None before its first coupling
-        self.num_links = self.code_bytes = 0
+        self.num_links = self.num_couplings = self.code_bytes = 0
 
     def __call__(self, link: Sequence[Coupling], x: Tensor, features: Sequence[Tensor]) -> list[Tensor]:
         """Run the next link; the reversible counterpart of :func:`couple`.
@@ -85,30 +86,33 @@ class ReversibleChain:
                     'a reversible chain must get the result of its previous link unchanged, but it was '
                     'modified or replaced, for example by a forward hook'
                 )
-        self._plan_codes([coupling.alpha for coupling in link])
-        for coupling in link:
+        for coupling, plan in zip(link, self._plan_codes([coupling.alpha for coupling in link])):
             if coupling.level in coupling.reads:
                 raise ValueError(
                     f'the function of level {coupling.level} must not read level {coupling.level}: '
                     'the coupling could not be inverted'
                 )
             sources = [x if source is None else features[source] for source in coupling.reads]
-            run = _CouplingRun(self, coupling, Call(coupling.function, x.device, compiled))
+            run = _CouplingRun(self, coupling, plan, Call(coupling.function, x.device, compiled))
             features[coupling.level] = _Couple.apply(
                 run, features[coupling.level], coupling.alpha, *sources, *run.call.trainable.values()
             )
         self.num_links += 1
         return features
 
-    def _plan_codes(self, alphas: Sequence[Tensor]) -> None:
-        """Plan the codes of these alphas; the first call plans all links', if these alphas are among them."""
-        if all(id(alpha) in self.plans for alpha in alphas):
-            return
-        if not self.plans and {id(alpha) for alpha in alphas} <= {id(alpha) for alpha in self.alphas}:
-            alphas = self.alphas
-        self.alphas = [*self.alphas, *alphas]  # keep the tensors alive, so that no id is used twice
-        for alpha, plan in zip(alphas, exact_couplings.plan_codes(_to_cpu(alphas))):
-            self.plans[id(alpha)] = plan.to(alpha.device)
+    def _plan_codes(self, alphas: Sequence[Tensor]) -> list[CodePlan]:
+        """Plan the codes of the next link, which has these alphas. The first call plans all announced."""
+        if self.alphas and not self.plans:
+            self.plans = _plans(self.alphas)
+        place = slice(self.num_couplings, self.num_couplings + len(alphas))
+        self.num_couplings = place.stop
+        announced, given = ([(a.shape, a.dtype) for a in some] for some in (self.alphas[place], alphas))
+        return self.plans[place] if announced == given else _plans(alphas)
+
+
+def _plans(alphas: Sequence[Tensor]) -> list[CodePlan]:
+    plans = exact_couplings.plan_codes(_to_cpu(alphas))
+    return [plan.to(alpha.device) for alpha, plan in zip(alphas, plans)]
 
 
 def check_reconstruction() -> None:
@@ -189,9 +193,9 @@ class _LevelValue:
 class _CouplingRun:
     """One run of a coupling, and what its backward pass needs."""
 
-    def __init__(self, chain: ReversibleChain, coupling: Coupling, call: Call) -> None:
+    def __init__(self, chain: ReversibleChain, coupling: Coupling, plan: CodePlan, call: Call) -> None:
         self.chain: ReversibleChain | None = chain  # until forward has run
-        self.coupling, self.call, self.link = coupling, call, chain.num_links
+        self.coupling, self.plan, self.call, self.link = coupling, plan, call, chain.num_links
 
     def forward(self, feature: Tensor, sources: Sequence[Tensor], needs_grad: Sequence[bool]) -> Tensor:
         """Run the coupling.
@@ -216,8 +220,7 @@ class _CouplingRun:
             self.checksum = state.checksum  # of the result: backward computes it again
         else:
             self.start, self.before, self.checksum = None, weakref.ref(before), before.checksum
-            plan = chain.plans[id(self.coupling.alpha)]
-            state, self.codes = exact_couplings.advance(residual, before.state(), alpha, plan)
+            state, self.codes = exact_couplings.advance(residual, before.state(), alpha, self.plan)
             chain.code_bytes += self.codes.nbytes
             before.consumer = self
             before.release()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from revcol_mm.ops import ReversibleChain, uncouple
 
 from ..layers import Column, bound_alphas_
+from ..layers.column import as_links
 
 
 class _SetLayout(torch.autograd.Function):
@@ -138,7 +139,7 @@ class ColumnBackbone(BaseModule):
         # No gradient flows through frozen columns, unless the image needs one: they stay out of the chain.
         num_frozen = 0 if x.requires_grad else self.frozen_columns
         if self.save_memory and self.training and torch.is_grad_enabled():
-            chain = self.chain_type([column.couplings() for column in columns[num_frozen:]])
+            chain = self.chain_type(as_links(columns[num_frozen:]))
         for index, column in enumerate(columns):
             features = column(x, features, chain) if chain and index >= num_frozen else column(x, features)
             yield features

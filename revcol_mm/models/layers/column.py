@@ -1,6 +1,6 @@
 """A column: a sub-network with several levels, connected to the previous column by reversible couplings."""
 
-from typing import Callable, Iterable, Sequence, cast
+from typing import Any, Callable, Iterable, Sequence, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,24 @@ def bound_alphas_(columns: Iterable['Column']) -> None:
     bounded = bound_alpha(torch.cat([alpha.flatten() for alpha in local]))
     parts = bounded.split([alpha.numel() for alpha in local])
     torch._foreach_copy_(local, [part.view_as(alpha) for part, alpha in zip(parts, local)])
+
+
+@torch.no_grad()
+def as_links(columns: Iterable['Column']) -> list[list[Coupling]]:
+    """Return the columns as links that announce their alphas to a reversible chain.
+
+    Alphas sharded by FSDP2 are gathered, all in one transfer. If only some are sharded, there are no links.
+    """
+    links = [column.couplings() for column in columns]
+    alphas = [coupling.alpha for link in links for coupling in link]
+    sharded = [alpha for alpha in alphas if hasattr(alpha, 'full_tensor')]
+    if not sharded:
+        return links
+    if len(sharded) < len(alphas):
+        return []
+    gathered = cast(Any, torch.cat(sharded, 1)).full_tensor()
+    parts = iter(gathered.split([alpha.shape[1] for alpha in sharded], 1))
+    return [[coupling._replace(alpha=next(parts)) for coupling in link] for link in links]
 
 
 def _owns_alpha(level: nn.Module) -> bool:
