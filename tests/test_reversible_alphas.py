@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.debug import CommDebugMode
 
+from revcol_mm.models.layers.column import as_links
 from revcol_mm.ops import ReversibleChain, exact_couplings
 
 from .test_reversible import IMAGE, pair
@@ -41,6 +43,17 @@ def test_alphas_are_read_once_per_step(change, monkeypatch):
     for _ in range(2):
         sum(feature.mean() for feature in model(torch.rand(IMAGE))).backward()
     assert reads == [16, 16]
+
+
+@pytest.mark.usefixtures('process_group')
+def test_sharded_alphas_are_gathered_in_one_transfer():
+    _, model = pair('spread')
+    expected = [alpha.detach().clone() for column in model.columns for alpha in column.alphas]
+    shard_columns(model)
+    with CommDebugMode() as transfers:
+        links = as_links(model.columns)
+    assert transfers.get_total_counts() == 1
+    assert all(map(torch.equal, (coupling.alpha for link in links for coupling in link), expected))
 
 
 @pytest.mark.usefixtures('process_group')

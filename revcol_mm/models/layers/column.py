@@ -36,19 +36,26 @@ def bound_alphas_(columns: Iterable['Column']) -> None:
 
 @torch.no_grad()
 def as_links(columns: Iterable['Column']) -> list[list[Coupling]]:
-    """Return the columns as links that announce their alphas to a reversible chain.
+    """Return the columns as the links that a reversible chain reads the alphas of.
 
-    Alphas sharded by FSDP2 are gathered, all in one transfer. If only some are sharded, there are no links.
+    Alphas sharded by FSDP2 are gathered, all in one transfer. There are no links if they are not all sharded
+    alike; the chain then reads those of one column at a time.
     """
     links = [column.couplings() for column in columns]
-    alphas = [coupling.alpha for link in links for coupling in link]
-    sharded = [alpha for alpha in alphas if hasattr(alpha, 'full_tensor')]
-    if not sharded:
+    alphas: list[Any] = [coupling.alpha for link in links for coupling in link]
+    if not any(hasattr(alpha, 'placements') for alpha in alphas):
         return links
-    if len(sharded) < len(alphas):
+    layouts = {(getattr(a, 'device_mesh', None), getattr(a, 'placements', ())) for a in alphas}
+    mesh, placements = next(iter(layouts))
+    if len(layouts) > 1 or any(place.is_shard() and place.dim != 0 for place in placements):
         return []
-    gathered = cast(Any, torch.cat(sharded, 1)).full_tensor()
-    parts = iter(gathered.split([alpha.shape[1] for alpha in sharded], 1))
+    from torch.distributed.tensor import DTensor, Partial
+
+    # Dimension 0 has size 1: one process holds the whole alpha, and the shards of the others are empty.
+    local = torch.cat([alpha.to_local().sum(0, keepdim=True) for alpha in alphas], 1)
+    places = [Partial() if place.is_shard() else place for place in placements]
+    whole = DTensor.from_local(local, mesh, places).full_tensor()
+    parts = iter(whole.split([alpha.shape[1] for alpha in alphas], 1))
     return [[coupling._replace(alpha=next(parts)) for coupling in link] for link in links]
 
 
