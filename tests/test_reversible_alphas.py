@@ -5,6 +5,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from revcol_mm.models.layers.column import as_links
 from revcol_mm.ops import ReversibleChain, exact_couplings
@@ -24,9 +25,9 @@ def evaluate_columns(model):
         column.eval()
 
 
-def shard_columns(model):
-    """As FullyShardedRunner does."""
-    mesh = init_device_mesh('cpu', (1,))
+def shard_columns(model, number=1):
+    """Shard as FullyShardedRunner does with so many processes."""
+    mesh = init_device_mesh('cpu', (number,))
     for part in (*model.columns, model):
         fully_shard(part, mesh=mesh)
 
@@ -45,11 +46,20 @@ def test_alphas_are_read_once_per_step(change, monkeypatch):
     assert reads == [16, 16]
 
 
-@pytest.mark.usefixtures('process_group')
+@pytest.fixture
+def main_of_four_processes():
+    """The other processes do not exist; collectives do nothing."""
+    torch.distributed.init_process_group('fake', rank=0, world_size=4, store=FakeStore())
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures('main_of_four_processes')
 def test_sharded_alphas_are_gathered_in_one_transfer():
+    """The main process holds them all: they are sharded in a dimension of size 1."""
     _, model = pair('spread')
     expected = [alpha.detach().clone() for column in model.columns for alpha in column.alphas]
-    shard_columns(model)
+    shard_columns(model, number=4)
     with CommDebugMode() as transfers:
         links = as_links(model.columns)
     assert transfers.get_total_counts() == 1
