@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from revcol_mm.ops import exact_couplings, exact_sums
 
@@ -57,6 +59,38 @@ def test_a_changed_bit_changes_the_checksum():
         checksums.append(exact_sums.uncouple_op(*arguments)[2])
         residual[0, 0] = torch.nextafter(residual[0, 0], residual.new_tensor(torch.inf))
     assert checksums[0] != checksums[1]
+
+
+class CountBytes(TorchDispatchMode):
+    """Counts the bytes that operators read and write; a fused operator counts once."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and 'empty' not in func.__name__:
+            tensors = [leaf for leaf in tree_leaves((args, result)) if isinstance(leaf, torch.Tensor)]
+            self.count += sum(min(t.nbytes, t.untyped_storage().nbytes()) for t in tensors)
+        return result
+
+
+def test_the_first_coupling_of_a_level_moves_at_most_33_bytes_per_element():
+    """20 in the fused operator, 12 to prepare its inputs, and 1 for a code that is not kept."""
+    residual = torch.randn(2, 32, 32, 64).movedim(-1, 1)
+    with CountBytes() as moved:
+        exact_couplings.start(residual, torch.zeros(1), torch.full((64, 1, 1), 0.5))
+    assert moved.count <= 33.1 * residual.numel()
+
+
+@pytest.mark.parametrize('alpha_shape', [(), (64, 1, 1)])
+@pytest.mark.parametrize('dtype', [*DTYPES, torch.float64])
+def test_the_first_coupling_of_a_level_is_the_plain_sum(dtype, alpha_shape):
+    residual, before = torch.randn(2, 3, 64, 5, 5).to(dtype)
+    alpha = torch.rand(alpha_shape).add(0.1).to(dtype)
+    state = exact_couplings.start(residual, before, alpha)
+    expected = torch.addcmul(residual.double(), alpha.double(), before.double())
+    step = 2.0 ** exact_sums.STEP_EXPONENTS[dtype] * 16
+    torch.testing.assert_close(state.feature.double(), expected, rtol=torch.finfo(dtype).eps, atol=step)
 
 
 @pytest.mark.parametrize('op', ['couple_op', 'uncouple_op'])

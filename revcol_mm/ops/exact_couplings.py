@@ -5,16 +5,7 @@ from typing import NamedTuple, Sequence
 import torch
 from torch import Tensor
 
-from .exact_sums import (
-    WIDTHS,
-    State,
-    compute_checksum,
-    couple_op,
-    grid_offset,
-    join,
-    split_,
-    uncouple_op,
-)
+from .exact_sums import WIDTHS, State, compute_checksum, couple_op, grid_offset, join, uncouple_op
 
 MIN_ALPHA = 1 / (2**16 - 1.5)  # the smallest |alpha| for which a code of 16 bits suffices
 
@@ -74,23 +65,24 @@ class Codes(NamedTuple):
 
 
 def start(residual: Tensor, before: Tensor, alpha: Tensor, offset: Tensor | None = None) -> State:
-    """Run the first coupling of a level: ``round(F + alpha * c)`` for any values ``c``.
+    """Run the first coupling of a level: ``round(F + alpha * round(c))`` for any values ``c``.
 
     Args:
         residual: ``F``.
-        before: ``c``, of the same shape. It need not be on the grid, so this coupling cannot be inverted.
+        before: ``c``, of a shape broadcastable to that of ``F``. It need not be on the grid, so this coupling
+            cannot be inverted.
         alpha: A single value, or one value per channel.
-        offset: Offset of the level's grid; None to compute it from the result.
+        offset: Offset of the level's grid; None to compute it from a bound of the result.
     """
-    dim, dtype = channel_dim(alpha), _level_dtype(residual, alpha, before)
-    values = _matrix(before, dim).to(torch.float64, copy=True)
-    values.mul_(_vector(alpha, residual, dim).double()).add_(_matrix(residual, dim))
-    offset = grid_offset(values, dtype) if offset is None else offset
-    values += offset
-    checksum = compute_checksum(values)
-    feature, low = torch.empty_like(values, dtype=dtype), torch.empty_like(values, dtype=torch.float32)
-    split_(values.sub_(offset), feature, low)
-    return State(_from_matrix(feature, residual, dim), low, checksum, offset)
+    dtype = _level_dtype(residual, alpha, before)
+    if offset is None:
+        offset = grid_offset(_largest(residual) + _largest(alpha * before), dtype)
+    low = torch.zeros(residual.numel(), dtype=torch.float32, device=residual.device)
+    low = low.view(-1, residual.shape[channel_dim(alpha)])
+    unused = offset.new_zeros(())  # in place of a checksum
+    state = State(before.to(dtype).expand(residual.shape), low, unused, offset)
+    state, _ = advance(residual, state, alpha, CodePlan(8, None))  # a code is not needed; 8 bits are fastest
+    return state
 
 
 def advance(residual: Tensor, state: State, alpha: Tensor, plan: CodePlan) -> tuple[State, Codes]:
@@ -146,6 +138,12 @@ def retreat(
         return state, None, None
     alpha_grad = vector_grad.sum_to_size(alpha.numel()).view(alpha.shape)
     return state, _from_matrix(before_grad, residual, dim), alpha_grad
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Return ``max |values|`` in float64."""
+    lowest, highest = values.aminmax()
+    return torch.maximum(-lowest, highest).double()
 
 
 def _level_dtype(residual: Tensor, alpha: Tensor, feature: Tensor) -> torch.dtype:

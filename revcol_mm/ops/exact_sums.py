@@ -41,18 +41,17 @@ class State(NamedTuple):
     offset: Tensor
 
 
-def grid_offset(values: Tensor, dtype: torch.dtype) -> Tensor:
+def grid_offset(largest: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the offset ``o`` for which ``(v + o) - o`` in float64 rounds ``v`` to the grid of a level.
 
     Between ``o * 2/3`` and ``o * 4/3``, adjacent float64 numbers differ by ``2^-52 * o * 2/3``, which is the
     step. Their bits, read as integers, therefore count steps.
 
     Args:
-        values: The level's values in the first link, float64.
+        largest: The level's largest absolute value in the first link, a scalar float64.
         dtype: Dtype of the level's features.
     """
-    lowest, highest = values.aminmax()
-    exponent = torch.maximum(-lowest, highest).clamp(min=1e-30).log2().ceil() + STEP_EXPONENTS[dtype]
+    exponent = largest.clamp(min=1e-30).log2().ceil() + STEP_EXPONENTS[dtype]
     return 1.5 * torch.exp2(exponent + 52)
 
 

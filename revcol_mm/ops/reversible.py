@@ -216,7 +216,7 @@ class _CouplingRun:
         before = chain.values[level]
         if before is None:
             self.start, self.before, self.codes = _LevelValue(feature), None, None
-            state = exact_couplings.start(residual, feature.detach().expand(residual.shape), alpha)
+            state = exact_couplings.start(residual, feature.detach(), alpha)
             self.checksum = state.checksum  # of the result: backward computes it again
         else:
             self.start, self.before, self.checksum = None, weakref.ref(before), before.checksum
@@ -239,10 +239,9 @@ class _CouplingRun:
         residual, feature_grad, alpha_grad = residual.detach(), None, None
         if self.start:
             start = self.start.get()
-            expanded = start.expand(residual.shape)
-            checksum = exact_couplings.start(residual, expanded, alpha, self.result.offset).checksum
+            checksum = exact_couplings.start(residual, start, alpha, self.result.offset).checksum
             if grad is not None:
-                alpha_grad = (grad * expanded).sum_to_size(alpha.shape)
+                alpha_grad = (grad * start).sum_to_size(alpha.shape)
                 feature_grad = (grad * alpha).sum_to_size(start.shape) if self.needs_grad[0] else None
         else:
             before, feature_grad, alpha_grad = exact_couplings.retreat(

@@ -35,8 +35,7 @@ class StoringChain:
                     plan = CodePlan(16, None)  # the codes are not used
                     self.states[level], _ = exact_couplings.advance(residual, self.states[level], alpha, plan)
                 else:
-                    start = before.expand(residual.shape)
-                    self.states[level] = exact_couplings.start(residual, start, alpha)
+                    self.states[level] = exact_couplings.start(residual, before, alpha)
                 features[level] = result
                 result.copy_(self.states[level].feature)
         return features
