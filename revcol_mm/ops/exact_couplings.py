@@ -81,7 +81,7 @@ def start(residual: Tensor, before: Tensor, alpha: Tensor, offset: Tensor | None
     low = low.view(-1, residual.shape[channel_dim(alpha)])
     unused = offset.new_zeros(())  # in place of a checksum
     state = State(before.to(dtype).expand(residual.shape), low, unused, offset)
-    state, _ = advance(residual, state, alpha, CodePlan(8, None))  # a code is not needed; 8 bits are fastest
+    state, _ = advance(residual, state, alpha, CodePlan(2, None))  # the code is not needed: the smallest
     return state
 
 
