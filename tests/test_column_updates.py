@@ -1,6 +1,7 @@
 """tools/analysis/column_updates.py, on columns whose parameters were moved by known amounts."""
 
 import json
+import runpy
 
 import pytest
 import torch
@@ -59,3 +60,8 @@ def test_other_backbones_are_an_error(call_tool):
     checkpoint = random_checkpoint(SEGMENTOR)
     _, error = call_tool(TOOL, SEGMENTOR, checkpoint, checkpoint)
     assert error == f'error: {SEGMENTOR}: the backbone must be ReversibleColumns in mode copies'
+
+
+def test_docs_quote_the_recorded_updates():
+    rows = json.loads((REPO / 'docs/trainings/camvid_growth/column_updates.json').read_text())
+    assert runpy.run_path(str(REPO / TOOL))['table'](rows) in (REPO / 'docs/trainings.md').read_text()

@@ -211,3 +211,24 @@ def test_docs_quote_recorded_experiments():
         assert tool['read_record'](path.parent, experiment) == report['results']  # of today's runs
         assert tool['report'](experiment, report['results']) + '\n' == path.read_text()
         assert path.read_text() in page
+
+
+def test_numbers_in_the_text_about_an_experiment_are_in_its_record():
+    """They are values, means or ranges over seeds of its metrics, or settings of the experiment."""
+    sections = re.split(r'^## ', (REPO / 'docs/trainings.md').read_text(), flags=re.M)
+    checked = 0
+    for path in EXPERIMENTS:
+        (section,) = [each for each in sections if f'configs/experiments/{path.name}' in each[:200]]
+        prose = re.sub(r'^\|.*|^Training time.*|`[^`]*`', '', section, flags=re.M)
+        report = json.loads((REPO / f'docs/trainings/{path.stem}/results.json').read_text())
+        settings = re.findall(r'\d+\.\d+', json.dumps([report['options'], report['runs']]))
+        values = [float(each) for each in settings]
+        for by_seed in report['results'].values():
+            for metric in report['metrics']:
+                seeds = [seed[metric] for seed in by_seed.values()]
+                values += [*seeds, sum(seeds) / len(seeds), max(seeds) - min(seeds)]
+        for number in re.findall(r'(?<![\d.])\d+\.\d+', prose):
+            rounding = 0.51 * 10 ** -len(number.split('.')[1])
+            assert any(abs(value - float(number)) <= rounding for value in values), (path.stem, number)
+            checked += 1
+    assert checked > 10

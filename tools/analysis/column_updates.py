@@ -57,6 +57,16 @@ def measure(cfg: Config, start: str, checkpoint: str) -> list[dict]:
     return rows
 
 
+def table(rows: list[dict]) -> str:
+    """Format the rows as a Markdown table."""
+    cells = [
+        [row['level'], row['column'], f'{row["move"]:.3f}']
+        + ([] if row['cosine'] is None else [f'{row["cosine"]:.2f}'])
+        for row in rows
+    ]
+    return markdown_table(['level', 'column', 'move', 'cosine with column 0'], cells)
+
+
 def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument('start', help='checkpoint of the network, file or URL')
@@ -64,12 +74,7 @@ def main() -> None:
     with errors_in_one_line():
         args, cfg = read_arguments(parser)
         rows = measure(cfg, args.start, args.checkpoint)
-    cells = [
-        [row['level'], row['column'], f'{row["move"]:.3f}']
-        + ([] if row['cosine'] is None else [f'{row["cosine"]:.2f}'])
-        for row in rows
-    ]
-    print(markdown_table(['level', 'column', 'move', 'cosine with column 0'], cells))
+    print(table(rows))
     write_report(rows, args.out, 'column_updates')
 
 
