@@ -211,6 +211,8 @@ def test_docs_quote_recorded_experiments():
         assert tool['read_record'](path.parent, experiment) == report['results']  # of today's runs
         assert tool['report'](experiment, report['results']) + '\n' == path.read_text()
         assert path.read_text() in page
+    hours = sum(map(float, re.findall(r'^Training time: ([\d.]+) hours', page, re.M)))
+    assert f'The trainings took {hours:.1f} hours in all' in page
 
 
 def test_numbers_in_the_text_about_an_experiment_are_in_its_record():

@@ -1,6 +1,7 @@
 """Linear probes of images and labels, and tools/analysis/information.py."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from .random_checkpoint import (
     data_options,
     random_checkpoint,
 )
+from .subprocesses import REPO
 
 TOOL = 'tools/analysis/information.py'
 
@@ -215,3 +217,15 @@ def test_invalid_input_is_an_error_in_one_line(options, layout, message, sample_
 def test_missing_checkpoint_is_an_error_in_one_line(sample_data, call_tool):
     _, error = call_tool(TOOL, CLASSIFIER, 'nothing.pth', *data_options(sample_data, 'imagenet'))
     assert error.startswith('error: ') and 'nothing.pth' in error
+
+
+def test_docs_quote_the_recorded_probes():
+    report = json.loads((REPO / 'docs/trainings/camvid_information/information.json').read_text())
+    rows = [row for row in report['rows'] if row['level'] == 'all']
+    first, last, plain = rows[0], rows[-2], rows[-1]
+    docs = ' '.join((REPO / 'docs/trainings.md').read_text().split())
+    for sentence, name in (
+        ('PSNR of {1:.2f} dB, those of the first column with {0:.2f} and all stages .* with {2:.2f}', 'psnr'),
+        ("with {0:.1f} mIoU from the first and {1:.1f} from the last, ConvNeXt's with {2:.1f}", 'miou'),
+    ):
+        assert re.search(sentence.format(*(row[name] for row in (first, last, plain))), docs)
