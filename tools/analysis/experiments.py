@@ -23,15 +23,16 @@ sum of these times over all iterations of all runs.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import statistics
-import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import matplotlib
+import psutil
 import torch
 from filelock import FileLock
 from mmengine.config import Config
@@ -107,17 +108,20 @@ def seeds_of(experiment: dict[str, Any], run: str) -> list[int]:
 
 
 def call(tool: str, *arguments: object) -> int:
-    """Run a tool of this repository and return the peak memory of its process, in MiB.
+    """Run a tool of this repository and return the peak memory of its process, sampled twice a second, in MiB.
 
     Raises:
         ValueError: If the tool fails.
     """
     command = [sys.executable, str(TOOLS / tool), *map(str, arguments)]
-    _, status, usage = os.wait4(subprocess.Popen(command).pid, 0)
-    if status:
-        code = os.waitstatus_to_exitcode(status)
-        raise ValueError(f'{tool} ended with exit status {code}: {" ".join(command)}')
-    return usage.ru_maxrss // 1024
+    process, most = psutil.Popen(command), 0
+    while process.poll() is None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            most = max(most, process.memory_info().rss)
+        time.sleep(0.5)
+    if process.returncode:
+        raise ValueError(f'{tool} ended with exit status {process.returncode}: {" ".join(command)}')
+    return most // 2**20
 
 
 def write_text(path: Path, text: str) -> None:
