@@ -108,7 +108,7 @@ def seeds_of(experiment: dict[str, Any], run: str) -> list[int]:
 
 
 def call(tool: str, *arguments: object) -> int:
-    """Run a tool of this repository and return the peak memory of its process, sampled twice a second, in MiB.
+    """Run a tool of this repository and return the peak memory of its process in MiB, sampled every 0.5 s.
 
     Raises:
         ValueError: If the tool fails.
