@@ -91,6 +91,13 @@ def test_network_that_iterates_over_its_blocks_takes_them_as_one_block(name):
             torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-10)
 
 
+@torch.no_grad()
+def test_block_that_occurs_twice_runs_twice():
+    block, x = nn.Linear(4, 4), torch.rand(2, 4)
+    copies = ReversibleBlocks([copy.deepcopy(block), copy.deepcopy(block)])
+    assert torch.equal(ReversibleBlocks([block, block])(x), copies(x))
+
+
 def test_block_that_changes_the_shape_is_an_error():
     blocks = ReversibleBlocks([nn.Identity(), nn.Conv2d(3, 4, 1)])
     with pytest.raises(ValueError, match=r'but Conv2d maps \(1, 3, 8, 8\) to \(1, 4, 8, 8\)'):

@@ -82,7 +82,7 @@ class ReversibleBlocks(nn.Sequential):
         alpha = torch.full((1,) * x.ndim, self.beta, dtype=x.dtype, device=x.device)
         links = [
             [Coupling(index % 2, (1 - index % 2,), _Scaled(block, self.beta, arguments), alpha)]
-            for index, block in enumerate(self.children())
+            for index, block in enumerate(self._modules.values())  # children() would skip repeated blocks
         ]
         is_reversible = self.save_memory and self.training and torch.is_grad_enabled()
         run, levels = ReversibleChain(links) if is_reversible else couple, [x, x]

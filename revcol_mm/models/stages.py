@@ -175,7 +175,7 @@ def split_stages(net: AnyModule, check: bool = True) -> Stages:
     own: AnyModule = getattr(net, 'timm_model', net)  # MMPretrain's TIMMBackbone wraps a timm model
     name = type(own).__name__
     remedy = 'give it a method split_stages() that returns revcol_mm.models.Stages(stem, stages, outputs)'
-    splitters = (split for names, split in SPLITTERS if all(hasattr(own, name) for name in names))
+    splitters = (split for names, split in SPLITTERS if all(hasattr(own, each) for each in names))
     splitter = next(splitters, None)
     if hasattr(own, 'split_stages'):
         splitter = type(own).split_stages

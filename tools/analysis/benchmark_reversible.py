@@ -67,7 +67,8 @@ def read_backbone(name: str) -> tuple[dict, int]:
     if backbone.type != 'ReversibleColumns':
         scope = '' if '.' in backbone.type else f'{cfg.default_scope}.'
         net = dict(backbone.to_dict(), type=scope + backbone.type)
-        net.update({'pretrained': False} if 'pretrained' in net else {})  # which timm would download
+        if 'pretrained' in net:  # timm would download the weights
+            net['pretrained'] = False
         return dict(type='ReversibleColumns', net=net), 2
     return backbone.to_dict(), backbone.get('num_columns', 2)
 

@@ -49,7 +49,7 @@ def as_links(columns: Iterable['Column']) -> list[list[Coupling]]:
     mesh, placements = next(iter(layouts))
     if len(layouts) > 1 or any(place.is_shard() and place.dim != 0 for place in placements):
         return []
-    from torch.distributed.tensor import DTensor, Partial
+    from torch.distributed.tensor import DTensor, Partial  # torch may be built without distributed
 
     # Dimension 0 has size 1: one process holds the whole alpha, and the shards of the others are empty.
     local = torch.cat([alpha.to_local().sum(0, keepdim=True) for alpha in alphas], 1)
